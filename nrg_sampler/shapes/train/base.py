@@ -1,0 +1,173 @@
+"""Train the base model: a small Wan transformer that learns the velocity of cached latents from captions."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from diffusers.models.transformers.transformer_wan import WanAttnProcessor
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from nrg_sampler.flow import noised, velocity_from
+from nrg_sampler.shapes.render import draw, render
+from nrg_sampler.shapes.scenes import Prompt, caption, sample_prompt, sample_scene
+from nrg_sampler.shapes.train.loop import LoopSettings, fit
+from nrg_sampler.shapes.train.text import TEXT_DIM, encode_text
+from nrg_sampler.shapes.train.vae import Z_DIM
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKLWan, WanTransformer3DModel
+
+BLOCKS = 8
+HEADS, HEAD_DIM = 6, 32
+CONTEXT_LENGTHS = (32, 512)  # prompt lengths the model must not tell apart; 512 is WanPipeline's default
+CAPTION_DROPOUT = 0.1
+TOKENS = 24  # a little more than the longest caption
+
+
+def new_transformer() -> WanTransformer3DModel:
+    from diffusers import WanTransformer3DModel
+
+    return WanTransformer3DModel(
+        patch_size=(1, 2, 2),
+        num_attention_heads=HEADS,
+        attention_head_dim=HEAD_DIM,
+        in_channels=Z_DIM,
+        out_channels=Z_DIM,
+        text_dim=TEXT_DIM,
+        freq_dim=128,
+        ffn_dim=4 * HEADS * HEAD_DIM,
+        num_layers=BLOCKS,
+        rope_max_seq_len=64,
+    )
+
+
+class PaddedTextProcessor(WanAttnProcessor):
+    """Cross-attention to a short context as if it were padded with zeros to a longer one.
+
+    ``WanPipeline`` pads every prompt to 512 positions whose keys are all the same. A padding key that stands for
+    ``n`` of them gets ``log n`` added to its logits: the same softmax, without 490 idle keys in every training step.
+    """
+
+    bias: Tensor | None = None
+
+    def __call__(
+        self,
+        attn: nn.Module,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        rotary_emb: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        if encoder_hidden_states is not None and self.bias is not None:
+            attention_mask = self.bias.to(hidden_states.dtype)
+        return super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask, rotary_emb)
+
+
+def padding_bias(mask: Tensor, length: int) -> Tensor:
+    """Logit bias that makes the padding in ``mask`` weigh like padding up to ``length``, shape ``(B, 1, 1, L)``."""
+    padding = (~mask).sum(dim=1, keepdim=True)
+    wanted = length - mask.sum(dim=1, keepdim=True)
+    return torch.where(mask, 0.0, (wanted / padding).log())[:, None, None]
+
+
+def normalise_latents(vae: AutoencoderKLWan, latents: Tensor) -> Tensor:
+    """Shift and scale raw VAE latents as ``WanPipeline`` expects them, to about zero mean and unit variance."""
+    mean = torch.tensor(vae.config.latents_mean, device=latents.device).view(1, -1, 1, 1, 1)
+    std = torch.tensor(vae.config.latents_std, device=latents.device).view(1, -1, 1, 1, 1)
+    return (latents - mean) / std
+
+
+@torch.no_grad()
+def encode_clips(vae: AutoencoderKLWan, clips: Tensor) -> Tensor:
+    """Encode clips ``(B, 3, T, H, W)`` in ``[0, 1]`` to normalised latents."""
+    with torch.autocast(clips.device.type, torch.bfloat16):
+        latents = vae.encode(clips * 2 - 1).latent_dist.mode()
+    return normalise_latents(vae, latents.float())
+
+
+def training_prompts(count: int, seed: int) -> list[Prompt]:
+    rng = random.Random(f"clips/{seed}")
+    return [sample_prompt(rng) for _ in range(count)]
+
+
+def cache_latents(vae: AutoencoderKLWan, prompts: list[Prompt], file: Path, seed: int, device: str) -> Iterator[int]:
+    """Render and encode one clip a prompt into a safetensors file, once; yields how many are done."""
+    if file.exists():
+        return
+    rng = random.Random(f"scenes/{seed}")
+    done: list[Tensor] = []
+    for start in range(0, len(prompts), 64):
+        scenes = [sample_scene(prompt, rng) for prompt in prompts[start : start + 64]]
+        done.append(encode_clips(vae, render(draw(scenes)).to(device)).half().cpu())
+        yield start + len(scenes)
+    partial = file.with_suffix(".partial")
+    save_file({"latents": torch.cat(done)}, partial)
+    partial.replace(file)
+
+
+def train_base(
+    folder: Path, steps: int = 9000, batch: int = 32, clips: int = 12000, seed: int = 0, device: str = "cpu"
+) -> Iterator[dict[str, float]]:
+    """Train on rendered clips of the training split and save ``folder/transformer``; needs the vae and text stages."""
+    from diffusers import AutoencoderKLWan
+    from transformers import PreTrainedTokenizerFast, UMT5EncoderModel
+
+    vae = AutoencoderKLWan.from_pretrained(folder / "vae").to(device)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer")
+    text_encoder = UMT5EncoderModel.from_pretrained(folder / "text_encoder").to(device).eval()
+    prompts = training_prompts(clips, seed)
+    for count in cache_latents(vae, prompts, folder / "latents.safetensors", seed, device):
+        yield {"step": 0, "loss": math.nan, "encoded": count}
+    latents = load_file(folder / "latents.safetensors")["latents"]
+
+    torch.manual_seed(seed)
+    transformer = new_transformer().to(device)
+    processors = [PaddedTextProcessor() for _ in transformer.blocks]
+    for block, processor in zip(transformer.blocks, processors, strict=True):
+        block.attn2.set_processor(processor)
+
+    def loss(step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        rng = random.Random(seed * 1_000_003 + step)
+        rows = rng.sample(range(len(prompts)), batch)
+        texts = ["" if rng.random() < CAPTION_DROPOUT else caption(prompts[row], rng) for row in rows]
+        with torch.no_grad():
+            embeds, mask = encode_text(tokenizer, text_encoder, texts)
+            embeds, mask = fixed_length(embeds, mask)
+        for processor in processors:
+            processor.bias = padding_bias(mask, rng.choice(CONTEXT_LENGTHS))
+        clean = latents[rows].float().to(device)
+        noise = torch.randn(clean.shape, generator=generator).to(device)
+        sigma = torch.sigmoid(torch.randn(batch, generator=generator) * 1.1 + 0.4).to(device)
+        with torch.autocast(torch.device(device).type, torch.bfloat16):
+            velocity = transformer(noised(clean, noise, sigma), sigma * 1000, embeds, return_dict=False)[0]
+        return (velocity.float() - velocity_from(clean, noise)).pow(2).mean(), {}
+
+    optimizers = new_optimizers(transformer)
+    yield from fit(transformer, loss, optimizers, LoopSettings(steps, warmup=200, seed=seed), folder / "base.pt")
+    for block in transformer.blocks:
+        block.attn2.set_processor(WanAttnProcessor())
+    transformer.to("cpu").save_pretrained(folder / "transformer")
+
+
+def fixed_length(embeds: Tensor, mask: Tensor, length: int = TOKENS) -> tuple[Tensor, Tensor]:
+    """Pad embeddings and their mask to one length."""
+    missing = length - embeds.shape[1]
+    return nn.functional.pad(embeds, (0, 0, 0, missing)), nn.functional.pad(mask, (0, missing))
+
+
+def new_optimizers(model: nn.Module, lr: float = 1.5e-3) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices inside the blocks, AdamW for everything else."""
+    matrices, rest = [], []
+    for name, parameter in model.named_parameters():
+        inside = "blocks" in name and parameter.ndim == 2 and name.endswith("weight")
+        (matrices if inside else rest).append(parameter)
+    return [
+        torch.optim.Muon(matrices, lr=lr, weight_decay=0.01, momentum=0.95, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(rest, lr=lr, betas=(0.9, 0.98), weight_decay=0.01),
+    ]

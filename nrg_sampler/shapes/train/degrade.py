@@ -1,0 +1,96 @@
+"""Ways in which a clip can be worse than it should be, each with a severity from 0 to 1."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from nrg_sampler.shapes.render import Drawing, draw, render
+from nrg_sampler.shapes.scenes import SHAPES, Prompt, sample_prompt, sample_scene
+
+
+def jitter(drawing: Drawing, severity: float) -> None:
+    """Shake the path."""
+    drawing.center += torch.randn_like(drawing.center) * 0.05 * severity
+
+
+def freeze(drawing: Drawing, severity: float) -> None:
+    """Stop for a stretch of the clip, at severity 1 for the whole clip."""
+    frames = drawing.radius.shape[1]
+    held = round(severity * (frames - 1))
+    start = int(torch.randint(frames - held, ()))
+    for values in (drawing.center, drawing.radius):
+        values[:, start : start + held + 1] = values[:, start : start + 1].clone()
+
+
+def teleport(drawing: Drawing, severity: float) -> None:
+    """Jump once."""
+    frame = int(torch.randint(2, drawing.radius.shape[1] - 2, ()))
+    jump = torch.randn(2)
+    drawing.center[:, frame:] += 0.35 * severity * jump / jump.norm()
+
+
+def pulse(drawing: Drawing, severity: float) -> None:
+    """Let the size flicker."""
+    drawing.radius *= torch.exp(torch.randn_like(drawing.radius) * 0.25 * severity)
+
+
+def flicker(drawing: Drawing, severity: float) -> None:
+    """Let the colour flicker."""
+    drawing.color += torch.randn_like(drawing.color) * 0.25 * severity
+
+
+def blur(clips: Tensor, severity: float) -> Tensor:
+    """Blur each frame, up to a standard deviation of 3 pixels."""
+    width = 0.3 + 2.7 * severity
+    offsets = torch.arange(-6, 7, dtype=torch.float32)
+    kernel = torch.exp(-(offsets**2) / (2 * width**2))
+    kernel = (kernel / kernel.sum()).expand(3, 1, -1)
+    frames = functional.pad(clips.transpose(1, 2).flatten(0, 1), (6, 6, 6, 6), mode="replicate")
+    frames = functional.conv2d(functional.conv2d(frames, kernel[:, :, None], groups=3), kernel[..., None], groups=3)
+    return frames.unflatten(0, (len(clips), -1)).transpose(1, 2)
+
+
+def grain(clips: Tensor, severity: float) -> Tensor:
+    """Add coarse noise, which survives the autoencoder."""
+    shape = (*clips.shape[:3], clips.shape[3] // 4, clips.shape[4] // 4)
+    noise = functional.interpolate(torch.randn(shape), size=clips.shape[2:], mode="trilinear")
+    return clips + 0.3 * severity * noise
+
+
+def ghost(clips: Tensor, severity: float) -> Tensor:
+    """Mix in another scene, as an undecided sampler does."""
+    rng = random.Random(int(torch.randint(2**31, ())))
+    others = render(draw([sample_scene(sample_prompt(rng), rng) for _ in clips], clips.shape[2]))
+    return torch.lerp(clips, others, 0.5 * severity)
+
+
+DRAWING_FAULTS: tuple[Callable[[Drawing, float], None], ...] = (jitter, freeze, teleport, pulse, flicker)
+PIXEL_FAULTS: tuple[Callable[[Tensor, float], Tensor], ...] = (blur, grain, ghost)
+
+
+def degraded_clip(prompt: Prompt, rng: random.Random) -> Tensor:
+    """Render a prompt with none, one or two faults of random severity, shape ``(1, 3, T, H, W)``.
+
+    One clip in five shows something else than the prompt asks for in one attribute or more.
+    """
+    torch.manual_seed(rng.randrange(2**31))
+    shown = sample_prompt(rng) if rng.random() < 0.2 else prompt
+    drawing = draw([sample_scene(shown, rng)])
+    if rng.random() < 0.15:  # the shape changes its kind half way: two outlines blended
+        other = draw([sample_scene(shown, rng)])
+        other.center, other.radius, other.color = drawing.center, drawing.radius, drawing.color
+        other.background, other.tone, other.shift = drawing.background, drawing.tone, drawing.shift
+        other.shape = torch.randint(len(SHAPES), (1,))
+        clip = torch.lerp(render(drawing), render(other), rng.uniform(0.2, 0.8))
+    else:
+        if rng.random() < 0.6:
+            rng.choice(DRAWING_FAULTS)(drawing, rng.random())
+        clip = render(drawing)
+    if rng.random() < 0.6:
+        clip = rng.choice(PIXEL_FAULTS)(clip, rng.random())
+    return clip.clamp(0, 1)

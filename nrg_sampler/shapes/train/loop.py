@@ -1,0 +1,124 @@
+"""One resumable training loop for every bundled model: a generator that yields what happened."""
+
+from __future__ import annotations
+
+import copy
+import math
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+LossFunction = Callable[[int, torch.Generator], tuple[Tensor, dict[str, float]]]
+
+
+@dataclass(frozen=True)
+class LoopSettings:
+    """Settings of a training run.
+
+    Args:
+        steps: Optimiser steps in all.
+        warmup: Steps over which the learning rate rises from 0; then it falls to 0 along a cosine.
+        ema: Decay of the exponential moving average of the weights, reached after a warm-up of its own.
+        clip: Largest gradient norm.
+        seed: Step ``n`` draws all its randomness from ``(seed, n)``, so a resumed run sees the same data.
+        save_every: Seconds between checkpoints.
+    """
+
+    steps: int
+    warmup: int = 100
+    ema: float = 0.999
+    clip: float = 1.0
+    seed: int = 0
+    save_every: float = 180.0
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"Expected `steps` to be at least 1, but got {self.steps}.")
+
+    def rate(self, step: int) -> float:
+        """Learning-rate factor at a step, in ``[0, 1]``."""
+        if step < self.warmup:
+            return (step + 1) / self.warmup
+        return 0.5 * (1 + math.cos(math.pi * (step - self.warmup) / max(1, self.steps - self.warmup)))
+
+
+def fit(
+    model: nn.Module,
+    loss: LossFunction,
+    optimizers: Sequence[Optimizer],
+    settings: LoopSettings,
+    checkpoint: Path,
+) -> Iterator[dict[str, float]]:
+    """Train ``model`` in place, from the last checkpoint if there is one; at the end it holds the averaged weights.
+
+    Args:
+        model: The module whose parameters the optimisers hold.
+        loss: ``(step, generator) -> (scalar loss, numbers to report)``.
+        optimizers: Each keeps its own base learning rate.
+        settings: See :class:`LoopSettings`.
+        checkpoint: File to save to, every few minutes and at the end; written beside and renamed, never half.
+
+    Yields:
+        ``{"step", "loss", "seconds", ...}`` after each step.
+    """
+    average = copy.deepcopy(model).requires_grad_(False)
+    base_rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
+    step, saved_at = 0, time.monotonic()
+    if checkpoint.exists():
+        state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        model.load_state_dict(state["model"])
+        average.load_state_dict(state["average"])
+        for optimizer, stored in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(stored)
+        step = state["step"]
+
+    def save() -> None:
+        checkpoint.parent.mkdir(parents=True, exist_ok=True)
+        partial = checkpoint.with_suffix(".partial")
+        torch.save(
+            {
+                "model": model.state_dict(),
+                "average": average.state_dict(),
+                "optimizers": [optimizer.state_dict() for optimizer in optimizers],
+                "step": step,
+            },
+            partial,
+        )
+        os.replace(partial, checkpoint)
+
+    model.train()
+    while step < settings.steps:
+        started = time.monotonic()
+        generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + step)
+        torch.manual_seed(settings.seed * 1_000_003 + step)
+        for optimizer, rates in zip(optimizers, base_rates, strict=True):
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate * settings.rate(step)
+            optimizer.zero_grad(set_to_none=True)
+        value, numbers = loss(step, generator)
+        value.backward()  # type: ignore[no-untyped-call]
+        norm = nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
+        if torch.isfinite(norm):
+            for optimizer in optimizers:
+                optimizer.step()
+        step += 1
+        decay = min(settings.ema, (1 + step) / (10 + step))
+        with torch.no_grad():
+            for kept, new in zip(average.parameters(), model.parameters(), strict=True):
+                kept.lerp_(new, 1 - decay)
+            for kept, new in zip(average.buffers(), model.buffers(), strict=True):
+                kept.copy_(new)
+        yield {"step": step, "loss": value.item(), "grad_norm": norm.item(), **numbers,
+               "seconds": time.monotonic() - started}
+        if time.monotonic() - saved_at > settings.save_every:
+            save()
+            saved_at = time.monotonic()
+    save()
+    model.load_state_dict(average.state_dict())
+    model.eval()

@@ -1,0 +1,135 @@
+"""Clips with known quality: the material of preference pairs, labelled by the oracle."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from nrg_sampler.shapes.oracle import Measurement, measure
+from nrg_sampler.shapes.scenes import Prompt, caption, prompts, sample_prompt
+from nrg_sampler.shapes.train.base import encode_clips
+from nrg_sampler.shapes.train.degrade import degraded_clip
+from nrg_sampler.shapes.train.text import attribute_labels
+
+if TYPE_CHECKING:
+    from diffusers import WanPipeline
+
+ATTRIBUTE_ORDER = ("shape", "color", "motion", "background", "size")
+
+
+@dataclass
+class Pool:
+    """Clips as latents, with the prompt each was made for and what the oracle measured on its decoded pixels.
+
+    Args:
+        latents: Normalised latents, shape ``(N, C, T, H, W)``.
+        labels: Attribute indices of each prompt (one past the last for "left open"), shape ``(N, 5)``.
+        group: Clips of one group were made for the same prompt, shape ``(N,)``.
+        quality: VQ, MQ and visibility, shape ``(N, 3)``.
+        tables: How well each value of each attribute fits, side by side, shape ``(N, values)``.
+    """
+
+    latents: Tensor
+    labels: Tensor
+    group: Tensor
+    quality: Tensor
+    tables: Tensor
+
+    def save(self, file: Path) -> None:
+        partial = file.with_suffix(".partial")
+        save_file({name: value.contiguous() for name, value in vars(self).items()}, partial)
+        partial.replace(file)
+
+    @classmethod
+    def load(cls, *files: Path) -> Pool:
+        """Read one or more pools as one."""
+        parts: dict[str, list[Tensor]] = {}
+        groups = 0
+        for file in files:
+            with safe_open(file, framework="pt") as stored:
+                for name in stored.keys():
+                    value = stored.get_tensor(name)
+                    parts.setdefault(name, []).append(value + groups if name == "group" else value)
+            groups = int(parts["group"][-1].max()) + 1
+        return cls(**{name: torch.cat(values) for name, values in parts.items()})
+
+
+def measured(clips: Tensor) -> tuple[Tensor, Tensor]:
+    """Oracle quality ``(N, 3)`` and attribute tables ``(N, values)`` of clips in ``[0, 1]``."""
+    found: Measurement = measure(clips)
+    quality = torch.stack([found.visual_quality, found.motion_quality, found.visible], dim=1)
+    return quality, torch.cat([found.attributes[name] for name in ATTRIBUTE_ORDER], dim=1)
+
+
+def rendered_pool(pipe: WanPipeline, count: int, split: str, seed: int, file: Path) -> Iterator[int]:
+    """Render clips with faults, pass them through the autoencoder, measure what comes out; yields how many are done."""
+    rng = random.Random(f"faults/{split}/{seed}")
+    asked = [sample_prompt(rng, split) for _ in range(count)]
+    parts = []
+    for start in range(0, count, 32):
+        batch = asked[start : start + 32]
+        latents = encode_clips(pipe.vae, torch.cat([degraded_clip(prompt, rng) for prompt in batch]))
+        parts.append((latents.half(), *measured(decode_latents(pipe, latents))))
+        yield start + len(batch)
+    latents, quality, tables = (torch.cat(column) for column in zip(*parts, strict=True))
+    Pool(latents, attribute_labels(asked), torch.arange(count), quality, tables).save(file)
+
+
+def sampled_pool(
+    pipe: WanPipeline, count: int, per_prompt: int, split: str, seed: int, file: Path, batch: int = 32
+) -> Iterator[int]:
+    """Sample the base model at several strengths of CFG and numbers of steps, and measure the results."""
+    rng = random.Random(f"samples/{split}/{seed}")
+    groups = -(-count // per_prompt)
+    asked = [sample_prompt(rng, split) for _ in range(groups)] if split == "train" else prompts(split)[:groups]
+    parts, labels, owner = [], [], []
+    for start in range(0, groups, batch // per_prompt):
+        chunk = asked[start : start + batch // per_prompt]
+        chosen = [prompt for prompt in chunk for _ in range(per_prompt)]
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + start)
+        latents = sample_latents(
+            pipe,
+            [caption(prompt, rng) for prompt in chosen],
+            steps=rng.choice((10, 15, 25)),
+            guidance_scale=rng.choice((1.0, 2.5, 4.0, 6.0)),
+            generator=generator,
+        )
+        parts.append((latents.half(), *measured(decode_latents(pipe, latents))))
+        labels += chosen
+        owner += [start + index for index in range(len(chunk)) for _ in range(per_prompt)]
+        yield len(labels)
+    latents, quality, tables = (torch.cat(column) for column in zip(*parts, strict=True))
+    Pool(latents, attribute_labels(labels), torch.tensor(owner), quality, tables).save(file)
+
+
+def sample_latents(
+    pipe: WanPipeline, captions: list[str], steps: int, guidance_scale: float, generator: torch.Generator
+) -> Tensor:
+    """Sample final latents, one a caption, in bfloat16 arithmetic."""
+    sizes = {"height": 64, "width": 64, "num_frames": 13, "max_sequence_length": 32}
+    with torch.autocast(pipe.device.type, torch.bfloat16):
+        output = pipe(
+            captions, num_inference_steps=steps, guidance_scale=guidance_scale, generator=generator,
+            output_type="latent", **sizes,
+        )
+    latents: Tensor = output.frames.float()
+    return latents
+
+
+@torch.no_grad()
+def decode_latents(pipe: WanPipeline, latents: Tensor) -> Tensor:
+    """Decode normalised latents to clips in ``[0, 1]``."""
+    config = pipe.vae.config
+    mean = torch.tensor(config.latents_mean, device=latents.device).view(1, -1, 1, 1, 1)
+    std = torch.tensor(config.latents_std, device=latents.device).view(1, -1, 1, 1, 1)
+    with torch.autocast(latents.device.type, torch.bfloat16):
+        clips = pipe.vae.decode(latents * std + mean).sample
+    return (clips.float() / 2 + 0.5).clamp(0, 1)

@@ -1,0 +1,133 @@
+"""Train the video autoencoder: 8x8 pixels and two frames become one latent of 16 numbers."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from nrg_sampler.shapes.render import draw, pixel_grid, render
+from nrg_sampler.shapes.scenes import HEIGHT, NUM_FRAMES, WIDTH, sample_prompt, sample_scene
+from nrg_sampler.shapes.train.loop import LoopSettings, fit
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKLWan
+
+Z_DIM = 16
+PATCH = 4
+CROP = 32
+CLIP_FRAMES = 5  # the causal encoder's first chunk (one frame) and one full chunk (four frames)
+
+
+def new_vae() -> AutoencoderKLWan:
+    """A small ``AutoencoderKLWan``: 8x in space (4 by patches, 2 by a stage), 2x in time."""
+    from diffusers import AutoencoderKLWan
+
+    return AutoencoderKLWan(
+        base_dim=64,
+        z_dim=Z_DIM,
+        dim_mult=[1, 1],
+        num_res_blocks=1,
+        temperal_downsample=[True],
+        in_channels=3 * PATCH**2,
+        out_channels=3 * PATCH**2,
+        patch_size=PATCH,
+        scale_factor_temporal=2,
+        scale_factor_spatial=2 * PATCH,
+        latents_mean=[0.0] * Z_DIM,
+        latents_std=[1.0] * Z_DIM,
+    )
+
+
+def clips(seed: int, count: int, crop: int | None = CROP, frames: int = CLIP_FRAMES) -> Tensor:
+    """Render random stretches of random scenes, ``(count, 3, frames, crop, crop)`` in ``[-1, 1]``.
+
+    Two crops in three are cut where the shape is: elsewhere there is little to learn.
+    """
+    rng = random.Random(seed)
+    drawing = draw([sample_scene(sample_prompt(rng), rng) for _ in range(count)])
+    start = rng.randrange(NUM_FRAMES - frames + 1)
+    drawing.center = drawing.center[:, start : start + frames]
+    drawing.radius = drawing.radius[:, start : start + frames]
+    drawing.color = drawing.color[:, start : start + frames]
+    if crop is None:
+        return render(drawing) * 2 - 1
+    grids = []
+    for middle in drawing.center[:, frames // 2].tolist():
+        if rng.random() < 1 / 3:
+            left, top = rng.randrange(WIDTH - crop + 1), rng.randrange(HEIGHT - crop + 1)
+        else:
+            left, top = (
+                min(max(round(where * side + rng.uniform(-10, 10) - crop / 2), 0), side - crop)
+                for where, side in zip(middle, (WIDTH, HEIGHT), strict=True)
+            )
+        grids.append(pixel_grid(crop, crop, top, left))
+    return render(drawing, torch.stack(grids)) * 2 - 1
+
+
+def train_vae(
+    folder: Path, steps: int = 4200, batch: int = 32, seed: int = 0, device: str = "cpu"
+) -> Iterator[dict[str, float]]:
+    """Train on rendered clips of the training split and save to ``folder/vae``; the last fifth sees whole pictures."""
+    torch.manual_seed(seed)
+    vae = new_vae().to(device)
+
+    def loss(step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        whole = step > 0.85 * steps
+        pixels = clips(seed * 1_000_003 + step, batch // 4 if whole else batch, None if whole else CROP).to(device)
+        with torch.autocast(torch.device(device).type, torch.bfloat16):
+            posterior = vae.encode(pixels).latent_dist
+            mean, logvar = posterior.mean.float(), posterior.logvar.float()
+            noise = torch.randn(mean.shape, generator=generator).to(device)
+            # `_decode` clamps to [-1, 1], which would stop gradients there: decode chunk by chunk without it.
+            decoded = decode_unclamped(vae, mean + (0.5 * logvar).exp() * noise)
+        error = decoded.float() - pixels
+        mse = error.pow(2).mean()
+        kl = 0.5 * (mean.pow(2) + logvar.exp() - 1 - logvar).mean()
+        psnr = -10 * torch.log10(mse.detach() / 4)
+        return 4 * mse + error.abs().mean() + 5e-4 * kl, {"psnr": psnr.item(), "kl": kl.item()}
+
+    optimizer = torch.optim.AdamW(vae.parameters(), lr=2e-3, betas=(0.9, 0.98), weight_decay=1e-4)
+    yield from fit(vae, loss, [optimizer], LoopSettings(steps, ema=0.998, seed=seed), folder / "vae.pt")
+    measure_latents(vae, seed, device)
+    vae.to("cpu").save_pretrained(folder / "vae")
+
+
+def decode_unclamped(vae: AutoencoderKLWan, latents: Tensor) -> Tensor:
+    """Decode as ``AutoencoderKLWan`` does, latent frame by latent frame, without its final clamp."""
+    from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
+
+    vae.clear_cache()
+    hidden = vae.post_quant_conv(latents)
+    frames = []
+    for index in range(hidden.shape[2]):
+        vae._conv_idx = [0]
+        frames.append(
+            vae.decoder(
+                hidden[:, :, index : index + 1],
+                feat_cache=vae._feat_map,
+                feat_idx=vae._conv_idx,
+                first_chunk=index == 0,
+            )
+        )
+    vae.clear_cache()
+    return unpatchify(torch.cat(frames, dim=2), patch_size=PATCH)
+
+
+@torch.no_grad()
+def measure_latents(vae: AutoencoderKLWan, seed: int, device: str) -> None:
+    """Store each latent channel's mean and standard deviation in the config, where ``WanPipeline`` looks for them."""
+    latents = torch.cat(
+        [
+            vae.encode(clips(-seed - index - 1, 32, crop=None, frames=NUM_FRAMES).to(device)).latent_dist.mode()
+            for index in range(8)
+        ]
+    )
+    vae.register_to_config(
+        latents_mean=latents.mean(dim=(0, 2, 3, 4)).tolist(),
+        latents_std=latents.std(dim=(0, 2, 3, 4)).tolist(),
+    )
