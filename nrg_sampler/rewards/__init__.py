@@ -1,0 +1,20 @@
+"""Rewards: anything that maps ``(latents, sigma, conditioning)`` to one number per sample and named axis."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from nrg_sampler.rewards.base import Conditioning, Reward, RewardWeights
+
+if TYPE_CHECKING:
+    from nrg_sampler.rewards.latent import LatentReward
+
+__all__ = ["Conditioning", "LatentReward", "Reward", "RewardWeights"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "LatentReward":  # brings diffusers in, so only when asked for
+        from nrg_sampler.rewards.latent import LatentReward
+
+        return LatentReward
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,230 @@
+"""What a reward is: a protocol, the weights of its axes and its normalisation.
+
+A reward maps noisy latents ``(B, C, T, H, W)``, their ``sigma`` ``(B,)`` and the conditioning to raw numbers
+``(B, axes)``. Nothing has to be inherited; a class with ``axes`` and ``__call__`` is a reward::
+
+    class Brightness:
+        axes = ("brightness",)
+
+        def __call__(self, latents, sigma, conditioning):
+            return (1 - sigma)[:, None] * latents.mean(dim=(1, 2, 3, 4))[:, None]
+
+It should be noise-aware: its gradient must fade like ``1 - sigma`` toward pure noise, for the coefficient
+``sigma / (1 - sigma)`` grows without bound there.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeAlias, runtime_checkable
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """What the model was told about each sample.
+
+    Args:
+        prompt_embeds: Text features of the positive prompt, shape ``(B, L, D)``.
+        prompt_mask: 1 where a token counts, shape ``(B, L)``; all count by default.
+    """
+
+    prompt_embeds: Tensor | None = None
+    prompt_mask: Tensor | None = None
+
+    def copied(self, device: torch.device) -> Conditioning:
+        """Return an independent copy on ``device``, safe to use under autograd even if made in inference mode."""
+        return Conditioning(*(_copy(tensor, device) for tensor in (self.prompt_embeds, self.prompt_mask)))
+
+    def for_batch(self, batch: int) -> Conditioning:
+        """Return the conditioning of ``batch`` samples, repeating a single one and dropping the unconditional half.
+
+        Raises:
+            ValueError: If the stored batch is neither 1, ``batch`` nor ``2 * batch``.
+        """
+        return Conditioning(*(_for_batch(tensor, batch) for tensor in (self.prompt_embeds, self.prompt_mask)))
+
+
+def _copy(tensor: Tensor | None, device: torch.device) -> Tensor | None:
+    return None if tensor is None else tensor.detach().to(device).clone()
+
+
+def _for_batch(tensor: Tensor | None, batch: int) -> Tensor | None:
+    if tensor is None or tensor.shape[0] == batch:
+        return tensor
+    if tensor.shape[0] == 2 * batch:  # classifier-free guidance in one batch: [unconditional, conditional]
+        return tensor.chunk(2)[1]
+    if tensor.shape[0] == 1:
+        return tensor.expand(batch, *tensor.shape[1:])
+    raise ValueError(
+        f"Expected the conditioning of {batch} samples, but got {tensor.shape[0]}; pass one row per latent."
+    )
+
+
+@runtime_checkable
+class Reward(Protocol):
+    """Score noisy latents, higher is better.
+
+    ``mean`` and ``std`` per axis (of the raw reward over the base model's samples) and ``recommended_scale`` may be
+    left out; they default to 0, 1 and 1. With them, weights and strengths mean the same for every reward. A reward may
+    also have ``check_compatible(pipe)``, which raises ``ValueError`` when the pipeline's latents are not its own.
+    """
+
+    axes: tuple[str, ...]
+
+    def __call__(self, latents: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
+        """Return the raw reward, shape ``(B, axes)``.
+
+        Args:
+            latents: Noisy latents, float32, shape ``(B, C, T, H, W)``.
+            sigma: Noise level in (0, 1), 1 is pure noise, shape ``(B,)``.
+            conditioning: The positive prompt of each sample.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class RewardWeights:
+    """One non-negative weight per axis, used as given and never normalised, as in the paper.
+
+    Args:
+        values: The weights, in the reward's order of axes or in that of ``names``; ``None`` is 1 for every axis.
+        names: The axes that ``values`` belong to; axes not named weigh 0.
+
+    Raises:
+        ValueError: If a weight is negative or not finite, or a name comes twice.
+    """
+
+    values: tuple[float, ...] | None = None
+    names: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        for value in self.values or ():
+            if not math.isfinite(value) or value < 0:
+                raise ValueError(
+                    f"Expected reward weights of 0 or more, but got {value:g}; use 0 to leave an axis unguided."
+                )
+        if self.names is not None and len(set(self.names)) != len(self.names):
+            raise ValueError(f"Expected each axis once, but got {', '.join(self.names)}; name every axis one time.")
+
+    @classmethod
+    def parse(cls, weights: Any) -> RewardWeights:
+        """Read weights from ``"1:1:1"``, ``"VQ=1,TA=0.5"``, a mapping, a sequence or ``None`` (1 for every axis).
+
+        Raises:
+            ValueError: If they do not parse or are negative.
+        """
+        if isinstance(weights, RewardWeights):
+            return weights
+        if weights is None:
+            return cls()
+        try:
+            names, values = _names_and_values(weights)
+            return cls(tuple(float(value) for value in values), names)
+        except (TypeError, ValueError) as error:
+            if str(error).startswith("Expected"):
+                raise
+            raise ValueError(
+                f"Expected reward weights like '1:1:1', 'VQ=1,TA=0.5', a dict or a list of numbers, but got {weights!r}; "
+                "write one number per axis."
+            ) from None
+
+    def require_some(self) -> None:
+        """Raise ``ValueError`` if every weight is 0."""
+        if self.values is not None and not any(self.values):
+            raise ValueError(
+                f"Expected at least one reward weight above 0, but got {self}; "
+                "use a scale of 0 to sample without guidance."
+            )
+
+    def resolve(self, axes: Sequence[str]) -> tuple[float, ...]:
+        """Return one weight per axis, in the order of ``axes``.
+
+        Raises:
+            ValueError: If an axis is unknown or the number of weights differs.
+        """
+        if self.values is None:
+            return (1.0,) * len(axes)
+        if self.names is None:
+            if len(self.values) != len(axes):
+                raise ValueError(
+                    f"Expected {len(axes)} reward weights ({':'.join(axes)}), but got {len(self.values)} ({self}); "
+                    "write one number per axis."
+                )
+            return self.values
+        unknown = [name for name in self.names if name not in axes]
+        if unknown:
+            raise ValueError(
+                f"Expected weights for the axes {', '.join(axes)}, but got {', '.join(unknown)}; use the reward's own axes."
+            )
+        named = dict(zip(self.names, self.values))
+        return tuple(named.get(axis, 0.0) for axis in axes)
+
+    def __str__(self) -> str:
+        if self.values is None:
+            return "1 for every axis"
+        if self.names is None:
+            return ":".join(f"{value:g}" for value in self.values)
+        return ",".join(f"{name}={value:g}" for name, value in zip(self.names, self.values))
+
+
+def _names_and_values(weights: Any) -> tuple[tuple[str, ...] | None, Sequence[Any]]:
+    if isinstance(weights, str) and "=" in weights:
+        names, values = zip(*(part.split("=") for part in weights.replace(" ", "").split(",")))
+        return names, values
+    if isinstance(weights, Mapping):
+        return tuple(str(name) for name in weights), list(weights.values())
+    return None, weights.split(":") if isinstance(weights, str) else list(weights)
+
+
+WeightsLike: TypeAlias = RewardWeights | str | Mapping[str, float] | Sequence[float] | None
+
+
+def normalised(reward: Reward, raw: Tensor) -> Tensor:
+    """Return ``(raw - mean) / std`` per axis with the reward's stored statistics, shape ``(B, axes)``."""
+    statistics = zip(raw.unbind(-1), _statistic(reward, "mean", 0.0), _statistic(reward, "std", 1.0), strict=True)
+    # numbers rather than a tensor of them, whose copy to the device the host would wait for
+    return torch.stack([(column - mean) / std for column, mean, std in statistics], dim=-1)
+
+
+def _statistic(reward: Any, name: str, default: float) -> tuple[float, ...]:
+    values = getattr(reward, name, None)
+    return (default,) * len(reward.axes) if values is None else tuple(float(value) for value in values)
+
+
+def recommended_scale(reward: Reward) -> float:
+    """Return the reward's stored strength, the unit of a calibrated scale; 1 where it has none."""
+    return float(getattr(reward, "recommended_scale", 1.0))
+
+
+def check_reward(reward: Any, pipe: Any = None) -> None:
+    """Refuse what cannot serve as a reward, or not with this pipeline.
+
+    Raises:
+        ValueError: If ``reward`` has no named axes, its statistics do not fit them or ``pipe`` has other latents.
+    """
+    axes = getattr(reward, "axes", None)
+    if not callable(reward) or not axes or isinstance(axes, str):
+        raise ValueError(
+            f"Expected a reward, a callable with named `axes`, but got {_describe(reward)}; "
+            "give it a tuple such as `axes = ('VQ', 'MQ', 'TA')`."
+        )
+    for name in ("mean", "std"):
+        values = _statistic(reward, name, 1.0)
+        if len(values) != len(axes):
+            raise ValueError(
+                f"Expected `{name}` of the reward to have one value per axis ({', '.join(axes)}), "
+                f"but got {len(values)}; store one for each."
+            )
+    if not all(value > 0 for value in _statistic(reward, "std", 1.0)):
+        raise ValueError(f"Expected `std` of the reward to be above 0, but got {reward.std}; measure it again.")
+    if pipe is not None and hasattr(reward, "check_compatible"):
+        reward.check_compatible(pipe)
+
+
+def _describe(reward: Any) -> str:
+    return "None" if reward is None else f"{type(reward).__name__} without them"

@@ -1,0 +1,94 @@
+"""The gradient of a reward with respect to noisy latents, whatever mode the caller is in."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nrg_sampler.flow import per_sample, working_dtype
+from nrg_sampler.rewards.base import Conditioning, Reward, RewardWeights, WeightsLike, normalised
+
+
+def weighted_score(reward: Reward, raw: Tensor, weights: WeightsLike = None, calibrated: bool = True) -> Tensor:
+    """Return the weighted sum of a raw reward.
+
+    Args:
+        reward: The reward that gave ``raw``.
+        raw: Raw reward, shape ``(B, axes)``.
+        weights: One weight per axis; 1 for each by default.
+        calibrated: Use the axes in units of their stored standard deviation rather than raw.
+
+    Returns:
+        The score, shape ``(B,)``.
+    """
+    values = normalised(reward, raw) if calibrated else raw
+    resolved = RewardWeights.parse(weights).resolve(reward.axes)
+    terms = [weight * column for weight, column in zip(resolved, values.unbind(-1), strict=True)]
+    return torch.stack(terms).sum(dim=0)
+
+
+def reward_gradient(
+    latents: Tensor,
+    sigma: Tensor | float,
+    reward: Reward,
+    conditioning: Conditioning | None = None,
+    weights: WeightsLike = None,
+    calibrated: bool = True,
+) -> tuple[Tensor, Tensor]:
+    """Differentiate the weighted reward with respect to the latents, each sample on its own.
+
+    Works inside ``torch.no_grad`` and ``torch.inference_mode``, computes in float32 (float64 for float64 latents) and
+    leaves no ``.grad`` behind.
+
+    Args:
+        latents: Noisy latents, shape ``(B, C, T, H, W)``.
+        sigma: Noise level, 1 is pure noise: a number, or shape ``(B,)``.
+        reward: The reward; must treat the samples of a batch independently.
+        conditioning: The positive prompts, one row per latent.
+        weights: One weight per axis; 1 for each by default.
+        calibrated: Differentiate the axes in units of their stored standard deviation rather than raw.
+
+    Returns:
+        The gradient, shape of ``latents``, and the raw reward, shape ``(B, axes)``.
+
+    Raises:
+        ValueError: If the reward has another output shape, gives no gradient or is on another device.
+    """
+    _check_device(reward, latents.device)
+    with torch.inference_mode(False), torch.enable_grad():
+        # Cloned in here, because tensors made in inference mode can take no part in autograd.
+        leaf = latents.detach().clone().to(working_dtype(latents)).requires_grad_()
+        levels = per_sample(sigma, leaf).clone()
+        raw = reward(leaf, levels, (conditioning or Conditioning()).copied(leaf.device))
+        _check_output(raw, leaf, reward)
+        score = weighted_score(reward, raw.to(leaf.dtype), weights, calibrated)
+        (grad,) = torch.autograd.grad(score.sum(), leaf, allow_unused=True)
+    return torch.zeros_like(leaf) if grad is None else grad, raw.detach()
+
+
+def _check_device(reward: Any, device: torch.device) -> None:
+    if not isinstance(reward, torch.nn.Module) or hasattr(reward, "_hf_hook"):  # offloading moves it on its own
+        return
+    parameter = next(reward.parameters(), None)
+    if parameter is not None and parameter.device != device:
+        raise ValueError(
+            f"Expected the reward on the latents' device {device}, but it is on {parameter.device}; "
+            f"move it with `reward.to('{device}')`."
+        )
+
+
+def _check_output(raw: Any, latents: Tensor, reward: Reward) -> None:
+    expected = (latents.shape[0], len(reward.axes))
+    if not isinstance(raw, Tensor) or raw.shape != expected:
+        got = tuple(raw.shape) if isinstance(raw, Tensor) else type(raw).__name__
+        raise ValueError(
+            f"Expected the reward to return a tensor of shape {expected}, one column per axis "
+            f"({', '.join(reward.axes)}), but got {got}; return one row per sample."
+        )
+    if not raw.requires_grad:
+        raise ValueError(
+            "Expected a reward that is differentiable with respect to the latents, but its output carries no gradient; "
+            "compute it without `detach`, `no_grad` or `item`."
+        )

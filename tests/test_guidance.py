@@ -1,0 +1,294 @@
+"""Settings, the pure function and the call for sampling loops, against Eq. 11 written out by hand."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+from tiny import TowardTarget
+
+from nrg_sampler import GuidanceTrace, GuidanceWarning, RewardGuidance, guide, guided_velocity
+from nrg_sampler.guidance import compute_push
+from nrg_sampler.rewards.gradient import reward_gradient
+
+SHAPE = (2, 3, 2, 4, 4)
+
+
+def batch(seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.randn(SHAPE, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+class Bumpy:
+    """Two axes that mix all latents nonlinearly and depend on sigma."""
+
+    axes = ("a", "b")
+    std = (0.5, 2.0)
+    recommended_scale = 3.0
+
+    def __call__(self, latents, sigma, conditioning):
+        flat = latents.flatten(1)
+        return torch.stack([(flat.sin() * flat.roll(1, 1)).sum(1) * (1 - sigma), (flat**3).mean(1) * sigma], dim=1)
+
+
+def test_the_guided_velocity_is_equation_eleven():
+    velocity, grad, sigma = batch(0), batch(1), torch.tensor([0.2, 0.8])
+    expected = torch.stack([velocity[0] - 3 * 0.25 * grad[0], velocity[1] - 3 * 4.0 * grad[1]])
+    torch.testing.assert_close(guide(velocity, grad, sigma, 3.0), expected)
+
+
+def test_scale_zero_returns_the_velocity_itself_and_asks_no_reward():
+    def refuses(*inputs):
+        raise AssertionError("the reward was called")
+
+    velocity = batch()
+    assert guide(velocity, batch(1), 0.5, 0.0) is velocity
+    assert guided_velocity(batch(2), velocity, 0.5, refuses, guidance=RewardGuidance(scale=0)) is velocity
+
+
+def test_a_negative_scale_pushes_the_other_way():
+    velocity, grad = batch(), batch(1)
+    torch.testing.assert_close(guide(velocity, grad, 0.5, -1.0) - velocity, velocity - guide(velocity, grad, 0.5, 1.0))
+
+
+@pytest.mark.parametrize("sigma", [1.0, 1 - 1e-6, 0.9997, 0.999, 0.0])
+def test_pure_noise_and_clean_latents_are_never_guided(sigma):
+    velocity = batch()
+    assert torch.equal(guide(velocity, batch(1), sigma), velocity)
+    assert guided_velocity(batch(2), velocity, sigma, TowardTarget()) is velocity
+
+
+@pytest.mark.parametrize("sigma", [0.9975, 0.995, 0.001])
+def test_every_other_sigma_is_guided(sigma):
+    velocity = batch()
+    assert not torch.equal(guide(velocity, batch(1), sigma), velocity)
+
+
+def test_the_clamp_limits_the_coefficient_per_sample():
+    push = compute_push(batch(), batch(1), torch.tensor([0.5, 0.99]), max_coefficient=20.0)
+    torch.testing.assert_close(push.coefficient, torch.tensor([1.0, 20.0]))
+    assert push.clamped.tolist() == [False, True]
+
+
+def test_the_cap_limits_the_push_relative_to_the_velocity_per_sample():
+    velocity, grad = batch(), batch(1)
+    grad[1] *= 1e-3
+    push = compute_push(velocity, grad, 0.9, max_push=0.3)
+    assert push.capped.tolist() == [True, False]
+    torch.testing.assert_close(push.value[0].norm(), 0.3 * velocity[0].norm())
+    torch.testing.assert_close(push.value[1], 9 * grad[1])
+    torch.testing.assert_close(push.push_ratio, push.value.flatten(1).norm(dim=1) / velocity.flatten(1).norm(dim=1))
+    cosine = torch.nn.functional.cosine_similarity(push.value[0].flatten(), grad[0].flatten(), dim=0)
+    assert cosine > 0.999999
+
+
+def test_damping_multiplies_the_push_by_a_power_of_the_signal():
+    velocity, grad = batch(), batch(1)
+    undamped, damped = velocity - guide(velocity, grad, 0.75), velocity - guide(velocity, grad, 0.75, damping=2)
+    torch.testing.assert_close(damped, undamped / 16)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e38])
+def test_a_gradient_that_is_not_finite_leaves_its_sample_alone(value):
+    velocity, grad = batch(), batch(1)
+    grad[0, 0, 0, 0, :2] = value
+    guided = guide(velocity, grad, 0.5, 10.0)
+    assert torch.equal(guided[0], velocity[0])
+    torch.testing.assert_close(guided[1], velocity[1] - 10 * grad[1])
+
+
+def test_a_gradient_that_is_not_finite_is_warned_about():
+    class Broken(TowardTarget):
+        def __call__(self, latents, sigma, conditioning):
+            return super().__call__(latents, sigma, conditioning) * latents.new_tensor([[torch.nan], [1.0]])
+
+    velocity = batch()
+    with pytest.warns(
+        GuidanceWarning, match="gradient was not finite in 1 of 1 guided steps; those were left unguided"
+    ):
+        guided = guided_velocity(batch(1), velocity, 0.5, Broken())
+    assert torch.equal(guided[0], velocity[0]) and not torch.equal(guided[1], velocity[1])
+    assert guided.isfinite().all()
+
+
+@pytest.mark.parametrize("calibrated", [True, False])
+def test_the_gradient_matches_finite_differences(calibrated):
+    latents, sigma = batch(3, torch.float64), torch.tensor([0.3, 0.7], dtype=torch.float64)
+    grad, _ = reward_gradient(latents, sigma, Bumpy(), weights="1:0.5", calibrated=calibrated)
+    scale = (2.0, 0.25) if calibrated else (1.0, 0.5)  # weight / std
+
+    def score(x):
+        return (Bumpy()(x, sigma, None) @ torch.tensor(scale, dtype=torch.float64)).sum()
+
+    for index in [(0, 0, 0, 0, 0), (1, 2, 1, 3, 3), (0, 1, 1, 2, 1)]:
+        nudge = torch.zeros_like(latents)
+        nudge[index] = 1e-6
+        slope = (score(latents + nudge) - score(latents - nudge)) / 2e-6
+        torch.testing.assert_close(grad[index], slope, rtol=1e-6, atol=1e-8)
+
+
+def test_float64_stays_float64():
+    latents, velocity = batch(1, torch.float64), batch(0, torch.float64)
+    guidance = RewardGuidance.paper(scale=2.0, weights="1:1")
+    grad, _ = reward_gradient(latents, 0.5, Bumpy(), weights="1:1", calibrated=False)
+    torch.testing.assert_close(
+        guided_velocity(latents, velocity, 0.5, Bumpy(), guidance=guidance),
+        velocity - 2 * grad,
+        rtol=1e-14,
+        atol=1e-14,
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_comes_back_in_its_dtype_and_is_computed_in_float32(dtype):
+    seen = []
+
+    class Watching(TowardTarget):
+        def __call__(self, latents, sigma, conditioning):
+            seen.append((latents.dtype, sigma.dtype))
+            return super().__call__(latents, sigma, conditioning)
+
+    latents, velocity = batch(1, dtype), batch(0, dtype)
+    guided = guided_velocity(latents, velocity, 0.5, Watching(), guidance=RewardGuidance(scale=100))
+    assert seen == [(torch.float32, torch.float32)]
+    assert guided.dtype == dtype
+    exact = guided_velocity(latents.float(), velocity.float(), 0.5, Watching(), guidance=RewardGuidance(scale=100))
+    assert torch.equal(guided, exact.to(dtype))
+    assert guided_velocity(latents, velocity, 0.5, Watching(), dtype=torch.float32).dtype == torch.float32
+
+
+def test_a_batch_of_two_equals_two_single_runs():
+    latents, velocity, sigma = batch(1), batch(0), torch.tensor([0.4, 0.97])
+    guidance = RewardGuidance(weights="1:1", scale=0.05, damping=0.5)
+    together = guided_velocity(latents, velocity, sigma, Bumpy(), guidance=guidance)
+    singles = [
+        guided_velocity(latents[i : i + 1], velocity[i : i + 1], sigma[i], Bumpy(), guidance=guidance) for i in (0, 1)
+    ]
+    torch.testing.assert_close(together, torch.cat(singles))
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_it_works_inside_no_grad_and_inference_mode(mode):
+    expected = guided_velocity(batch(1), batch(0), torch.tensor([0.4, 0.6]), TowardTarget())
+    with mode():
+        guided = guided_velocity(batch(1), batch(0), torch.tensor([0.4, 0.6]), TowardTarget())
+    assert torch.equal(guided, expected)
+    assert not torch.equal(guided, batch(0))
+
+
+def test_no_gradient_is_left_behind():
+    class Trainable(torch.nn.Linear):
+        axes = ("x",)
+
+        def forward(self, latents, sigma, conditioning):
+            return super().forward(latents.flatten(1))
+
+    reward, latents = Trainable(96, 1), batch(1).requires_grad_()
+    guided = guided_velocity(latents, batch(0), 0.5, reward)
+    assert latents.grad is None and all(parameter.grad is None for parameter in reward.parameters())
+    assert not guided.requires_grad
+
+
+def test_calibrated_strength_counts_in_the_recommended_scale():
+    raw = guided_velocity(
+        batch(1), batch(0), 0.5, Bumpy(), guidance=RewardGuidance.paper(scale=6.0, weights=(2.0, 0.5))
+    )
+    calibrated = RewardGuidance(scale=2.0, weights="1:1", max_coefficient=None, max_push=None)
+    torch.testing.assert_close(guided_velocity(batch(1), batch(0), 0.5, Bumpy(), guidance=calibrated), raw)
+
+
+def test_the_paper_s_settings_have_no_window_limit_or_calibration():
+    paper = RewardGuidance.paper()
+    assert (paper.scale, paper.start, paper.stop, paper.every) == (100.0, 0.0, 1.0, 1)
+    assert (paper.max_coefficient, paper.max_push, paper.damping, paper.calibrated) == (None, None, 0.0, False)
+
+
+@pytest.mark.parametrize(
+    ("settings", "guided"),
+    [
+        ({}, list(range(10))),
+        ({"start": 0.3}, [3, 4, 5, 6, 7, 8, 9]),
+        ({"stop": 0.3}, [0, 1, 2]),
+        ({"start": 0.2, "stop": 0.7}, [2, 3, 4, 5, 6]),
+        ({"every": 4}, [0, 4, 8]),
+        ({"start": 0.5, "stop": 0.5}, []),
+    ],
+)
+def test_the_window_counts_in_fractions_of_the_steps(settings, guided):
+    guidance = RewardGuidance(**settings)
+    assert [step for step in range(10) if guidance.skips(step, 10) is None] == guided
+
+
+def test_a_skipped_step_returns_the_velocity_itself():
+    velocity, trace = batch(), GuidanceTrace(("closeness",))
+    guidance = RewardGuidance(start=0.5)
+    inputs = (batch(1), velocity, 0.5, TowardTarget())
+    assert guided_velocity(*inputs, guidance=guidance, step_index=4, num_inference_steps=10, trace=trace) is velocity
+    guided = guided_velocity(*inputs, guidance=guidance, step_index=5, num_inference_steps=10, trace=trace)
+    assert not torch.equal(guided, velocity)
+    assert [step.skipped for step in trace.steps] == ["window", None]
+
+
+@pytest.mark.parametrize("settings", [{"start": 0.1}, {"stop": 0.9}, {"every": 2}])
+def test_a_window_without_a_step_index_is_refused(settings):
+    with pytest.raises(ValueError, match="Expected `step_index` and `num_inference_steps` for guidance with start="):
+        guided_velocity(batch(1), batch(), 0.5, TowardTarget(), guidance=RewardGuidance(**settings))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"start": 2}, "Expected `start` to be between 0 and 1, but got 2."),
+        ({"stop": -0.1}, "Expected `stop` to be between 0 and 1, but got -0.1."),
+        ({"start": 0.6, "stop": 0.5}, r"Expected `start` to be at most `stop` \(0.5\), but got 0.6."),
+        ({"scale": float("nan")}, "Expected `scale` to be a finite number, but got nan."),
+        ({"every": 0}, "Expected `every` to be a whole number of 1 or more, but got 0."),
+        ({"every": 1.5}, "Expected `every` to be a whole number of 1 or more, but got 1.5."),
+        ({"max_coefficient": 0}, "Expected `max_coefficient` to be above 0, or None for no limit, but got 0."),
+        ({"max_push": -1}, "Expected `max_push` to be above 0, or None for no limit, but got -1."),
+        ({"damping": -1}, "Expected `damping` to be 0 or more, but got -1."),
+        ({"weights": "0:0:0"}, "Expected at least one reward weight above 0, but got 0:0:0; use a scale of 0"),
+        ({"weights": {"VQ": 0}}, "Expected at least one reward weight above 0, but got VQ=0"),
+        ({"weights": "1:x"}, "Expected reward weights like '1:1:1'"),
+    ],
+)
+def test_settings_out_of_range_are_refused_in_one_sentence(settings, message):
+    with pytest.raises(ValueError, match=message):
+        RewardGuidance(**settings)
+
+
+def test_zero_weights_are_fine_without_guidance():
+    assert RewardGuidance(weights="0:0:0", scale=0).scale == 0
+
+
+@pytest.mark.parametrize("guidance", [RewardGuidance(), RewardGuidance(weights="VQ=1", start=0.2, max_push=None)])
+def test_settings_survive_plain_values(guidance):
+    assert RewardGuidance(**guidance.to_dict()) == guidance
+
+
+def test_a_timestep_instead_of_sigma_is_refused():
+    with pytest.raises(
+        ValueError, match="Expected `sigma` between 0 and 1, but got 981; a timestep is 1000 times sigma"
+    ):
+        guided_velocity(batch(1), batch(), 981.0, TowardTarget())
+
+
+def test_latents_and_velocity_of_different_shapes_are_refused():
+    with pytest.raises(ValueError, match="Expected `latents` and `velocity` of one shape"):
+        guided_velocity(batch(1)[:1], batch(), 0.5, TowardTarget())
+
+
+def test_no_step_waits_for_the_device():
+    """On the meta device there are no numbers, so that any look at one raises."""
+    trace = GuidanceTrace(Bumpy.axes)
+    latents, velocity = batch(1).to("meta"), batch().to("meta")
+    guided = guided_velocity(latents, velocity, 0.5, Bumpy(), guidance=RewardGuidance(damping=1.0), trace=trace)
+    assert guided.device.type == "meta" and guided.shape == SHAPE
+    with pytest.raises((NotImplementedError, RuntimeError)):
+        trace.warn()
+
+
+def test_nothing_is_warned_about_when_all_is_well():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        guided_velocity(batch(1), batch(), 0.5, TowardTarget())
