@@ -1,0 +1,45 @@
+"""Reward guidance for rectified-flow video models: a guided velocity is a velocity.
+
+``import nrg_sampler`` loads torch and nothing heavier; what needs diffusers comes in when it is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+# `attach` is imported here, not on demand: a later import of the module of that name would take the function's place.
+from nrg_sampler.attach import attach
+from nrg_sampler.guidance import RewardGuidance, guide, guided_velocity
+from nrg_sampler.rewards.base import Conditioning, Reward, RewardWeights
+from nrg_sampler.trace import GuidanceTrace, GuidanceWarning
+
+if TYPE_CHECKING:
+    from nrg_sampler.pipeline import NRGFlowPipeline
+    from nrg_sampler.rewards.latent import LatentReward
+
+__all__ = [
+    "Conditioning",
+    "GuidanceTrace",
+    "GuidanceWarning",
+    "LatentReward",
+    "NRGFlowPipeline",
+    "Reward",
+    "RewardGuidance",
+    "RewardWeights",
+    "attach",
+    "guide",
+    "guided_velocity",
+]
+
+_LAZY = {"LatentReward": "nrg_sampler.rewards.latent", "NRGFlowPipeline": "nrg_sampler.pipeline"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(importlib.import_module(_LAZY[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

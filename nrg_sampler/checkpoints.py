@@ -1,0 +1,138 @@
+"""Find, load and diagnose the folders that models come in."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from nrg_sampler.rewards.latent import LatentReward
+
+BUNDLED = "shapes"
+SAMPLING_FILE = "sampling.json"
+_WEIGHTS = Path(__file__).parent / "shapes" / "weights"
+
+
+def bundled_folder(part: str) -> Path:
+    """Return the folder of a part of the bundled model, ``"pipeline"`` or ``"reward"``.
+
+    Raises:
+        ValueError: If it is not installed.
+    """
+    folder = _WEIGHTS / part
+    if not folder.is_dir():
+        raise ValueError(
+            f"Expected the bundled model in {folder}, but it is not there; install nrg-sampler again, "
+            "or train it with `python -m nrg_sampler.shapes.train`."
+        )
+    return folder
+
+
+def pipeline_source(name: str | os.PathLike[str]) -> str:
+    """Return the folder or Hub id that ``name`` stands for; ``"shapes"`` is the bundled model."""
+    return str(bundled_folder("pipeline") if name == BUNDLED else name)
+
+
+def load_reward(name: str | os.PathLike[str], **kwargs: Any) -> LatentReward:
+    """Load a latent reward.
+
+    Args:
+        name: ``"shapes"``, a folder written by ``LatentReward.save_pretrained`` or a Hub id.
+        **kwargs: Passed to ``LatentReward.from_pretrained``, such as ``dtype``.
+
+    Raises:
+        ValueError: If there is no such reward or its files are damaged.
+    """
+    from nrg_sampler.rewards.latent import LatentReward
+
+    source = str(bundled_folder("reward") if name == BUNDLED else name)
+    with readable(source):
+        try:
+            kind = LatentReward.load_config(source).get("_class_name")
+        except OSError as error:
+            raise ValueError(
+                f"Expected a reward in {source!r}, but found none ({_first_line(error)}); "
+                "pass a folder that `LatentReward.save_pretrained` wrote, or a Hub id."
+            ) from error
+        if kind != "LatentReward":
+            raise ValueError(
+                f"Expected a LatentReward in {source!r}, but got {kind}; load another kind of reward yourself and pass it."
+            )
+        reward: LatentReward = LatentReward.from_pretrained(source, **kwargs)
+    return reward
+
+
+def read_sampling(source: str | os.PathLike[str], **hub: Any) -> dict[str, Any]:
+    """Read ``sampling.json``, the call arguments a model was trained for; empty if there is none.
+
+    Args:
+        source: A folder or a Hub id.
+        **hub: Passed to ``huggingface_hub.hf_hub_download``, such as ``revision``.
+
+    Raises:
+        ValueError: If the file is not a JSON object.
+    """
+    path = _sampling_file(source, hub)
+    if path is None:
+        return {}
+    try:
+        settings = json.loads(path.read_text())
+    except ValueError:
+        settings = None
+    if not isinstance(settings, dict):
+        raise ValueError(f"Expected a JSON object in {path}, but it does not parse; repair or delete the file.")
+    return settings
+
+
+def _sampling_file(source: str | os.PathLike[str], hub: dict[str, Any]) -> Path | None:
+    if os.path.isdir(source):
+        path = Path(source) / SAMPLING_FILE
+        return path if path.is_file() else None
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    try:
+        return Path(hf_hub_download(str(source), SAMPLING_FILE, **hub))
+    except EntryNotFoundError:  # also when offline and not in the cache
+        return None
+
+
+@contextmanager
+def readable(folder: str | os.PathLike[str]) -> Iterator[None]:
+    """Replace whatever a loader says about a damaged file in ``folder`` by one sentence that names it.
+
+    Raises:
+        ValueError: If the block fails and a JSON or safetensors file in ``folder`` cannot be read.
+    """
+    try:
+        yield
+    except Exception as error:
+        for path in sorted(Path(folder).rglob("*")) if os.path.isdir(folder) else []:
+            damage = _damage(path)
+            if damage:
+                raise ValueError(
+                    f"Expected a complete file in {path}, but it cannot be read ({damage}); download or copy it again."
+                ) from error
+        raise
+
+
+def _damage(path: Path) -> str | None:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(path, framework="pt"):
+                return None
+        if path.suffix == ".json":
+            json.loads(path.read_text())
+    except (SafetensorError, ValueError, OSError) as error:
+        return _first_line(error)
+    return None
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0].rstrip(".")

@@ -1,0 +1,72 @@
+"""The examples run, here on a tiny folder in place of the bundled model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+BUNDLED = 'Path(nrg_sampler.__file__).parent / "shapes" / "weights"'
+RUN = {"height": 64, "width": 64, "num_frames": 13, "num_inference_steps": 20, "max_sequence_length": 32}
+
+
+@pytest.fixture(scope="module")
+def weights(components: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder laid out as the bundled one."""
+    from diffusers import FlowMatchEulerDiscreteScheduler, WanPipeline
+
+    from nrg_sampler import LatentReward
+
+    folder = tmp_path_factory.mktemp("weights")
+    WanPipeline(**components, scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0)).save_pretrained(
+        folder / "pipeline"
+    )
+    torch.manual_seed(0)
+    LatentReward.from_transformer(components["transformer"], num_blocks=1).save_pretrained(folder / "reward")
+    return folder
+
+
+def run_example(name: str, weights: Path) -> dict[str, Any]:
+    source = (EXAMPLES / f"{name}.py").read_text(encoding="utf-8")
+    tiny = source.replace(BUNDLED, f"Path({str(weights)!r})")
+    tiny = tiny.replace('from_pretrained("shapes")', f"from_pretrained({str(weights / 'pipeline')!r})")
+    tiny = tiny.replace("generator=generator)", "generator=generator, height=16, width=16, num_frames=5)")
+    assert tiny != source
+    names: dict[str, Any] = {}
+    exec(compile(tiny, name, "exec"), names)
+    return names
+
+
+@pytest.fixture(autouse=True)
+def in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def test_a_stock_pipeline_is_guided_by_two_added_lines(weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = run_example("guide_stock_wan", weights)
+    assert Path("guided.mp4").is_file() and len(names["trace"].rows()) == 20
+    assert "sigma" in capsys.readouterr().out
+    assert (EXAMPLES / "guide_stock_wan.py").read_text(encoding="utf-8").count("# added") == 2
+
+
+def test_a_handwritten_loop_samples_what_the_attached_pipeline_samples(weights: Path) -> None:
+    from nrg_sampler import attach
+
+    names = run_example("handwritten_loop", weights)
+    generator = torch.Generator().manual_seed(0)
+    prompt = "a red circle moving right"
+    with attach(names["pipe"], names["reward"]):
+        frames = names["pipe"](prompt, negative_prompt="", guidance_scale=4.0, generator=generator, **RUN).frames[0]
+    np.testing.assert_allclose(names["frames"], frames, atol=1e-4)
+    assert Path("guided.mp4").is_file()
+
+
+def test_an_own_reward_raises_what_it_rewards(weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = run_example("own_reward", weights)
+    assert capsys.readouterr().out.count("mean brightness") == 2
+    rewards = [row["reward"]["brightness"] for row in names["pipe"].trace.rows() if not row["skipped"]]
+    assert rewards[-1] > rewards[0] and rewards[-1] > 0.3

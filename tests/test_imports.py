@@ -1,0 +1,48 @@
+"""What importing the package costs, and what it offers."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+import nrg_sampler
+
+HEAVY = ("accelerate", "diffusers", "gradio", "matplotlib", "transformers")
+
+
+def modules_after(statement: str) -> set[str]:
+    """Names of the top-level modules that a fresh interpreter has loaded after ``statement``."""
+    program = f"{statement}\nimport sys\nprint(*{{name.split('.')[0] for name in sys.modules}})"
+    result = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+    return set(result.stdout.split())
+
+
+@pytest.mark.parametrize(
+    "statement", ["import nrg_sampler", "from nrg_sampler import RewardGuidance, attach, guided_velocity"]
+)
+def test_importing_the_package_loads_torch_and_nothing_heavier(statement):
+    loaded = modules_after(statement)
+    assert "torch" in loaded
+    assert not loaded & set(HEAVY)
+
+
+def test_the_check_above_can_fail():
+    assert "diffusers" in modules_after("from nrg_sampler import NRGFlowPipeline")
+
+
+def test_every_public_name_is_there_and_sorted():
+    assert nrg_sampler.__all__ == sorted(nrg_sampler.__all__)
+    assert set(nrg_sampler.__all__) <= set(dir(nrg_sampler))
+    for name in nrg_sampler.__all__:
+        assert getattr(nrg_sampler, name).__name__ == name
+    with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
+        nrg_sampler.Nothing
+
+
+def test_attach_is_the_function_whatever_was_imported_before():
+    program = (
+        "import nrg_sampler.attach, nrg_sampler.pipeline; from nrg_sampler import attach; assert callable(attach)"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
