@@ -1,0 +1,105 @@
+"""The command line: a table of subcommands, and what they have in common.
+
+A subcommand is a module with ``HELP``, ``EXAMPLE``, ``add_arguments(parser)`` and ``run(arguments) -> exit code``.
+To add one, write the module and name it in :data:`COMMANDS`. Modules import what is heavy inside ``run``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import warnings
+from collections.abc import Sequence
+from typing import Protocol, TextIO
+
+from nrg_sampler.cli import compare, environment, evaluate, generate
+from nrg_sampler.cli.parser import OneLineParser
+
+
+class Command(Protocol):
+    """What the table below holds."""
+
+    HELP: str
+    EXAMPLE: str
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Declare the options."""
+
+    def run(self, arguments: argparse.Namespace) -> int:
+        """Do the work and return the exit code."""
+
+
+COMMANDS: dict[str, Command] = {
+    "generate": generate,
+    "compare": compare,
+    "evaluate": evaluate,
+    "env": environment,
+}
+
+FAILED = 1
+BAD_INPUT = 2
+INTERRUPTED = 130
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser with every subcommand."""
+    parser = OneLineParser(
+        prog="nrg-sampler",
+        description="Steer the sampling of a flow video model with a reward.",
+        epilog='example: nrg-sampler compare "a red circle moving right"',
+    )
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, command in COMMANDS.items():
+        epilog = f"example: nrg-sampler {command.EXAMPLE}"
+        command.add_arguments(commands.add_parser(name, help=command.HELP, description=command.HELP, epilog=epilog))
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        argv: Arguments without the program's name; those of the process by default.
+
+    Returns:
+        0, 1 when a replay differs or the memory is used up, 2 for bad input, 130 after Ctrl-C.
+    """
+    arguments = build_parser().parse_args(argv)
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            return COMMANDS[arguments.command].run(arguments)
+    except (ValueError, OSError, ImportError) as error:
+        if arguments.debug:
+            raise
+        _say("error", error)
+        return BAD_INPUT
+    except RuntimeError as error:
+        if arguments.debug or "out of memory" not in str(error):
+            raise
+        _say("error", "out of memory; try fewer --frames, a smaller --height and --width, or --dtype bfloat16.")
+        return FAILED
+    except KeyboardInterrupt:
+        if arguments.debug:
+            raise
+        _say("interrupted", "nothing was written.")
+        return INTERRUPTED
+
+
+def _say(kind: str, text: object) -> None:
+    line = " ".join(str(text).split())
+    print(f"nrg-sampler: {kind}: {line}", file=sys.stderr)
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    # Deprecations in other packages are nothing that a user of the command can act on.
+    if issubclass(category, UserWarning):
+        _say("warning", message)

@@ -1,0 +1,126 @@
+"""One seed after another: where the files go, what is printed, what Ctrl-C leaves behind."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from nrg_sampler.cli.parser import DEFAULT_FOLDER
+from nrg_sampler.cli.recipe import Recipe
+from nrg_sampler.cli.sampler import Sampler
+from nrg_sampler.files import slug, writable_folder
+from nrg_sampler.manifest import Clip, Manifest
+
+Make = Callable[[Sampler, int, Path], Manifest]
+
+INTERRUPTED = 130
+JUDGES = {
+    "reward": "reward  {}   (the guiding reward's reading of the finished clip, in its standard deviations)",
+    "oracle": "oracle  {}   (measured in the pixels, 0 to 1)",
+}
+
+
+def run_seeds(arguments: argparse.Namespace, make: Make) -> int:
+    """Make one file a seed, each written when it is finished.
+
+    Args:
+        arguments: The options of :mod:`nrg_sampler.cli.parser`.
+        make: Samples a seed, writes its files and returns the manifest.
+
+    Returns:
+        The exit code.
+    """
+    recipe = Recipe.from_arguments(arguments)
+    first, count = arguments.seed or 0, arguments.num or 1
+    paths = output_paths(arguments.out, recipe.prompt, range(first, first + count))
+    if arguments.plan:
+        from nrg_sampler.cli import plan
+
+        return plan.run(recipe, as_json=arguments.json)
+    manifests: list[Manifest] = []
+    try:
+        sampler = Sampler(recipe)
+        for seed, path in paths.items():
+            manifests.append(make(sampler, seed, path))
+            report(manifests[-1], path, as_json=arguments.json)
+    except KeyboardInterrupt:
+        kept = f"{len(manifests)} of {count} videos are finished and kept in {next(iter(paths.values())).parent}"
+        print(f"nrg-sampler: interrupted: {kept}.", file=sys.stderr)
+        return INTERRUPTED
+    if len(manifests) > 1 and not arguments.json:
+        _print_changes(f"mean of {len(manifests)} seeds", [change for m in manifests if (change := changes(m.clips))])
+    return 0
+
+
+def output_paths(out: Path | None, prompt: str, seeds: Sequence[int]) -> dict[int, Path]:
+    """Choose a file for each seed and prove that its folder can be written, before anything is sampled.
+
+    In a folder nothing is overwritten: a taken name gets a number. A named file is replaced.
+
+    Raises:
+        ValueError: If the folder cannot be written, or one file is named for several seeds.
+    """
+    out = out or DEFAULT_FOLDER
+    if out.suffix.lower() == ".mp4":
+        if len(seeds) > 1:
+            raise ValueError(f"Expected a folder for {len(seeds)} videos, but got the file {out}; name a folder.")
+        writable_folder(out.parent)
+        return {seeds[0]: out}
+    writable_folder(out)
+    return {seed: _free(out / f"{slug(prompt)}-seed{seed}.mp4") for seed in seeds}
+
+
+def report(manifest: Manifest, path: Path, as_json: bool) -> None:
+    """Print what was written and, if there are two clips, what the guidance changed."""
+    if as_json:
+        about = {"video": str(path), "manifest": str(path.with_suffix(".json")), "change": changes(manifest.clips)}
+        clips = [{**asdict(clip), "trace": len(clip.trace)} for clip in manifest.clips]
+        print(json.dumps({**about, "seed": manifest.seed, "clips": clips}), flush=True)
+        return
+    seconds = sum(clip.seconds for clip in manifest.clips)
+    print(f"{path}  ({seconds:.1f} s, seed {manifest.seed})", flush=True)
+    change = changes(manifest.clips)
+    if change:
+        _print_changes("guided - unguided", [change])
+    if len({clip.sha256 for clip in manifest.clips}) < len(manifest.clips):
+        print("  The guidance had no effect: both videos are identical.", flush=True)
+
+
+def changes(clips: Sequence[Clip]) -> dict[str, dict[str, float]]:
+    """Subtract the first clip's scores from the last one's, by judge and axis; empty for a single clip."""
+    if len(clips) < 2:
+        return {}
+    before, after = clips[0].scores, clips[-1].scores
+    return {
+        judge: {axis: round(after[judge][axis] - value, 4) for axis, value in axes.items() if axis in after[judge]}
+        for judge, axes in before.items()
+        if judge in after
+    }
+
+
+def format_change(change: dict[str, float]) -> str:
+    """Return one line such as ``VQ +0.31 · MQ +0.05 · TA -0.02``."""
+    return " · ".join(f"{axis} {value:+.2f}" for axis, value in change.items())
+
+
+def _print_changes(title: str, found: Sequence[dict[str, Any]]) -> None:
+    if not found:
+        return
+    print(f"  {title}")
+    for judge in found[0]:
+        mean = {axis: fmean(change[judge].get(axis, 0.0) for change in found) for axis in found[0][judge]}
+        print("  " + JUDGES[judge].format(format_change(mean)), flush=True)
+
+
+def _free(path: Path) -> Path:
+    name, number = path.stem, 2
+    while path.exists() or path.with_suffix(".json").exists():
+        path = path.with_stem(f"{name}-{number}")
+        number += 1
+    return path

@@ -1,0 +1,179 @@
+"""Run a recipe: load the pipeline once, sample a seed at a time, judge what came out."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from nrg_sampler.checkpoints import BUNDLED, bundled_folder, pipeline_source, read_sampling
+from nrg_sampler.cli.recipe import Recipe
+from nrg_sampler.manifest import Clip, Manifest, model_fingerprint, versions
+from nrg_sampler.rewards import Conditioning, RewardWeights
+from nrg_sampler.video import Frames, to_uint8
+
+DEFAULT_FPS = 16  # of Wan models
+Scores = dict[str, dict[str, float]]
+
+
+class Sampler:
+    """A loaded pipeline that samples one recipe.
+
+    Args:
+        recipe: What to sample.
+
+    Raises:
+        ValueError: If the model, the reward or the prompt does not fit.
+    """
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+        self.pipe = load(recipe)
+        _check_guidance(recipe, self.pipe.reward_model)
+        self.fps = recipe.fps or float(read_sampling(pipeline_source(recipe.model)).get("fps", DEFAULT_FPS))
+        self.fingerprints = _fingerprints(recipe)
+
+    def sample(self, seed: int, name: str = "guided") -> tuple[Frames, Clip]:
+        """Sample one video.
+
+        Args:
+            seed: Of the noise; drawn on the CPU, so that every device starts from the same.
+            name: ``"guided"``, or ``"unguided"`` for the same without the reward.
+
+        Returns:
+            The frames, uint8, shape ``(T, H, W, 3)``, and what is known about them.
+        """
+        guidance = replace(self.recipe.guidance, scale=0.0) if name == "unguided" else self.recipe.guidance
+        last: dict[str, torch.Tensor] = {}
+
+        def keep(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+            last.update(tensors)
+            return {}
+
+        self.pipe.set_progress_bar_config(desc=f"seed {seed}, {name}", disable=not sys.stderr.isatty())
+        started = time.perf_counter()
+        output = self.pipe(
+            self.recipe.prompt,
+            reward_guidance=guidance,
+            generator=torch.Generator().manual_seed(seed),
+            output_type="np",
+            callback_on_step_end=keep,
+            callback_on_step_end_tensor_inputs=["latents", "prompt_embeds"],
+            **self.recipe.sampling,
+        )
+        seconds = time.perf_counter() - started
+        frames = to_uint8(output.frames[0])
+        trace = json.loads(self.pipe.trace.to_json())["steps"] if guidance.scale else []
+        return frames, Clip.of(name, frames, seconds, scores=self._judge(frames, **last), trace=trace)
+
+    def manifest(self, command: str, seed: int, clips: Sequence[Clip]) -> Manifest:
+        """Return what stands beside the file of these clips."""
+        recipe = self.recipe
+        return Manifest(
+            command=command,
+            prompt=recipe.prompt,
+            seed=seed,
+            model=recipe.model,
+            reward=recipe.reward,
+            fingerprints=self.fingerprints,
+            sampling={**self.pipe.sampling_defaults, **recipe.sampling},
+            guidance=recipe.guidance_entries(),
+            device=recipe.device,
+            dtype=recipe.dtype,
+            fps=self.fps,
+            clips=list(clips),
+            versions={**versions(), "hardware": _hardware(recipe.device)},
+        )
+
+    def _judge(self, frames: Frames, latents: torch.Tensor, prompt_embeds: torch.Tensor) -> Scores:
+        reward = self.pipe.reward_model
+        target = target_scores(reward, latents, prompt_embeds) if reward is not None else None
+        measured = oracle_scores(frames, self.recipe.prompt) if self.recipe.model == BUNDLED else None
+        return {judge: scores for judge, scores in (("reward", target), ("oracle", measured)) if scores}
+
+
+def target_scores(reward: Any, latents: torch.Tensor, prompt_embeds: torch.Tensor) -> dict[str, float]:
+    """Read the reward that guides off the finished latents, in its standard deviations.
+
+    Args:
+        reward: Any reward.
+        latents: Of one video, shape ``(1, C, T, H, W)``, sigma 0.
+        prompt_embeds: Shape ``(1, L, D)``.
+    """
+    from nrg_sampler.rewards.base import normalised
+
+    with torch.no_grad():
+        raw = reward(latents.float(), latents.new_zeros(len(latents)).float(), Conditioning(prompt_embeds.float()))
+    return _by_axis(reward.axes, normalised(reward, raw)[0])
+
+
+def oracle_scores(frames: Frames, prompt: str) -> dict[str, float] | None:
+    """Measure a clip of the bundled world in its pixels; ``None`` for a prompt outside that world.
+
+    Args:
+        frames: Shape ``(T, H, W, 3)``.
+        prompt: What was asked for.
+    """
+    from nrg_sampler.shapes.oracle import grade
+    from nrg_sampler.shapes.scenes import parse
+
+    asked = parse(prompt)
+    if asked is None:
+        return None
+    clip = torch.from_numpy(frames.copy()).permute(3, 0, 1, 2)[None] / 255  # (1, 3, T, H, W)
+    return _by_axis(("VQ", "MQ", "TA"), grade(clip, [asked])[0])
+
+
+def _by_axis(axes: Sequence[str], values: torch.Tensor) -> dict[str, float]:
+    readings = zip(axes, values.tolist(), strict=True)
+    return {axis: round(value, 4) for axis, value in readings if math.isfinite(value)}
+
+
+def load(recipe: Recipe) -> Any:
+    """Load the pipeline with its reward onto the device."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    from nrg_sampler import NRGFlowPipeline
+
+    if not sys.stderr.isatty():
+        diffusers_logging.disable_progress_bar()
+        transformers_logging.disable_progress_bar()
+    given = {} if recipe.reward is None else {"reward_model": recipe.reward}
+    pipe = NRGFlowPipeline.from_pretrained(recipe.model, dtype=getattr(torch, recipe.dtype), **given)
+    return pipe.to(recipe.device)
+
+
+def _hardware(device: str) -> str:
+    """Name what decides the order of floating-point sums."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device}, {torch.get_num_threads()} threads"
+
+
+def _check_guidance(recipe: Recipe, reward: Any) -> None:
+    """Find out before the first, unguided video what would only stop the second, guided one."""
+    if recipe.guidance.scale == 0:
+        return
+    if reward is None:
+        raise ValueError(
+            f"Expected a reward, but {recipe.model!r} comes without one; name its folder with --reward, or sample "
+            "unguided with --scale 0."
+        )
+    RewardWeights.parse(recipe.guidance.weights).resolve(reward.axes)
+
+
+def _fingerprints(recipe: Recipe) -> dict[str, str]:
+    reward = BUNDLED if recipe.reward is None and recipe.model == BUNDLED else recipe.reward
+    sources = {
+        "model": pipeline_source(recipe.model),
+        "reward": bundled_folder("reward") if reward == BUNDLED else reward,
+    }
+    found = {name: model_fingerprint(source) for name, source in sources.items() if source is not None}
+    return {name: digest for name, digest in found.items() if digest is not None}
