@@ -1,0 +1,253 @@
+"""The noise-aware latent reward: the first blocks of a video transformer, read by one learned query per axis."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from diffusers import WanTransformer3DModel
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_utils import ModelMixin
+from torch import Tensor, nn
+from torch.nn import functional
+
+from nrg_sampler.rewards.base import Conditioning
+
+# What of a transformer's config shapes the trunk; the rest (number of layers, output) is the reward's own.
+TRUNK_OPTIONS = (
+    "patch_size",
+    "num_attention_heads",
+    "attention_head_dim",
+    "in_channels",
+    "text_dim",
+    "freq_dim",
+    "ffn_dim",
+    "cross_attn_norm",
+    "qk_norm",
+    "eps",
+    "rope_max_seq_len",
+)
+
+
+class QueryRead(nn.Module):
+    """One read: queries attend to features and then think for themselves (pre-norm, residual)."""
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm = nn.LayerNorm(dim)
+        self.to_q = nn.Linear(dim, dim)
+        self.to_kv = nn.Linear(dim, 2 * dim)
+        self.to_out = nn.Linear(dim, dim)
+        self.mlp = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, 2 * dim), nn.SiLU(), nn.Linear(2 * dim, dim))
+
+    def forward(self, queries: Tensor, features: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Update queries ``(B, A, D)`` from features ``(B, N, D)``; where ``mask`` ``(B, N)`` is False is not read."""
+        query = self._split(self.to_q(self.norm(queries)))
+        key, value = (self._split(part) for part in self.to_kv(features).chunk(2, dim=-1))
+        bias = None if mask is None else mask[:, None, None]
+        read = functional.scaled_dot_product_attention(query, key, value, attn_mask=bias)  # (B, heads, A, D / heads)
+        queries = queries + self.to_out(read.transpose(1, 2).flatten(2))
+        return queries + self.mlp(queries)
+
+    def _split(self, tokens: Tensor) -> Tensor:
+        return tokens.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+
+class LatentReward(ModelMixin, ConfigMixin):  # type: ignore[misc]
+    r"""Score noisy latents on named axes, without decoding them.
+
+    The trunk is the first ``num_blocks`` blocks of the video model's own transformer, run without the prompt. One
+    learned query per axis reads its features; the axes in ``text_axes`` read the prompt first, the others are blind to
+    it by construction. The outputs are logits, trained on preference pairs under the same noise at every
+    :math:`\sigma`; their gradient is the guidance.
+
+    Args:
+        axes: Names of the axes, in output order.
+        text_axes: Those that may see the prompt.
+        num_blocks: Transformer blocks in the trunk.
+        num_reads: Rounds of reading.
+        null_tokens: Learned tokens that stand where the prompt would be in the trunk.
+        mean: Mean of each raw reward over the base model's samples.
+        std: Its standard deviation there: the unit of a calibrated reward.
+        recommended_scale: The default guidance strength, in units of which calibrated scales are given.
+        patch_size, num_attention_heads, ...: As in ``WanTransformer3DModel``.
+
+    Reference:
+        Liu et al., 2025, arXiv:2501.13918, section 4.3 (what is scored); PRFL, arXiv:2511.21541 (query attention).
+    """
+
+    _supports_gradient_checkpointing = True
+    _keep_in_fp32_modules = WanTransformer3DModel._keep_in_fp32_modules
+
+    @register_to_config
+    def __init__(
+        self,
+        axes: Sequence[str] = ("VQ", "MQ", "TA"),
+        text_axes: Sequence[str] = ("TA",),
+        num_blocks: int = 2,
+        num_reads: int = 2,
+        null_tokens: int = 2,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        recommended_scale: float = 1.0,
+        patch_size: Sequence[int] = (1, 2, 2),
+        num_attention_heads: int = 12,
+        attention_head_dim: int = 128,
+        in_channels: int = 16,
+        text_dim: int = 4096,
+        freq_dim: int = 256,
+        ffn_dim: int = 8960,
+        cross_attn_norm: bool = True,
+        qk_norm: str | None = "rms_norm_across_heads",
+        eps: float = 1e-6,
+        rope_max_seq_len: int = 1024,
+    ) -> None:
+        super().__init__()
+        if unknown := set(text_axes) - set(axes):
+            raise ValueError(f"Expected `text_axes` to be some of {', '.join(axes)}, but got {', '.join(unknown)}.")
+        trunk = WanTransformer3DModel(
+            num_layers=num_blocks, out_channels=in_channels, **{name: self.config[name] for name in TRUNK_OPTIONS}
+        )
+        dim = num_attention_heads * attention_head_dim
+        self.rope = trunk.rope
+        self.patch_embedding = trunk.patch_embedding
+        self.condition_embedder = trunk.condition_embedder
+        self.blocks = trunk.blocks
+        self.null_context = nn.Parameter(torch.randn(1, null_tokens, dim) / dim**0.5)
+        self.features_norm = nn.LayerNorm(dim)
+        self.text_norm = nn.LayerNorm(dim)
+        self.queries = nn.Parameter(torch.randn(1, len(axes), dim) / dim**0.5)
+        self.text_read = QueryRead(dim, num_attention_heads)
+        self.reads = nn.ModuleList(QueryRead(dim, num_attention_heads) for _ in range(num_reads))
+        self.heads = nn.ModuleList(
+            nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, dim), nn.SiLU(), nn.Linear(dim, 1)) for _ in axes
+        )
+        self.register_buffer("sees_text", torch.tensor([axis in text_axes for axis in axes]), persistent=False)
+        self.gradient_checkpointing = False
+
+    @classmethod
+    def from_transformer(cls, transformer: WanTransformer3DModel, num_blocks: int, **options: Any) -> LatentReward:
+        """Start a reward from the first ``num_blocks`` blocks of a video transformer.
+
+        Raises:
+            ValueError: If the transformer has fewer blocks.
+        """
+        if not 1 <= num_blocks <= len(transformer.blocks):
+            raise ValueError(
+                f"Expected `num_blocks` between 1 and {len(transformer.blocks)} (what the transformer has), "
+                f"but got {num_blocks}."
+            )
+        reward = cls(num_blocks=num_blocks, **{name: transformer.config[name] for name in TRUNK_OPTIONS}, **options)
+        own = reward.state_dict()
+        reward.load_state_dict({key: value for key, value in transformer.state_dict().items() if key in own}, strict=False)
+        return reward
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **options: Any) -> LatentReward:
+        """Load a reward as diffusers loads a model; frozen, since only its input is ever differentiated."""
+        reward: LatentReward = super().from_pretrained(*args, **options)
+        return reward.requires_grad_(False).eval()
+
+    @property
+    def axes(self) -> tuple[str, ...]:
+        return tuple(self.config.axes)
+
+    @property
+    def mean(self) -> tuple[float, ...]:
+        return tuple(self.config.mean or (0.0,) * len(self.axes))
+
+    @property
+    def std(self) -> tuple[float, ...]:
+        return tuple(self.config.std or (1.0,) * len(self.axes))
+
+    @property
+    def recommended_scale(self) -> float:
+        return float(self.config.recommended_scale)
+
+    def check_compatible(self, pipe: Any) -> None:
+        """Refuse a pipeline with other latents or another text encoder.
+
+        Raises:
+            ValueError: If channels or text width differ.
+        """
+        transformer = getattr(pipe, "transformer", None) or getattr(pipe, "transformer_2", None)
+        config = getattr(transformer, "config", None)
+        for name, meaning in (("in_channels", "latent channels"), ("text_dim", "numbers per prompt token")):
+            theirs = getattr(config, name, None)
+            if theirs is not None and theirs != self.config[name]:
+                raise ValueError(
+                    f"Expected a pipeline with {self.config[name]} {meaning}, as this reward was trained on, but "
+                    f"{type(pipe).__name__} has {theirs}; use a reward that was trained for this pipeline's latents."
+                )
+
+    def forward(self, latents: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
+        """Score latents.
+
+        Args:
+            latents: Noisy latents, normalised as the pipeline has them, shape ``(B, C, T, H, W)``.
+            sigma: Noise level in ``[0, 1]``, 1 is pure noise, shape ``(B,)``.
+            conditioning: ``prompt_embeds`` of shape ``(B, L, text_dim)``; all-zero tokens are padding.
+
+        Returns:
+            Raw rewards (logits), float32, shape ``(B, axes)``.
+
+        Raises:
+            ValueError: If shapes do not fit the config, or a text axis finds no prompt.
+        """
+        self._check(latents, conditioning)
+        dtype = self.patch_embedding.weight.dtype
+        features = self._features(latents.to(dtype), sigma.to(latents.device).expand(len(latents)))
+        queries = self.queries.expand(len(latents), -1, -1)  # (B, A, D)
+        if self.sees_text.any():
+            text, mask = self._text(conditioning, dtype)
+            queries = torch.where(self.sees_text[:, None], self.text_read(queries, text, mask), queries)
+        for read in self.reads:
+            queries = read(queries, features)
+        return torch.cat([head(queries[:, axis]) for axis, head in enumerate(self.heads)], dim=1).float()
+
+    def _features(self, latents: Tensor, sigma: Tensor) -> Tensor:
+        """Block features, shape ``(B, N, D)``, of noisy latents without a prompt."""
+        hidden = self.patch_embedding(latents).flatten(2).transpose(1, 2).contiguous()  # (B, N, D)
+        rotary = self.rope(latents)
+        embedder = self.condition_embedder
+        frequencies = embedder.timesteps_proj(sigma * 1000)
+        time = embedder.time_embedder(frequencies.to(next(embedder.time_embedder.parameters()).dtype))
+        modulation = embedder.time_proj(embedder.act_fn(time.to(hidden.dtype))).unflatten(1, (6, -1))  # (B, 6, D)
+        context = self.null_context.to(hidden.dtype).expand(len(latents), -1, -1)
+        for block in self.blocks:
+            if torch.is_grad_enabled() and self.gradient_checkpointing:
+                hidden = self._gradient_checkpointing_func(block, hidden, context, modulation, rotary)
+            else:
+                hidden = block(hidden, context, modulation, rotary)
+        return self.features_norm(hidden)
+
+    def _text(self, conditioning: Conditioning, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Projected prompt tokens ``(B, L, D)`` and which of them count ``(B, L)``."""
+        embeds = conditioning.prompt_embeds
+        assert embeds is not None  # checked in forward
+        mask = (embeds != 0).any(dim=-1) if conditioning.prompt_mask is None else conditioning.prompt_mask.bool()
+        mask = mask | (torch.arange(mask.shape[1], device=mask.device) == 0)  # a row that reads nothing would be NaN
+        return self.text_norm(self.condition_embedder.text_embedder(embeds.to(dtype))), mask
+
+    def _check(self, latents: Tensor, conditioning: Conditioning) -> None:
+        if latents.ndim != 5 or latents.shape[1] != self.config.in_channels:
+            raise ValueError(
+                f"Expected latents of shape (B, {self.config.in_channels}, T, H, W), but got {tuple(latents.shape)}."
+            )
+        multiples = self.config.patch_size
+        if any(size % multiple for size, multiple in zip(latents.shape[2:], multiples, strict=True)):
+            raise ValueError(
+                f"Expected latent sizes that are multiples of {tuple(multiples)}, but got {tuple(latents.shape[2:])}."
+            )
+        embeds = conditioning.prompt_embeds
+        if not self.sees_text.any():
+            return
+        if embeds is None or embeds.shape[-1] != self.config.text_dim:
+            raise ValueError(
+                f"Expected `prompt_embeds` of shape (B, L, {self.config.text_dim}) for the axes that read the prompt, "
+                f"but got {None if embeds is None else tuple(embeds.shape)}."
+            )
+
+

@@ -1,0 +1,1 @@
+"""Preference pairs become a reward."""
