@@ -6,10 +6,9 @@ import math
 import random
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers.models.transformers.transformer_wan import WanAttnProcessor
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -47,26 +46,44 @@ def new_transformer() -> WanTransformer3DModel:
     )
 
 
-class PaddedTextProcessor(WanAttnProcessor):
-    """Cross-attention to a short context as if it were padded with zeros to a longer one.
+class TrainingAttention:
+    """Wan's attention, twice as fast to train on a CPU, to a short prompt as if it were padded to a long one.
 
-    ``WanPipeline`` pads every prompt to 512 positions whose keys are all the same. A padding key that stands for
-    ``n`` of them gets ``log n`` added to its logits: the same softmax, without 490 idle keys in every training step.
+    With a hundred tokens plain matrix products beat fused attention backward. And ``WanPipeline`` pads every prompt to
+    512 positions whose keys are all the same: a padding key that stands for ``n`` of them gets ``log n`` added to its
+    logits, which is the same softmax without 490 idle keys.
     """
 
-    bias: Tensor | None = None
+    bias: Tensor | None = None  # for cross-attention, see `padding_bias`
 
     def __call__(
         self,
-        attn: nn.Module,
+        attn: Any,
         hidden_states: Tensor,
         encoder_hidden_states: Tensor | None = None,
         attention_mask: Tensor | None = None,
         rotary_emb: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
+        context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+        query = attn.norm_q(attn.to_q(hidden_states)).unflatten(2, (attn.heads, -1))  # (B, N, heads, d)
+        key = attn.norm_k(attn.to_k(context)).unflatten(2, (attn.heads, -1))
+        value = attn.to_v(context).unflatten(2, (attn.heads, -1))
+        if rotary_emb is not None:
+            query, key = _rotate(query, *rotary_emb), _rotate(key, *rotary_emb)
+        query, key, value = (part.transpose(1, 2) for part in (query, key, value))
+        logits = query @ key.mT * query.shape[-1] ** -0.5  # (B, heads, N, L)
         if encoder_hidden_states is not None and self.bias is not None:
-            attention_mask = self.bias.to(hidden_states.dtype)
-        return super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask, rotary_emb)
+            logits = logits + self.bias
+        read = logits.softmax(dim=-1).to(value.dtype) @ value
+        output: Tensor = attn.to_out[0](read.transpose(1, 2).flatten(2))
+        return output
+
+
+def _rotate(tokens: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate pairs of neighbouring numbers, as ``WanAttnProcessor`` does, shape ``(B, N, heads, d)``."""
+    first, second = tokens.unflatten(-1, (-1, 2)).unbind(-1)
+    cos, sin = cos[..., 0::2], sin[..., 1::2]
+    return torch.stack([first * cos - second * sin, first * sin + second * cos], dim=-1).flatten(-2).type_as(tokens)
 
 
 def padding_bias(mask: Tensor, length: int) -> Tensor:
@@ -112,7 +129,7 @@ def cache_latents(vae: AutoencoderKLWan, prompts: list[Prompt], file: Path, seed
 
 
 def train_base(
-    folder: Path, steps: int = 9000, batch: int = 32, clips: int = 12000, seed: int = 0, device: str = "cpu"
+    folder: Path, steps: int = 5600, batch: int = 32, clips: int = 10000, seed: int = 0, device: str = "cpu"
 ) -> Iterator[dict[str, float]]:
     """Train on rendered clips of the training split and save ``folder/transformer``; needs the vae and text stages."""
     from diffusers import AutoencoderKLWan
@@ -128,9 +145,10 @@ def train_base(
 
     torch.manual_seed(seed)
     transformer = new_transformer().to(device)
-    processors = [PaddedTextProcessor() for _ in transformer.blocks]
-    for block, processor in zip(transformer.blocks, processors, strict=True):
-        block.attn2.set_processor(processor)
+    attention = TrainingAttention()
+    for block in transformer.blocks:
+        block.attn1.set_processor(attention)
+        block.attn2.set_processor(attention)
 
     def loss(step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         rng = random.Random(seed * 1_000_003 + step)
@@ -139,8 +157,7 @@ def train_base(
         with torch.no_grad():
             embeds, mask = encode_text(tokenizer, text_encoder, texts)
             embeds, mask = fixed_length(embeds, mask)
-        for processor in processors:
-            processor.bias = padding_bias(mask, rng.choice(CONTEXT_LENGTHS))
+        attention.bias = padding_bias(mask, rng.choice(CONTEXT_LENGTHS))
         clean = latents[rows].float().to(device)
         noise = torch.randn(clean.shape, generator=generator).to(device)
         sigma = torch.sigmoid(torch.randn(batch, generator=generator) * 1.1 + 0.4).to(device)
@@ -150,8 +167,6 @@ def train_base(
 
     optimizers = new_optimizers(transformer)
     yield from fit(transformer, loss, optimizers, LoopSettings(steps, warmup=200, seed=seed), folder / "base.pt")
-    for block in transformer.blocks:
-        block.attn2.set_processor(WanAttnProcessor())
     transformer.to("cpu").save_pretrained(folder / "transformer")
 
 

@@ -70,15 +70,20 @@ def clips(seed: int, count: int, crop: int | None = CROP, frames: int = CLIP_FRA
 
 
 def train_vae(
-    folder: Path, steps: int = 4200, batch: int = 32, seed: int = 0, device: str = "cpu"
+    folder: Path, steps: int = 5000, batch: int = 32, seed: int = 0, device: str = "cpu"
 ) -> Iterator[dict[str, float]]:
-    """Train on rendered clips of the training split and save to ``folder/vae``; the last fifth sees whole pictures."""
+    """Train on rendered clips of the training split and save to ``folder/vae``.
+
+    The last sixth sees whole clips: in crops of five frames no latent has ever looked back on more than four.
+    """
     torch.manual_seed(seed)
     vae = new_vae().to(device)
 
     def loss(step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        whole = step > 0.85 * steps
-        pixels = clips(seed * 1_000_003 + step, batch // 4 if whole else batch, None if whole else CROP).to(device)
+        if step < 5 / 6 * steps:
+            pixels = clips(seed * 1_000_003 + step, batch).to(device)
+        else:
+            pixels = clips(seed * 1_000_003 + step, batch // 8, crop=None, frames=NUM_FRAMES).to(device)
         with torch.autocast(torch.device(device).type, torch.bfloat16):
             posterior = vae.encode(pixels).latent_dist
             mean, logvar = posterior.mean.float(), posterior.logvar.float()
