@@ -32,8 +32,6 @@ def test_training_attention_equals_the_stock_model_on_a_padded_prompt(length):
     assert (other - stock).abs().max() > 1e-4  # the bias matters, so the test above can fail
 
 
-
-
 def train(folder, stop_after=None, steps=30):
     torch.manual_seed(0)
     model = nn.Linear(3, 1)

@@ -44,9 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
     sampling = {} if arguments.steps is None else {"num_inference_steps": arguments.steps}
     stem = arguments.out / f"{arguments.suite}-{arguments.split}"
     graded = grade_arms(pipe, arms, chosen[: arguments.n], stem.with_suffix(".csv"), batch=arguments.batch, **sampling)
-    summary = summarise(
-        arguments.suite, arms, [clip for clip in tqdm(graded, total=arguments.n * len(arms), unit="clip")]
-    )
+    summary = summarise(arguments.suite, arms, list(tqdm(graded, total=arguments.n * len(arms), unit="clip")))
     stem.with_suffix(".json").write_text(json.dumps(summary, indent=2) + "\n")
     stem.with_suffix(".md").write_text(markdown(summary) + "\n")
     print(json.dumps(summary) if arguments.json else markdown(summary))

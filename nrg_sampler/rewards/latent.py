@@ -49,13 +49,15 @@ class QueryRead(nn.Module):
         bias = None if mask is None else mask[:, None, None]
         read = functional.scaled_dot_product_attention(query, key, value, attn_mask=bias)  # (B, heads, A, D / heads)
         queries = queries + self.to_out(read.transpose(1, 2).flatten(2))
-        return queries + self.mlp(queries)
+        updated: Tensor = queries + self.mlp(queries)
+        return updated
 
     def _split(self, tokens: Tensor) -> Tensor:
-        return tokens.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        split: Tensor = tokens.unflatten(-1, (self.heads, -1))
+        return split.transpose(1, 2)
 
 
-class LatentReward(ModelMixin, ConfigMixin):  # type: ignore[misc]
+class LatentReward(ModelMixin, ConfigMixin):
     r"""Score noisy latents on named axes, without decoding them.
 
     The trunk is the first ``num_blocks`` blocks of the video model's own transformer, run without the prompt. One
@@ -141,14 +143,17 @@ class LatentReward(ModelMixin, ConfigMixin):  # type: ignore[misc]
             )
         reward = cls(num_blocks=num_blocks, **{name: transformer.config[name] for name in TRUNK_OPTIONS}, **options)
         own = reward.state_dict()
-        reward.load_state_dict({key: value for key, value in transformer.state_dict().items() if key in own}, strict=False)
+        reward.load_state_dict(
+            {key: value for key, value in transformer.state_dict().items() if key in own}, strict=False
+        )
         return reward
 
     @classmethod
     def from_pretrained(cls, *args: Any, **options: Any) -> LatentReward:
         """Load a reward as diffusers loads a model; frozen, since only its input is ever differentiated."""
         reward: LatentReward = super().from_pretrained(*args, **options)
-        return reward.requires_grad_(False).eval()
+        reward.requires_grad_(False).eval()
+        return reward
 
     @property
     def axes(self) -> tuple[str, ...]:
@@ -221,7 +226,8 @@ class LatentReward(ModelMixin, ConfigMixin):  # type: ignore[misc]
                 hidden = self._gradient_checkpointing_func(block, hidden, context, modulation, rotary)
             else:
                 hidden = block(hidden, context, modulation, rotary)
-        return self.features_norm(hidden)
+        features: Tensor = self.features_norm(hidden)
+        return features
 
     def _text(self, conditioning: Conditioning, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Projected prompt tokens ``(B, L, D)`` and which of them count ``(B, L)``."""
@@ -249,5 +255,3 @@ class LatentReward(ModelMixin, ConfigMixin):  # type: ignore[misc]
                 f"Expected `prompt_embeds` of shape (B, L, {self.config.text_dim}) for the axes that read the prompt, "
                 f"but got {None if embeds is None else tuple(embeds.shape)}."
             )
-
-

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from nrg_sampler.shapes.render import CHECKER_PERIOD, STRIPE_PERIOD, Drawing, coverage, pixel_grid
-from nrg_sampler.shapes.scenes import ATTRIBUTES, BACKGROUNDS, COLORS, MOTIONS, SHAPES, SIZES, Prompt
+from nrg_sampler.shapes.scenes import ATTRIBUTES, BACKGROUNDS, COLORS, MOTIONS, SIZES, Prompt
 
 AXES = ("VQ", "MQ", "TA")
 AREA = (2.659, 2.560, 1.299, 1.323, 2.199)  # of each shape of circumscribed radius 1
@@ -62,7 +62,9 @@ class Measurement:
         """MQ, ``(B,)`` in ``[0, 1]``: a smooth path, steady colour, size and background, and movement at all."""
         found = self.details
         steady = (
-            0.4 * found["path"] + 0.2 * found["steady_size"] + 0.2 * found["steady_color"]
+            0.4 * found["path"]
+            + 0.2 * found["steady_size"]
+            + 0.2 * found["steady_color"]
             + 0.2 * found["steady_background"]
         )
         return self.visible * found["movement"] * steady
@@ -124,7 +126,7 @@ def measure(clips: Tensor) -> Measurement:
         "background": patterns,
         "size": torch.stack([0.16 - middle, middle - 0.16], dim=1).div(0.01).softmax(dim=1),
     }
-    travel = (center.diff(dim=1).norm(dim=-1).sum(dim=1) + SIZE_UNIT * radius.log().diff(dim=1).abs().sum(dim=1))
+    travel = center.diff(dim=1).norm(dim=-1).sum(dim=1) + SIZE_UNIT * radius.log().diff(dim=1).abs().sum(dim=1)
     details = {
         "outline": overlap.amax(dim=1),
         "sharpness": _sharpness(mask, outline),
@@ -300,15 +302,17 @@ def _fit_backdrop(clips: Tensor, mask: Tensor, grid: Tensor) -> tuple[Tensor, Te
         residuals.append(residual)
     fit = torch.stack(logits, dim=1)
     best = torch.stack(residuals, dim=1).gather(1, fit.argmax(dim=1, keepdim=True))[:, 0]
-    grain = (((clips - image[:, :, None]) * seen).pow(2).sum(dim=(1, 2, 3, 4)) / (3 * seen.sum(dim=(1, 2, 3, 4)))
-             .clamp(min=1)).sqrt()
+    grain = (
+        ((clips - image[:, :, None]) * seen).pow(2).sum(dim=(1, 2, 3, 4))
+        / (3 * seen.sum(dim=(1, 2, 3, 4))).clamp(min=1)
+    ).sqrt()
     return torch.sqrt(best**2 + grain**2), fit.softmax(dim=1), image
 
 
 def _beside(mask: Tensor) -> Tensor:
     """Pixels at least two away from the shape, ``(B, T, H, W)``, 0 or 1."""
     near = functional.max_pool2d((mask > 0.05).float().flatten(0, 1)[:, None], 5, stride=1, padding=2)
-    return 1 - near[:, 0].unflatten(0, mask.shape[:2])
+    return 1 - near.view_as(mask)
 
 
 def _sharpness(mask: Tensor, outline: Tensor) -> Tensor:

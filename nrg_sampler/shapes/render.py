@@ -95,8 +95,10 @@ def signed_distance(shape: Tensor, points: Tensor) -> Tensor:
     triangle = torch.maximum(x.abs() * (math.sqrt(3) / 2) - y / 2, y) - 0.50  # points up, centred on its centroid
     ring = (length - 0.70).abs() - 0.25
     distances = (circle, square, triangle, _star(x, y), ring)
-    return sum((torch.where(shape == index, value, torch.zeros_like(value)) for index, value in enumerate(distances)),
-               torch.zeros_like(x))
+    return sum(
+        (torch.where(shape == index, value, torch.zeros_like(value)) for index, value in enumerate(distances)),
+        torch.zeros_like(x),
+    )
 
 
 def _star(x: Tensor, y: Tensor, inner: float = 0.45) -> Tensor:

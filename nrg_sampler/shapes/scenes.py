@@ -11,6 +11,7 @@ import itertools
 import math
 import random
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 SHAPES = ("circle", "square", "triangle", "star", "ring")
@@ -215,7 +216,7 @@ def parse(text: str) -> Prompt | None:
     words = words_of(text)
     sentence = f" {' '.join(words)} "
 
-    def named(phrases: dict[str, tuple[str, ...]]) -> list[str]:
+    def named(phrases: Mapping[str, tuple[str, ...]]) -> list[str]:
         return [name for name, options in phrases.items() if any(f" {option} " in sentence for option in options)]
 
     nouns = sentence  # a "clockwise circle" is a motion, not a shape

@@ -45,7 +45,9 @@ def main() -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("stage", choices=(*STAGES, "bundle"), help="`bundle` puts the parts together in half precision")
+    parser.add_argument(
+        "stage", choices=(*STAGES, "bundle"), help="`bundle` puts the parts together in half precision"
+    )
     parser.add_argument("--out", type=Path, default=Path("shapes-training"), help="folder for checkpoints and models")
     parser.add_argument("--steps", type=int, help="optimiser steps (default: the bundled model's)")
     parser.add_argument("--batch", type=int, help="clips a step (default: the bundled model's)")

@@ -129,7 +129,7 @@ def cache_latents(vae: AutoencoderKLWan, prompts: list[Prompt], file: Path, seed
 
 
 def train_base(
-    folder: Path, steps: int = 5600, batch: int = 32, clips: int = 10000, seed: int = 0, device: str = "cpu"
+    folder: Path, steps: int = 4800, batch: int = 32, clips: int = 10000, seed: int = 0, device: str = "cpu"
 ) -> Iterator[dict[str, float]]:
     """Train on rendered clips of the training split and save ``folder/transformer``; needs the vae and text stages."""
     from diffusers import AutoencoderKLWan
@@ -178,7 +178,8 @@ def fixed_length(embeds: Tensor, mask: Tensor, length: int = TOKENS) -> tuple[Te
 
 def new_optimizers(model: nn.Module, lr: float = 1.5e-3) -> list[torch.optim.Optimizer]:
     """Muon for the matrices inside the blocks, AdamW for everything else."""
-    matrices, rest = [], []
+    matrices: list[nn.Parameter] = []
+    rest: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         inside = "blocks" in name and parameter.ndim == 2 and name.endswith("weight")
         (matrices if inside else rest).append(parameter)

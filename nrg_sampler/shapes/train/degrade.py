@@ -52,7 +52,7 @@ def blur(clips: Tensor, severity: float) -> Tensor:
     kernel = (kernel / kernel.sum()).expand(3, 1, -1)
     frames = functional.pad(clips.transpose(1, 2).flatten(0, 1), (6, 6, 6, 6), mode="replicate")
     frames = functional.conv2d(functional.conv2d(frames, kernel[:, :, None], groups=3), kernel[..., None], groups=3)
-    return frames.unflatten(0, (len(clips), -1)).transpose(1, 2)
+    return frames.view_as(clips.transpose(1, 2)).transpose(1, 2)
 
 
 def grain(clips: Tensor, severity: float) -> Tensor:

@@ -112,10 +112,15 @@ def fit(
         with torch.no_grad():
             for kept, new in zip(average.parameters(), model.parameters(), strict=True):
                 kept.lerp_(new, 1 - decay)
-            for kept, new in zip(average.buffers(), model.buffers(), strict=True):
-                kept.copy_(new)
-        yield {"step": step, "loss": value.item(), "grad_norm": norm.item(), **numbers,
-               "seconds": time.monotonic() - started}
+            for stored_buffer, buffer in zip(average.buffers(), model.buffers(), strict=True):
+                stored_buffer.copy_(buffer)
+        yield {
+            "step": step,
+            "loss": value.item(),
+            "grad_norm": norm.item(),
+            **numbers,
+            "seconds": time.monotonic() - started,
+        }
         if time.monotonic() - saved_at > settings.save_every:
             save()
             saved_at = time.monotonic()

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from nrg_sampler.shapes.oracle import Measurement, measure
-from nrg_sampler.shapes.scenes import Prompt, caption, prompts, sample_prompt
+from nrg_sampler.shapes.scenes import caption, prompts, sample_prompt
 from nrg_sampler.shapes.train.base import encode_clips
 from nrg_sampler.shapes.train.degrade import degraded_clip
 from nrg_sampler.shapes.train.text import attribute_labels
@@ -117,8 +117,12 @@ def sample_latents(
     sizes = {"height": 64, "width": 64, "num_frames": 13, "max_sequence_length": 32}
     with torch.autocast(pipe.device.type, torch.bfloat16):
         output = pipe(
-            captions, num_inference_steps=steps, guidance_scale=guidance_scale, generator=generator,
-            output_type="latent", **sizes,
+            captions,
+            num_inference_steps=steps,
+            guidance_scale=guidance_scale,
+            generator=generator,
+            output_type="latent",
+            **sizes,
         )
     latents: Tensor = output.frames.float()
     return latents
@@ -132,4 +136,5 @@ def decode_latents(pipe: WanPipeline, latents: Tensor) -> Tensor:
     std = torch.tensor(config.latents_std, device=latents.device).view(1, -1, 1, 1, 1)
     with torch.autocast(latents.device.type, torch.bfloat16):
         clips = pipe.vae.decode(latents * std + mean).sample
-    return (clips.float() / 2 + 0.5).clamp(0, 1)
+    pixels: Tensor = clips.float() / 2 + 0.5
+    return pixels.clamp(0, 1)

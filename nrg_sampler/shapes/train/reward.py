@@ -101,22 +101,22 @@ def prepare_pools(
 ) -> Iterator[dict[str, float]]:
     """Make the training and held-out pools that are not there yet."""
     for split, share in (("train", 1.0), ("validation", 0.15)):
-        for name, maker in (
-            ("rendered", lambda file: rendered_pool(pipe, int(rendered * share), split, seed, file)),  # noqa: B023
-            ("sampled", lambda file: sampled_pool(pipe, int(sampled * share), 4, split, seed, file)),  # noqa: B023
-        ):
-            file = folder / f"pool-{name}-{split}.safetensors"
-            if not file.exists():
-                for count in maker(file):
-                    yield {"step": 0, name: count}
+        file = folder / f"pool-rendered-{split}.safetensors"
+        if not file.exists():
+            for count in rendered_pool(pipe, int(rendered * share), split, seed, file):
+                yield {"step": 0, "rendered": count}
+        file = folder / f"pool-sampled-{split}.safetensors"
+        if not file.exists():
+            for count in sampled_pool(pipe, int(sampled * share), GROUP, split, seed, file):
+                yield {"step": 0, "sampled": count}
 
 
 def train_reward(
     folder: Path,
     steps: int = 2500,
     batch: int = 64,
-    rendered: int = 4000,
-    sampled: int = 2000,
+    rendered: int = 2000,
+    sampled: int = 1200,
     seed: int = 0,
     device: str = "cpu",
 ) -> Iterator[dict[str, float]]:
@@ -184,7 +184,7 @@ def rate(
     conditioning = Conditioning(embeds.repeat_interleave(GROUP, dim=0), mask.repeat_interleave(GROUP, dim=0))
     with torch.autocast(device.type, torch.bfloat16):
         raw = reward(noised(clean, noise, noise_level), noise_level, conditioning)
-    return raw.float().unflatten(0, (groups, GROUP))
+    return raw.float().view(groups, GROUP, -1)
 
 
 @torch.no_grad()
@@ -212,8 +212,10 @@ def accuracy_by_sigma(
         clear = truth.abs() > TIE
         right = (guess.sign() == truth.sign()) & clear
         table[f"{bounds[0]:.1f}-{bounds[1]:.1f}"] = {
-            axis: {"accuracy": (right[..., index].sum() / clear[..., index].sum()).item(),
-                   "pairs": int(clear[..., index].sum())}
+            axis: {
+                "accuracy": (right[..., index].sum() / clear[..., index].sum()).item(),
+                "pairs": int(clear[..., index].sum()),
+            }
             for index, axis in enumerate(AXES)
         }
     return table

@@ -96,7 +96,8 @@ def train_text(
     """Train the text encoder on captions of the training split and save it with its tokenizer."""
     torch.manual_seed(seed)
     tokenizer = new_tokenizer()
-    reader = AttributeReader(new_text_encoder(len(tokenizer))).to(device)
+    text_encoder = new_text_encoder(len(tokenizer))
+    reader = AttributeReader(text_encoder).to(device)
 
     def loss(step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         rng = random.Random(seed * 1_000_003 + step)
@@ -116,4 +117,4 @@ def train_text(
     optimizer = torch.optim.AdamW(reader.parameters(), lr=2e-3, weight_decay=1e-3)
     yield from fit(reader, loss, [optimizer], LoopSettings(steps, ema=0.99, seed=seed), folder / "text.pt")
     tokenizer.save_pretrained(folder / "tokenizer")
-    reader.text_encoder.to("cpu").save_pretrained(folder / "text_encoder")
+    text_encoder.to("cpu").save_pretrained(folder / "text_encoder")

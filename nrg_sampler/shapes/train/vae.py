@@ -120,7 +120,8 @@ def decode_unclamped(vae: AutoencoderKLWan, latents: Tensor) -> Tensor:
             )
         )
     vae.clear_cache()
-    return unpatchify(torch.cat(frames, dim=2), patch_size=PATCH)
+    decoded: Tensor = unpatchify(torch.cat(frames, dim=2), patch_size=PATCH)
+    return decoded
 
 
 @torch.no_grad()
