@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from nrg_sampler.evaluation.arms import Arm
+from nrg_sampler.files import replacing
 from nrg_sampler.shapes.oracle import AXES, grade
 from nrg_sampler.shapes.scenes import Prompt, caption
 
@@ -75,12 +76,14 @@ def grade_arms(
         sampling: Further arguments of the pipeline, the same in every arm.
     """
     done = {(graded.arm, graded.index): graded for graded in read_grades(file)}
+    # An interrupted run may have left half a line at the end: start from the whole ones.
+    with replacing(file) as partial, open(partial, "w", newline="") as stream:
+        writer = csv.DictWriter(stream, COLUMNS)
+        writer.writeheader()
+        writer.writerows(graded.row() for graded in done.values())
     yield from done.values()
-    new = not file.exists()
     with open(file, "a", newline="") as stream:
         writer = csv.DictWriter(stream, COLUMNS)
-        if new:
-            writer.writeheader()
         # Arms in turn within a batch of prompts, so that an early stop leaves complete pairs.
         for start in range(0, len(prompts), batch):
             for arm in arms:

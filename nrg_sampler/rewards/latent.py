@@ -205,7 +205,7 @@ class LatentReward(ModelMixin, ConfigMixin):
         dtype = self.patch_embedding.weight.dtype
         features = self._features(latents.to(dtype), sigma.to(latents.device).expand(len(latents)))
         queries = self.queries.expand(len(latents), -1, -1)  # (B, A, D)
-        if self.sees_text.any():
+        if self.config.text_axes:
             text, mask = self._text(conditioning, dtype)
             queries = torch.where(self.sees_text[:, None], self.text_read(queries, text, mask), queries)
         for read in self.reads:
@@ -248,7 +248,7 @@ class LatentReward(ModelMixin, ConfigMixin):
                 f"Expected latent sizes that are multiples of {tuple(multiples)}, but got {tuple(latents.shape[2:])}."
             )
         embeds = conditioning.prompt_embeds
-        if not self.sees_text.any():
+        if not self.config.text_axes:
             return
         if embeds is None or embeds.shape[-1] != self.config.text_dim:
             raise ValueError(

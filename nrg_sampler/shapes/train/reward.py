@@ -17,7 +17,7 @@ from nrg_sampler.rewards.base import Conditioning
 from nrg_sampler.rewards.latent import LatentReward
 from nrg_sampler.shapes.oracle import ATTRIBUTE_WEIGHTS, AXES
 from nrg_sampler.shapes.scenes import ATTRIBUTES, SIZES, Prompt, caption
-from nrg_sampler.shapes.train.base import fixed_length, new_optimizers
+from nrg_sampler.shapes.train.base import TrainingAttention, fixed_length, new_optimizers
 from nrg_sampler.shapes.train.loop import LoopSettings, fit
 from nrg_sampler.shapes.train.pool import ATTRIBUTE_ORDER, Pool, rendered_pool, sampled_pool
 from nrg_sampler.shapes.train.text import encode_text
@@ -140,6 +140,9 @@ def train_reward(
     sampler = PairSampler(pool)
     torch.manual_seed(seed)
     reward = LatentReward.from_transformer(pipe.transformer, NUM_BLOCKS, axes=AXES, text_axes=("TA",)).to(device)
+    for block in reward.blocks:
+        block.attn1.set_processor(TrainingAttention())
+        block.attn2.set_processor(TrainingAttention())
 
     def loss(step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         rng = random.Random(seed * 1_000_003 + step)

@@ -1,0 +1,120 @@
+"""The bundled model: what a newcomer gets, and the figures its cards promise, on a few held-out prompts."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+import torch
+
+import nrg_sampler.shapes
+from nrg_sampler import NRGFlowPipeline
+from nrg_sampler.checkpoints import bundled_folder
+from nrg_sampler.shapes.oracle import measure
+from nrg_sampler.shapes.render import draw, render
+from nrg_sampler.shapes.scenes import ATTRIBUTES, caption, prompts, sample_scene
+
+WEIGHTS = Path(nrg_sampler.shapes.__file__).parent / "weights"
+
+
+@pytest.fixture(scope="module")
+def shapes():
+    pipe = NRGFlowPipeline.from_pretrained("shapes")
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def test_weights_fit_the_promised_size_and_have_cards():
+    size = sum(file.stat().st_size for file in WEIGHTS.rglob("*.safetensors"))
+    assert 0 < size <= 32e6
+    for part in ("pipeline", "reward"):
+        assert (WEIGHTS / part / "README.md").read_text().startswith("---\n")
+
+
+def test_without_sizes_it_samples_what_it_was_trained_on(shapes):
+    frames = shapes("a red circle moving right", num_inference_steps=2, generator=generator()).frames[0]
+    assert frames.shape == (13, 64, 64, 3)
+
+
+def test_stock_diffusers_loads_and_samples_it():
+    from diffusers import WanPipeline
+
+    pipe = WanPipeline.from_pretrained(bundled_folder("pipeline"), dtype=torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+    frames = pipe(
+        "a red circle moving right", height=64, width=64, num_frames=13, num_inference_steps=2, generator=generator()
+    ).frames[0]
+    assert frames.shape == (13, 64, 64, 3)
+
+
+@pytest.mark.parametrize("scheduler", ["euler", "unipc"])
+def test_scale_zero_is_bit_identical_to_stock(shapes, scheduler):
+    from diffusers import UniPCMultistepScheduler, WanPipeline
+
+    stock = WanPipeline.from_pretrained(bundled_folder("pipeline"), dtype=torch.float32)
+    guided = NRGFlowPipeline.from_pretrained("shapes")
+    if scheduler == "unipc":
+        for pipe in (stock, guided):
+            pipe.scheduler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True)
+    settings = {"height": 64, "width": 64, "num_frames": 13, "num_inference_steps": 4, "output_type": "latent"}
+    settings |= {"max_sequence_length": 32, "guidance_scale": 4.0}
+    for pipe in (stock, guided):
+        pipe.set_progress_bar_config(disable=True)
+    prompt = "a blue star moving up"
+    expected = stock(prompt, generator=generator(), **settings).frames
+    assert torch.equal(guided(prompt, reward_scale=0, generator=generator(), **settings).frames, expected)
+    assert not torch.equal(guided(prompt, reward_scale=1, generator=generator(), **settings).frames, expected)
+    assert torch.equal(guided(prompt, reward_scale=0, generator=generator(), **settings).frames, expected)
+
+
+def test_prompt_length_hardly_matters(shapes):
+    """512 is what stock WanPipeline pads to; the model was trained not to tell it from the default."""
+    runs = [
+        shapes(
+            "a green ring growing", reward_scale=0, num_inference_steps=4, max_sequence_length=length,
+            generator=generator(), output_type="latent",
+        ).frames
+        for length in (32, 512)
+    ]  # fmt: skip
+    assert (runs[0] - runs[1]).pow(2).mean().sqrt() < 0.25
+
+
+def test_unknown_words_are_named(shapes):
+    with pytest.raises(ValueError, match="unicorn"):
+        shapes("a red unicorn moving right", num_inference_steps=1)
+
+
+def test_autoencoder_keeps_clips_and_their_attributes(shapes):
+    rng = random.Random(0)
+    scenes = [sample_scene(prompt, rng) for prompt in prompts("test")[:40]]
+    clips = render(draw(scenes))
+    with torch.no_grad():
+        decoded = torch.cat(
+            [
+                shapes.vae.decode(shapes.vae.encode(part * 2 - 1).latent_dist.mode()).sample.div(2).add(0.5).clamp(0, 1)
+                for part in clips.split(10)
+            ]
+        )
+    psnr = -10 * (decoded - clips).pow(2).mean(dim=(1, 2, 3, 4)).log10()
+    assert psnr.mean() >= 30
+    found = measure(decoded).read()
+    right = [getattr(a, name) == getattr(s.prompt, name) for a, s in zip(found, scenes, strict=True) for name in ATTRIBUTES]
+    assert sum(right) / len(right) >= 0.97
+
+
+def test_guidance_raises_the_reward_it_follows(shapes):
+    texts = [caption(prompt) for prompt in prompts("validation")[:4]]
+    seeds = [generator(seed) for seed in range(4)]
+
+    def final_reward(scale):
+        for seed, one in enumerate(seeds):
+            one.manual_seed(seed)
+        shapes(texts, reward_weights="0:0:1", reward_scale=scale, generator=seeds, output_type="latent")
+        return shapes.trace.rows()[-1]["reward"]["TA"] if scale else None
+
+    assert final_reward(1.0) > final_reward(-1.0)

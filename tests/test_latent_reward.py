@@ -1,0 +1,126 @@
+"""The latent reward: what it sees, what it refuses, and that its gradient is right."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny import tiny_transformer
+
+from nrg_sampler.rewards.base import Conditioning
+from nrg_sampler.rewards.gradient import reward_gradient
+from nrg_sampler.rewards.latent import LatentReward
+
+SHAPE = (2, 16, 3, 4, 4)
+
+
+@pytest.fixture
+def reward():
+    transformer = tiny_transformer()
+    torch.manual_seed(1)
+    return LatentReward.from_transformer(transformer, num_blocks=1).requires_grad_(False).eval()
+
+
+@pytest.fixture
+def inputs():
+    generator = torch.Generator().manual_seed(2)
+    embeds = torch.randn(2, 6, 16, generator=generator)
+    embeds[1, 4:] = 0
+    return torch.randn(SHAPE, generator=generator), torch.tensor([0.3, 0.8]), Conditioning(embeds)
+
+
+def test_gives_one_number_per_sample_and_axis(reward, inputs):
+    assert reward.axes == ("VQ", "MQ", "TA")
+    assert reward(*inputs).shape == (2, 3)
+
+
+def test_only_text_axes_see_the_prompt(reward, inputs):
+    latents, sigma, conditioning = inputs
+    other = Conditioning(conditioning.prompt_embeds.flip(0))
+    before, after = reward(latents, sigma, conditioning), reward(latents, sigma, other)
+    assert torch.equal(before[:, :2], after[:, :2])
+    assert (before[:, 2] - after[:, 2]).abs().min() > 1e-5
+
+
+def test_padding_a_prompt_changes_nothing(reward, inputs):
+    latents, sigma, conditioning = inputs
+    padded = torch.nn.functional.pad(conditioning.prompt_embeds, (0, 0, 0, 500))
+    torch.testing.assert_close(reward(latents, sigma, Conditioning(padded)), reward(latents, sigma, conditioning))
+
+
+def test_noise_level_matters(reward, inputs):
+    latents, sigma, conditioning = inputs
+    assert (reward(latents, sigma, conditioning) - reward(latents, 1 - sigma, conditioning)).abs().max() > 1e-5
+
+
+def test_a_batch_equals_single_samples(reward, inputs):
+    latents, sigma, conditioning = inputs
+    single = [
+        reward(latents[i : i + 1], sigma[i : i + 1], Conditioning(conditioning.prompt_embeds[i : i + 1]))
+        for i in range(2)
+    ]
+    torch.testing.assert_close(reward(*inputs), torch.cat(single), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("axis", range(3))
+def test_gradient_matches_finite_differences(reward, inputs, axis):
+    latents, sigma, conditioning = inputs
+    weights = [float(index == axis) for index in range(3)]
+    gradient, _ = reward_gradient(latents, sigma, reward, conditioning, weights)
+    direction = gradient / gradient.flatten(1).norm(dim=1).view(-1, 1, 1, 1, 1)
+    step = 0.02  # the transformer's norms run in float32, so smaller steps drown in rounding
+    rise = reward(latents + step * direction, sigma, conditioning) - reward(
+        latents - step * direction, sigma, conditioning
+    )
+    expected = (gradient * direction).flatten(1).sum(dim=1)
+    torch.testing.assert_close(rise[:, axis] / (2 * step), expected, rtol=2e-2, atol=1e-5)
+
+
+def test_gradient_checkpointing_gives_the_same_gradient(reward, inputs):
+    latents, sigma, conditioning = inputs
+    plain, _ = reward_gradient(latents, sigma, reward, conditioning)
+    reward.enable_gradient_checkpointing()
+    checkpointed, _ = reward_gradient(latents, sigma, reward, conditioning)
+    torch.testing.assert_close(checkpointed, plain)
+
+
+def test_starts_from_the_blocks_of_the_transformer():
+    transformer = tiny_transformer()
+    reward = LatentReward.from_transformer(transformer, num_blocks=1)
+    for name, value in transformer.blocks[0].state_dict().items():
+        assert torch.equal(reward.blocks[0].state_dict()[name], value)
+    with pytest.raises(ValueError, match="Expected `num_blocks` between 1 and 1 .* but got 2"):
+        LatentReward.from_transformer(transformer, num_blocks=2)
+
+
+def test_round_trip_keeps_outputs_and_statistics(reward, inputs, tmp_path):
+    reward.register_to_config(mean=[1.0, 2.0, 3.0], std=[0.5, 1.0, 2.0], recommended_scale=0.7)
+    reward.save_pretrained(tmp_path)
+    loaded = LatentReward.from_pretrained(tmp_path)
+    torch.testing.assert_close(loaded(*inputs), reward(*inputs))
+    assert loaded.mean == (1.0, 2.0, 3.0) and loaded.std == (0.5, 1.0, 2.0) and loaded.recommended_scale == 0.7
+    assert not any(parameter.requires_grad for parameter in loaded.parameters()) and not loaded.training
+
+
+def test_half_precision_stays_close(reward, inputs):
+    full = reward(*inputs)
+    torch.testing.assert_close(reward.to(torch.bfloat16)(*inputs), full, atol=0.05, rtol=0.05)
+
+
+def test_refuses_another_latent_space(wan):
+    reward = LatentReward.from_transformer(tiny_transformer(), 1)
+    reward.check_compatible(wan)
+    reward.register_to_config(in_channels=48)
+    with pytest.raises(ValueError, match="Expected a pipeline with 48 latent channels.*has 16"):
+        reward.check_compatible(wan)
+
+
+def test_says_what_is_wrong_with_its_input(reward, inputs):
+    latents, sigma, conditioning = inputs
+    with pytest.raises(ValueError, match=r"Expected latents of shape \(B, 16, T, H, W\)"):
+        reward(latents[:, :4], sigma, conditioning)
+    with pytest.raises(ValueError, match="Expected latent sizes that are multiples"):
+        reward(latents[..., :3], sigma, conditioning)
+    with pytest.raises(ValueError, match=r"Expected `prompt_embeds` of shape \(B, L, 16\).*but got None"):
+        reward(latents, sigma, Conditioning())
+    with pytest.raises(ValueError, match="Expected `text_axes` to be some of VQ, but got TA"):
+        LatentReward(axes=("VQ",), text_axes=("TA",), num_attention_heads=1, attention_head_dim=12, ffn_dim=8)
