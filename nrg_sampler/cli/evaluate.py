@@ -16,6 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--split", default="test", choices=("validation", "test"), help="prompts: tune on validation only"
     )
+    parser.add_argument("--arms", nargs="+", metavar="ARM", help="only these arms and the unguided one (default: all)")
     parser.add_argument("--scale", type=float, default=1.0, help="reward scale (default: 1)")
     parser.add_argument("--steps", type=int, help="denoising steps (default: the model's)")
     parser.add_argument("--batch", type=int, default=10, help="clips sampled together (default: 10)")
@@ -38,14 +39,41 @@ def run(arguments: argparse.Namespace) -> int:
             f"Expected --n between 1 and {len(chosen)}, the prompts of that split, but got {arguments.n}."
         )
     arms = SUITES[arguments.suite](RewardGuidance(scale=arguments.scale))
-    arguments.out.mkdir(parents=True, exist_ok=True)
+    if arguments.arms:
+        unknown = set(arguments.arms) - {arm.name for arm in arms}
+        if unknown:
+            names = ", ".join(repr(arm.name) for arm in arms)
+            raise ValueError(f"Expected --arms from {names}, but got {', '.join(map(repr, sorted(unknown)))}.")
+        arms = [arm for arm in arms if arm.guidance is None or arm.name in arguments.arms]
+    stem = arguments.out / f"{arguments.suite}-{arguments.split}"
+    _same_settings(stem.with_suffix(".settings.json"), arguments)
     pipe = NRGFlowPipeline.from_pretrained("shapes")
     pipe.set_progress_bar_config(disable=True)
     sampling = {} if arguments.steps is None else {"num_inference_steps": arguments.steps}
-    stem = arguments.out / f"{arguments.suite}-{arguments.split}"
     graded = grade_arms(pipe, arms, chosen[: arguments.n], stem.with_suffix(".csv"), batch=arguments.batch, **sampling)
     summary = summarise(arguments.suite, arms, list(tqdm(graded, total=arguments.n * len(arms), unit="clip")))
     stem.with_suffix(".json").write_text(json.dumps(summary, indent=2) + "\n")
     stem.with_suffix(".md").write_text(markdown(summary) + "\n")
     print(json.dumps(summary) if arguments.json else markdown(summary))
     return 0
+
+
+def _same_settings(file: Path, arguments: argparse.Namespace) -> None:
+    """Refuse to continue a CSV whose clips were sampled otherwise.
+
+    Raises:
+        ValueError: If the folder holds clips of other settings or another model, or cannot be written.
+    """
+    from nrg_sampler.checkpoints import bundled_folder
+    from nrg_sampler.files import writable_folder
+    from nrg_sampler.manifest import model_fingerprint
+
+    models = {part: model_fingerprint(str(bundled_folder(part))) for part in ("pipeline", "reward")}
+    settings = {"scale": arguments.scale, "steps": arguments.steps, **models}
+    writable_folder(arguments.out)
+    if file.exists() and json.loads(file.read_text()) != settings:
+        raise ValueError(
+            f"Expected clips sampled with {settings} in {arguments.out}, but {file.name} says otherwise; "
+            "name another folder with --out."
+        )
+    file.write_text(json.dumps(settings, indent=2) + "\n")
