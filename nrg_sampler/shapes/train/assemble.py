@@ -55,10 +55,14 @@ def save_bundle(folder: Path, out: Path) -> None:
     pipe.save_pretrained(out / "pipeline")
     (out / "pipeline" / "sampling.json").write_text(json.dumps(SAMPLING, indent=2) + "\n")
     (out / "pipeline" / "README.md").write_text(PIPELINE_CARD)
-    reward = LatentReward.from_pretrained(folder / "reward")
+    reward = LatentReward.from_pretrained(folder / "reward", dtype=torch.float32)
     accuracy = json.loads((folder / "reward-accuracy.json").read_text())
     reward.to(dtype=torch.float16).save_pretrained(out / "reward")
     (out / "reward" / "README.md").write_text(reward_card(reward, accuracy))
+    for file in out.rglob("config.json"):
+        settings = json.loads(file.read_text())
+        settings.pop("_name_or_path", None)  # where the parts were trained is nobody's business
+        file.write_text(json.dumps(settings, indent=2) + "\n")
 
 
 PIPELINE_CARD = """---

@@ -113,10 +113,10 @@ def prepare_pools(
 
 def train_reward(
     folder: Path,
-    steps: int = 2500,
+    steps: int = 1600,
     batch: int = 64,
-    rendered: int = 2000,
-    sampled: int = 1200,
+    rendered: int = 1600,
+    sampled: int = 1000,
     seed: int = 0,
     device: str = "cpu",
 ) -> Iterator[dict[str, float]]:
