@@ -55,7 +55,7 @@ class RewardGuidance:
     start: float = 0.0
     stop: float = 1.0
     every: int = 1
-    max_coefficient: float | None = 20.0
+    max_coefficient: float | None = 1.0
     max_push: float | None = 0.3
     damping: float = 0.0
     calibrated: bool = True

@@ -96,14 +96,19 @@ def test_autoencoder_keeps_clips_and_their_attributes(shapes):
     with torch.no_grad():
         decoded = torch.cat(
             [
-                shapes.vae.decode(shapes.vae.encode(part * 2 - 1).latent_dist.mode()).sample.div(2).add(0.5).clamp(0, 1)
+                shapes.vae.decode(shapes.vae.encode(part * 2 - 1).latent_dist.mode())
+                .sample.div(2)
+                .add(0.5)
+                .clamp(0, 1)
                 for part in clips.split(10)
             ]
         )
     psnr = -10 * (decoded - clips).pow(2).mean(dim=(1, 2, 3, 4)).log10()
     assert psnr.mean() >= 30
     found = measure(decoded).read()
-    right = [getattr(a, name) == getattr(s.prompt, name) for a, s in zip(found, scenes, strict=True) for name in ATTRIBUTES]
+    right = [
+        getattr(a, name) == getattr(s.prompt, name) for a, s in zip(found, scenes, strict=True) for name in ATTRIBUTES
+    ]
     assert sum(right) / len(right) >= 0.97
 
 

@@ -91,7 +91,9 @@ def reward_card(reward: LatentReward, accuracy: dict[str, dict[str, dict[str, fl
     """Describe a trained reward and its held-out accuracy."""
     axes = reward.axes
     rows = [
-        f"| {sigma} | " + " | ".join(f"{100 * table[axis]['accuracy']:.1f} ({table[axis]['pairs']})" for axis in axes) + " |"
+        f"| {sigma} | "
+        + " | ".join(f"{100 * table[axis]['accuracy']:.1f} ({table[axis]['pairs']})" for axis in axes)
+        + " |"
         for sigma, table in accuracy.items()
     ]
     statistics = ", ".join(

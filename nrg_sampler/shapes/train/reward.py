@@ -30,6 +30,7 @@ NUM_BLOCKS = 2  # of the base model's 8
 GROUP = 4  # clips compared with each other under one prompt and one noise: six pairs for four forward passes
 ANNOTATOR_NOISE = 0.25  # in standard deviations of a score over the pool
 TIE = 0.25  # smaller perceived differences are called a tie, same unit
+RECOMMENDED_SCALE = 20.0  # by win rates on validation prompts
 SIGMA_BINS = ((0.0, 0.2), (0.2, 0.4), (0.4, 0.6), (0.6, 0.8), (0.8, 1.0))
 OPTIONS = {**ATTRIBUTES, "size": tuple(SIZES)}
 LEFT, RIGHT = zip(*combinations(range(GROUP), 2))
@@ -236,4 +237,6 @@ def calibrate(reward: LatentReward, pool: Pool, pipe: WanPipeline, seed: int, gr
             for rows in starts.split(16)
         ]
     ).flatten(0, 1)
-    reward.register_to_config(mean=raw.mean(dim=0).tolist(), std=raw.std(dim=0).tolist())
+    reward.register_to_config(
+        mean=raw.mean(dim=0).tolist(), std=raw.std(dim=0).tolist(), recommended_scale=RECOMMENDED_SCALE
+    )
