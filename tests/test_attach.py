@@ -20,7 +20,7 @@ from nrg_sampler.rewards.gradient import reward_gradient
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
 
 SOLVERS = ("euler", "unipc", "dpm++", "heun")
-STRONG = RewardGuidance(scale=200.0, max_push=None)
+STRONG = RewardGuidance(max_coefficient=20.0, scale=200.0, max_push=None)
 
 
 def is_untouched(pipe: Any) -> bool:
@@ -34,7 +34,7 @@ def test_a_quadratic_reward_rises_with_the_scale(wan, reward, solver):
     wan.scheduler = schedulers()[solver]
     distances = []
     for scale in (0.0, 50.0, 100.0, 200.0):
-        with attach(wan, reward, scale=scale, max_push=None):
+        with attach(wan, reward, scale=scale, max_coefficient=20.0, max_push=None):
             distances.append(float((sample(wan, num_inference_steps=6) - reward.target).square().mean()))
     assert distances == sorted(distances, reverse=True)
     assert distances[-1] < 0.9 * distances[0]
