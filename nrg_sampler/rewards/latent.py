@@ -141,7 +141,9 @@ class LatentReward(ModelMixin, ConfigMixin):
                 f"Expected `num_blocks` between 1 and {len(transformer.blocks)} (what the transformer has), "
                 f"but got {num_blocks}."
             )
-        reward = cls(num_blocks=num_blocks, **{name: transformer.config[name] for name in TRUNK_OPTIONS}, **options)
+        reward: LatentReward = cls(
+            num_blocks=num_blocks, **{name: transformer.config[name] for name in TRUNK_OPTIONS}, **options
+        )
         own = reward.state_dict()
         reward.load_state_dict(
             {key: value for key, value in transformer.state_dict().items() if key in own}, strict=False

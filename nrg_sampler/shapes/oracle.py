@@ -198,7 +198,8 @@ def _color_fit(color: Tensor, present: Tensor) -> Tensor:
     lit = palette * 0.944 + (1 - palette) * 0.066
     distance = (color[:, :, None] - lit).norm(dim=-1)  # (B, T, 8)
     seen = present[..., None].float()
-    return ((-(distance**2) / (2 * 0.09**2)).softmax(dim=-1) * seen + (1 - seen) / 8).mean(dim=1)
+    fit: Tensor = (-(distance**2) / (2 * 0.09**2)).softmax(dim=-1)
+    return (fit * seen + (1 - seen) / 8).mean(dim=1)
 
 
 def _fit_paths(center: Tensor, radius: Tensor) -> Tensor:

@@ -102,7 +102,7 @@ def fit(
                 group["lr"] = rate * settings.rate(step)
             optimizer.zero_grad(set_to_none=True)
         value, numbers = loss(step, generator)
-        value.backward()  # type: ignore[no-untyped-call]
+        value.backward()
         norm = nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
         if torch.isfinite(norm):
             for optimizer in optimizers:

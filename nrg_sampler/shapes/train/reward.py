@@ -187,7 +187,7 @@ def rate(
         embeds, mask = fixed_length(*encode_text(pipe.tokenizer, pipe.text_encoder, texts))
     conditioning = Conditioning(embeds.repeat_interleave(GROUP, dim=0), mask.repeat_interleave(GROUP, dim=0))
     with torch.autocast(device.type, torch.bfloat16):
-        raw = reward(noised(clean, noise, noise_level), noise_level, conditioning)
+        raw: Tensor = reward(noised(clean, noise, noise_level), noise_level, conditioning)
     return raw.float().view(groups, GROUP, -1)
 
 
