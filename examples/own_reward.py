@@ -25,7 +25,7 @@ class Brightness:
 
 pipe = NRGFlowPipeline.from_pretrained("shapes")
 pipe = NRGFlowPipeline.from_pipe(pipe, Brightness(pipe.vae))
-for scale in (0.0, 500.0):
+for scale in (0.0, 1e5):  # the gradient of a mean over thousands of numbers is small
     generator = torch.Generator().manual_seed(0)
     frames = pipe("a red circle moving right", reward_scale=scale, num_inference_steps=20, generator=generator).frames
-    print(f"scale {scale:5.1f}: mean brightness {frames[0].mean():.3f}")
+    print(f"scale {scale:8.0f}: mean brightness {frames[0].mean():.3f}")
