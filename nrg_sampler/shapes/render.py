@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nrg_sampler.shapes.scenes import BACKGROUNDS, COLORS, HEIGHT, MOTIONS, NUM_FRAMES, SHAPES, WIDTH, Scene
+from nrg_sampler.shapes.scenes import BACKGROUNDS, COLORS, HEIGHT, NUM_FRAMES, SHAPES, WIDTH, Scene
 
 STRIPE_PERIOD = 0.40  # in picture sides
 CHECKER_PERIOD = 0.40
@@ -159,6 +159,3 @@ def render(drawing: Drawing, grid: Tensor | None = None) -> Tensor:
     surface = color * shade + (1 - color) * 0.22 * highlight[:, None]
     behind = background(drawing.background, drawing.tone, drawing.shift, grid)[:, :, None]  # (B, 3, 1, H, W)
     return torch.lerp(behind.expand_as(surface), surface, mask[:, None]).clamp(0, 1)
-
-
-__all__ = ["Drawing", "MOTIONS", "background", "coverage", "draw", "pixel_grid", "render", "signed_distance"]
