@@ -13,11 +13,12 @@ from nrg_sampler.rewards.latent import LatentReward
 SHAPE = (2, 16, 3, 4, 4)
 
 
-@pytest.fixture
-def reward():
+@pytest.fixture(params=[0, 1], ids=["prompt as a whole", "word by word"])
+def reward(request):
     transformer = tiny_transformer()
     torch.manual_seed(1)
-    return LatentReward.from_transformer(transformer, num_blocks=1).requires_grad_(False).eval()
+    reward = LatentReward.from_transformer(transformer, num_blocks=1, num_token_reads=request.param)
+    return reward.requires_grad_(False).eval()
 
 
 @pytest.fixture

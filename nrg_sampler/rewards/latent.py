@@ -70,6 +70,8 @@ class LatentReward(ModelMixin, ConfigMixin):
         text_axes: Those that may see the prompt.
         num_blocks: Transformer blocks in the trunk.
         num_reads: Rounds of reading.
+        num_token_reads: Rounds in which each word of the prompt reads the features on its own, before the axes in
+            ``text_axes`` read the words: they judge a prompt word by word, which tells clips of one prompt apart.
         null_tokens: Learned tokens that stand where the prompt would be in the trunk.
         mean: Mean of each raw reward over the base model's samples.
         std: Its standard deviation there: the unit of a calibrated reward.
@@ -90,6 +92,7 @@ class LatentReward(ModelMixin, ConfigMixin):
         text_axes: Sequence[str] = ("TA",),
         num_blocks: int = 2,
         num_reads: int = 2,
+        num_token_reads: int = 0,
         null_tokens: int = 2,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
@@ -121,6 +124,7 @@ class LatentReward(ModelMixin, ConfigMixin):
         self.features_norm = nn.LayerNorm(dim)
         self.text_norm = nn.LayerNorm(dim)
         self.queries = nn.Parameter(torch.randn(1, len(axes), dim) / dim**0.5)
+        self.token_reads = nn.ModuleList(QueryRead(dim, num_attention_heads) for _ in range(num_token_reads))
         self.text_read = QueryRead(dim, num_attention_heads)
         self.reads = nn.ModuleList(QueryRead(dim, num_attention_heads) for _ in range(num_reads))
         self.heads = nn.ModuleList(
@@ -209,6 +213,8 @@ class LatentReward(ModelMixin, ConfigMixin):
         queries = self.queries.expand(len(latents), -1, -1)  # (B, A, D)
         if self.config.text_axes:
             text, mask = self._text(conditioning, dtype)
+            for read in self.token_reads:  # each word looks for what it names, then the queries read the words
+                text = read(text, features)
             queries = torch.where(self.sees_text[:, None], self.text_read(queries, text, mask), queries)
         for read in self.reads:
             queries = read(queries, features)
