@@ -1,6 +1,6 @@
 """Train the bundled models from nothing, one stage after the other; each resumes where it stopped.
 
-Example: for stage in vae base reward bundle; do python -m nrg_sampler.shapes.train $stage --out shapes-training; done
+Example: for stage in vae base first-reward reward bundle; do python -m nrg_sampler.shapes.train $stage --out shapes-training; done
 """
 
 from __future__ import annotations
@@ -29,13 +29,19 @@ def _base(folder: Path, **options: Any) -> Iterator[dict[str, float]]:
     yield from train_base(folder, **options)
 
 
+def _first_reward(folder: Path, **options: Any) -> Iterator[dict[str, float]]:
+    from nrg_sampler.shapes.train.reward import train_first_reward
+
+    return train_first_reward(folder, **options)
+
+
 def _reward(folder: Path, **options: Any) -> Iterator[dict[str, float]]:
     from nrg_sampler.shapes.train.reward import train_reward
 
     return train_reward(folder, **options)
 
 
-STAGES = {"vae": _vae, "base": _base, "reward": _reward}
+STAGES = {"vae": _vae, "base": _base, "first-reward": _first_reward, "reward": _reward}
 
 
 def main() -> None:

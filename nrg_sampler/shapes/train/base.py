@@ -129,7 +129,7 @@ def cache_latents(vae: AutoencoderKLWan, prompts: list[Prompt], file: Path, seed
 
 
 def train_base(
-    folder: Path, steps: int = 5200, batch: int = 32, clips: int = 10000, seed: int = 0, device: str = "cpu"
+    folder: Path, steps: int = 6500, batch: int = 32, clips: int = 10000, seed: int = 0, device: str = "cpu"
 ) -> Iterator[dict[str, float]]:
     """Train on rendered clips of the training split and save ``folder/transformer``; needs the vae and text stages."""
     from diffusers import AutoencoderKLWan

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,15 +14,20 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from nrg_sampler.guidance import RewardGuidance, guided_velocity
+from nrg_sampler.rewards.base import Conditioning, Reward
 from nrg_sampler.shapes.oracle import Measurement, measure
 from nrg_sampler.shapes.scenes import caption, prompts, sample_prompt
-from nrg_sampler.shapes.train.base import encode_clips
+from nrg_sampler.shapes.train.base import encode_clips, fixed_length
 from nrg_sampler.shapes.train.degrade import degraded_clip
-from nrg_sampler.shapes.train.text import attribute_labels
+from nrg_sampler.shapes.train.text import attribute_labels, encode_text
 
 if TYPE_CHECKING:
     from diffusers import WanPipeline
 
+LATENT_SHAPE = (16, 7, 8, 8)  # of 13 frames of 64x64
+GUIDED_WEIGHTS = ("1:1:1", "1:0:0", "0:1:0", "0:0:1", "0.1:0.1:0.8")
+GUIDED_SCALES = (1.0, 3.0, 10.0)
 ATTRIBUTE_ORDER = ("shape", "color", "motion", "background", "size")
 
 
@@ -84,23 +90,35 @@ def rendered_pool(pipe: WanPipeline, count: int, split: str, seed: int, file: Pa
 
 
 def sampled_pool(
-    pipe: WanPipeline, count: int, per_prompt: int, split: str, seed: int, file: Path, batch: int = 32
+    pipe: WanPipeline,
+    count: int,
+    per_prompt: int,
+    split: str,
+    seed: int,
+    file: Path,
+    batch: int = 32,
+    reward: Reward | None = None,
 ) -> Iterator[int]:
-    """Sample the base model at several strengths of CFG and numbers of steps, and measure the results."""
-    rng = random.Random(f"samples/{split}/{seed}")
+    """Sample clips from the base model at various settings and measure them; yields how many are done.
+
+    With a reward the samples are guided, at various weights and up to strengths that over-optimise it: a reward that
+    has seen such clips is harder to fool.
+    """
+    rng = random.Random(f"{'guided' if reward else 'samples'}/{split}/{seed}")
     groups = -(-count // per_prompt)
     asked = [sample_prompt(rng, split) for _ in range(groups)] if split == "train" else prompts(split)[:groups]
     parts, labels, owner = [], [], []
     for start in range(0, groups, batch // per_prompt):
         chunk = asked[start : start + batch // per_prompt]
         chosen = [prompt for prompt in chunk for _ in range(per_prompt)]
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + start)
         latents = sample_latents(
             pipe,
             [caption(prompt, rng) for prompt in chosen],
             steps=rng.choice((10, 15, 25)),
             guidance_scale=rng.choice((1.0, 2.5, 4.0, 6.0)),
-            generator=generator,
+            generator=torch.Generator().manual_seed(rng.randrange(2**31)),
+            reward=reward,
+            guidance=RewardGuidance(weights=rng.choice(GUIDED_WEIGHTS), scale=rng.choice(GUIDED_SCALES)),
         )
         parts.append((latents.half(), *measured(decode_latents(pipe, latents))))
         labels += chosen
@@ -110,21 +128,32 @@ def sampled_pool(
     Pool(latents, attribute_labels(labels), torch.tensor(owner), quality, tables).save(file)
 
 
+@torch.no_grad()
 def sample_latents(
-    pipe: WanPipeline, captions: list[str], steps: int, guidance_scale: float, generator: torch.Generator
+    pipe: WanPipeline,
+    captions: list[str],
+    steps: int,
+    guidance_scale: float,
+    generator: torch.Generator,
+    reward: Reward | None = None,
+    guidance: RewardGuidance | None = None,
 ) -> Tensor:
-    """Sample final latents, one a caption, in bfloat16 arithmetic."""
-    sizes = {"height": 64, "width": 64, "num_frames": 13, "max_sequence_length": 32}
-    with torch.autocast(pipe.device.type, torch.bfloat16):
-        output = pipe(
-            captions,
-            num_inference_steps=steps,
-            guidance_scale=guidance_scale,
-            generator=generator,
-            output_type="latent",
-            **sizes,
-        )
-    latents: Tensor = output.frames.float()
+    """Sample final latents, one a caption, in bfloat16 arithmetic; guided if there is a reward."""
+    device = pipe.transformer.device
+    embeds, mask = encode_text(pipe.tokenizer, pipe.text_encoder, captions + [""] * len(captions))
+    embeds, mask = fixed_length(embeds, mask, 32)
+    conditioning = Conditioning(*(part[: len(captions)] for part in (embeds, mask)))
+    pipe.scheduler.set_timesteps(steps, device="cpu")
+    latents = torch.randn(len(captions), *LATENT_SHAPE, generator=generator).to(device)
+    with torch.autocast(device.type, torch.bfloat16):
+        for sigma, sigma_next in pairwise(pipe.scheduler.sigmas.tolist()):
+            timestep = torch.full((len(embeds),), 1000 * sigma, device=device)
+            both = pipe.transformer(latents.repeat(2, 1, 1, 1, 1), timestep, embeds, return_dict=False)[0].float()
+            positive, negative = both.chunk(2)
+            velocity = negative + guidance_scale * (positive - negative)
+            if reward is not None:
+                velocity = guided_velocity(latents, velocity, sigma, reward, conditioning, guidance)
+            latents = latents + (sigma_next - sigma) * velocity
     return latents
 
 

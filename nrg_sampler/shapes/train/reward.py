@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator
-from itertools import combinations
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import combinations, product
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -30,6 +30,11 @@ NUM_BLOCKS = 2  # of the base model's 8
 GROUP = 4  # clips compared with each other under one prompt and one noise: six pairs for four forward passes
 ANNOTATOR_NOISE = 0.25  # in standard deviations of a score over the pool
 TIE = 0.25  # smaller perceived differences are called a tie, same unit
+COMBINATION = 3  # the first three attributes, (shape, colour, motion), are what the splits hold out
+FIRST_POOLS = {"rendered": 5000, "sampled": 1600}
+POOLS = {**FIRST_POOLS, "guided": 1600}
+HELD_OUT = 0.1  # size of a held-out pool as a share of the training pool
+MIXTURE = {"same": 0.5, "near": 0.25, "mixed": 0.25}  # shares of the kinds of groups in training
 RECOMMENDED_SCALE = 20.0  # by win rates on validation prompts
 SIGMA_BINS = ((0.0, 0.2), (0.2, 0.4), (0.4, 0.6), (0.6, 0.8), (0.8, 1.0))
 OPTIONS = {**ATTRIBUTES, "size": tuple(SIZES)}
@@ -65,26 +70,40 @@ def scores(pool: Pool, rows: Tensor, labels: Tensor) -> Tensor:
 
 
 class PairSampler:
-    """Draws groups of clips to compare under one prompt: mostly clips made for it, some made for others."""
+    """Draws groups of clips to compare under one prompt.
+
+    - ``"same"``: samples of that prompt, which is what guidance has to choose between;
+    - ``"near"``: clips made for it, and clips that differ in shape, colour or motion alone;
+    - ``"mixed"``: two clips made for it if there are two, and any others.
+    """
 
     def __init__(self, pool: Pool) -> None:
         self.pool = pool
         self.members: dict[int, list[int]] = {}
-        for row, group in enumerate(pool.group.tolist()):
+        self.alike: dict[tuple[int, ...], list[int]] = {}
+        for row, (group, labels) in enumerate(zip(pool.group.tolist(), pool.labels.tolist(), strict=True)):
             self.members.setdefault(group, []).append(row)
+            self.alike.setdefault(tuple(labels[:COMBINATION]), []).append(row)
+        self.sampled = [rows for rows in self.members.values() if len(rows) >= GROUP]
         own = scores(pool, torch.arange(len(pool.group)), pool.labels)
         self.spread = own.std(dim=0)  # (3,)
 
-    def draw(self, groups: int, rng: random.Random) -> tuple[Tensor, Tensor]:
-        """Rows ``(groups, GROUP)`` and prompt labels ``(groups, 5)``."""
-        rows = []
-        for _ in range(groups):
-            first = rng.randrange(len(self.pool.group))
-            same = [row for row in self.members[int(self.pool.group[first])] if row != first]
-            rng.shuffle(same)
-            kept = same[: GROUP - 1] if rng.random() < 0.7 else same[:1]
-            rows.append([first, *kept, *(rng.randrange(len(self.pool.group)) for _ in range(GROUP - 1 - len(kept)))])
-        chosen = torch.tensor(rows)
+    def draw(self, kind: str, rng: random.Random) -> list[int]:
+        """Return the rows of one group; the prompt is the first one's."""
+        if kind == "same":
+            return rng.sample(rng.choice(self.sampled), GROUP)
+        first = rng.randrange(len(self.pool.group))
+        if kind == "near":
+            combination = tuple(self.pool.labels[first, :COMBINATION].tolist())
+            near = [self.alike[other] for other in neighbours(combination) if other in self.alike]
+            return [first, rng.choice(self.alike[combination]), *(rng.choice(rng.choice(near)) for _ in range(2))]
+        same = [row for row in self.members[int(self.pool.group[first])] if row != first]
+        kept = rng.sample(same, min(1, len(same)))
+        return [first, *kept, *(rng.randrange(len(self.pool.group)) for _ in range(GROUP - 1 - len(kept)))]
+
+    def draw_groups(self, kinds: Sequence[str], rng: random.Random) -> tuple[Tensor, Tensor]:
+        """Rows ``(groups, GROUP)`` and prompt labels ``(groups, 5)``, one group for each of ``kinds``."""
+        chosen = torch.tensor([self.draw(kind, rng) for kind in kinds])
         return chosen, self.pool.labels[chosen[:, 0]]
 
     def preferences(self, rows: Tensor, labels: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -97,57 +116,77 @@ class PairSampler:
         return seen.sign() * (seen.abs() > TIE)
 
 
+def neighbours(combination: tuple[int, ...]) -> list[tuple[int, ...]]:
+    """Combinations that differ from one of (shape, colour, motion) indices in one place."""
+    found = []
+    for place, name in enumerate(ATTRIBUTE_ORDER[:COMBINATION]):
+        for value in range(len(OPTIONS[name])):
+            if value != combination[place]:
+                found.append((*combination[:place], value, *combination[place + 1 :]))
+    return found
+
+
 def prepare_pools(
-    folder: Path, pipe: WanPipeline, seed: int, rendered: int, sampled: int
+    folder: Path, pipe: WanPipeline, seed: int, counts: Mapping[str, int], reward: LatentReward | None
 ) -> Iterator[dict[str, float]]:
-    """Make the training and held-out pools that are not there yet."""
-    for split, share in (("train", 1.0), ("validation", 0.15)):
-        file = folder / f"pool-rendered-{split}.safetensors"
-        if not file.exists():
-            for count in rendered_pool(pipe, int(rendered * share), split, seed, file):
-                yield {"step": 0, "rendered": count}
-        file = folder / f"pool-sampled-{split}.safetensors"
-        if not file.exists():
-            for count in sampled_pool(pipe, int(sampled * share), GROUP, split, seed, file):
-                yield {"step": 0, "sampled": count}
+    """Make the training and held-out pools that are not there yet: ``rendered``, ``sampled`` and ``guided``."""
+    for (kind, count), (split, share) in product(counts.items(), (("train", 1.0), ("validation", HELD_OUT))):
+        file = folder / f"pool-{kind}-{split}.safetensors"
+        if file.exists():
+            continue
+        total = int(count * share)
+        if kind == "rendered":
+            run = rendered_pool(pipe, total, split, seed, file)
+        else:
+            guiding = reward if kind == "guided" else None
+            run = sampled_pool(pipe, total, GROUP, split, seed, file, reward=guiding)
+        for done in run:
+            yield {"step": 0, kind: done}
 
 
-def train_reward(
-    folder: Path,
-    steps: int = 1600,
-    batch: int = 64,
-    rendered: int = 1600,
-    sampled: int = 1000,
-    seed: int = 0,
-    device: str = "cpu",
-) -> Iterator[dict[str, float]]:
-    """Train on pairs of rendered and sampled clips and save ``folder/reward``; needs the earlier stages.
+def train_first_reward(folder: Path, steps: int = 1600, **options: Any) -> Iterator[dict[str, float]]:
+    """Train ``folder/first-reward``, whose guided samples the final reward learns from too; see `train_reward`."""
+    yield from _train(folder, "first-reward", FIRST_POOLS, steps=steps, **options)
+
+
+def train_reward(folder: Path, steps: int = 3000, **options: Any) -> Iterator[dict[str, float]]:
+    """Train ``folder/reward``; needs the earlier stages.
 
     Args:
         folder: Where the other stages saved their models.
         steps: Optimiser steps.
-        batch: Clips a step, compared in groups of :data:`GROUP`.
-        rendered: Rendered clips with faults in the training pool.
-        sampled: Samples of the base model in the training pool.
-        seed: Seed of everything.
-        device: Where to train.
+        **options: ``batch`` (clips a step, compared in groups of :data:`GROUP`), ``seed`` and ``device``.
     """
+    yield from _train(folder, "reward", POOLS, steps=steps, **options)
+
+
+def _train(
+    folder: Path,
+    name: str,
+    counts: Mapping[str, int],
+    steps: int,
+    batch: int = 64,
+    seed: int = 0,
+    device: str = "cpu",
+) -> Iterator[dict[str, float]]:
     from nrg_sampler.shapes.train.assemble import assemble_pipeline
 
     pipe = assemble_pipeline(folder).to(device)
-    pipe.set_progress_bar_config(disable=True)
-    yield from prepare_pools(folder, pipe, seed, rendered, sampled)
-    pool = Pool.load(*sorted(folder.glob("pool-*-train.safetensors")))
+    first = LatentReward.from_pretrained(folder / "first-reward").to(device) if "guided" in counts else None
+    yield from prepare_pools(folder, pipe, seed, counts, first)
+    pool = Pool.load(*(folder / f"pool-{kind}-train.safetensors" for kind in counts))
     sampler = PairSampler(pool)
     torch.manual_seed(seed)
-    reward = LatentReward.from_transformer(pipe.transformer, NUM_BLOCKS, axes=AXES, text_axes=("TA",)).to(device)
+    reward = LatentReward.from_transformer(
+        pipe.transformer, NUM_BLOCKS, axes=AXES, text_axes=("TA",), num_token_reads=1
+    ).to(device)
     for block in reward.blocks:
         block.attn1.set_processor(TrainingAttention())
         block.attn2.set_processor(TrainingAttention())
 
     def loss(step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         rng = random.Random(seed * 1_000_003 + step)
-        rows, labels = sampler.draw(batch // GROUP, rng)
+        rows, labels = sampler.draw_groups(rng.choices(*zip(*MIXTURE.items()), k=batch // GROUP), rng)
         wanted = sampler.preferences(rows, labels, generator).to(device)
         raw = rate(reward, pool, rows, labels, pipe, rng, generator, sigma=None)  # (groups, GROUP, 3)
         difference = raw[:, LEFT] - raw[:, RIGHT]
@@ -157,12 +196,12 @@ def train_reward(
         return loss_of_axis.sum() + 1e-3 * raw.pow(2).mean(), dict(zip(AXES, right.tolist(), strict=True))
 
     settings = LoopSettings(steps, warmup=100, ema=0.998, seed=seed)
-    yield from fit(reward, loss, new_optimizers(reward, lr=6e-4), settings, folder / "reward.pt")
-    held_out = Pool.load(*sorted(folder.glob("pool-*-validation.safetensors")))
-    accuracy = accuracy_by_sigma(reward, held_out, pipe, seed)
-    (folder / "reward-accuracy.json").write_text(json.dumps(accuracy, indent=2))
+    yield from fit(reward, loss, new_optimizers(reward, lr=6e-4), settings, folder / f"{name}.pt")
+    held_out = Pool.load(*(folder / f"pool-{kind}-validation.safetensors" for kind in counts))
+    accuracy = {kind: accuracy_by_sigma(reward, held_out, pipe, seed, kind) for kind in ("mixed", "same")}
+    (folder / f"{name}-accuracy.json").write_text(json.dumps(accuracy, indent=2))
     calibrate(reward, Pool.load(folder / "pool-sampled-train.safetensors"), pipe, seed)
-    reward.to("cpu").save_pretrained(folder / "reward")
+    reward.to("cpu").save_pretrained(folder / name)
 
 
 def rate(
@@ -193,17 +232,17 @@ def rate(
 
 @torch.no_grad()
 def accuracy_by_sigma(
-    reward: LatentReward, pool: Pool, pipe: WanPipeline, seed: int, groups: int = 400
+    reward: LatentReward, pool: Pool, pipe: WanPipeline, seed: int, kind: str, groups: int = 400
 ) -> dict[str, object]:
     """Share of held-out pairs ranked as the oracle ranks them, per axis and sigma bin; a tied prediction is wrong.
 
-    Pairs whose oracle scores differ by less than the tie width are left out, as ties are in published figures.
+    The kinds of pairs are those of `PairSampler`. Pairs whose oracle scores differ by less than the tie width are left out, as ties are in published figures.
     """
     sampler = PairSampler(pool)
     table: dict[str, object] = {}
     for bounds in SIGMA_BINS:
         rng, generator = random.Random(seed), torch.Generator().manual_seed(seed)
-        rows, labels = sampler.draw(groups, rng)
+        rows, labels = sampler.draw_groups([kind] * groups, rng)
         value = scores(pool, rows, labels[:, None].expand(-1, GROUP, -1)) / sampler.spread
         truth = value[:, LEFT] - value[:, RIGHT]
         raw = torch.cat(
@@ -229,12 +268,11 @@ def accuracy_by_sigma(
 def calibrate(reward: LatentReward, pool: Pool, pipe: WanPipeline, seed: int, groups: int = 100) -> None:
     """Store mean and standard deviation of the raw reward over nearly clean samples of the base model."""
     rng, generator = random.Random(seed), torch.Generator().manual_seed(seed)
-    sampler = PairSampler(pool)
-    starts = torch.tensor([rng.choice(list(sampler.members.values()))[:GROUP] for _ in range(groups)])
+    chosen, _ = PairSampler(pool).draw_groups(["same"] * groups, rng)
     raw = torch.cat(
         [
             rate(reward, pool, rows, pool.labels[rows[:, 0]], pipe, rng, generator, (0.02, 0.1))
-            for rows in starts.split(16)
+            for rows in chosen.split(16)
         ]
     ).flatten(0, 1)
     reward.register_to_config(
