@@ -20,8 +20,8 @@ from torch import Tensor
 
 from nrg_sampler.families import Family, family_of, require_flow
 from nrg_sampler.flow import PURE_NOISE, working_dtype
-from nrg_sampler.guidance import RewardGuidance, guided_velocity
-from nrg_sampler.rewards.base import Conditioning, Reward, RewardWeights, check_reward
+from nrg_sampler.guidance import DirectionMemory, RewardGuidance, guided_velocity
+from nrg_sampler.rewards.base import Conditioning, Reward, check_reward
 from nrg_sampler.trace import GuidanceTrace
 
 _attached: weakref.WeakSet[Any] = weakref.WeakSet()
@@ -78,7 +78,7 @@ def _check(pipe: Any, reward: Any, guidance: RewardGuidance) -> Family:
             "leave the other `attach` block first, or give the pipeline a scheduler of its own."
         )
     check_reward(reward, pipe)
-    RewardWeights.parse(guidance.weights).resolve(reward.axes)
+    guidance.resolve(reward.axes)
     return family
 
 
@@ -131,6 +131,7 @@ class _GuidedSteps:
         self._scheduler, self._family = scheduler, family
         self._reward, self._guidance = reward, guidance
         self._prompt, self._trace = prompt, trace
+        self._memory = DirectionMemory()
         self._schedule: Tensor | None = None
         self._sigmas: list[float] = []
         self._first = 0
@@ -153,6 +154,7 @@ class _GuidedSteps:
             step_index=(index - self._first) // order,
             num_inference_steps=-(-(len(self._scheduler.timesteps) - self._first) // order),
             trace=self._trace,
+            memory=self._memory,
             dtype=working_dtype(velocity),
         )
 
@@ -165,6 +167,7 @@ class _GuidedSteps:
                 "use a rectified-flow schedule."
             )
         self._trace.begin_run()
+        self._memory = DirectionMemory()
 
     def _check_latents(self, latents: Tensor) -> None:
         if latents.ndim != self._family.latent_ndim:

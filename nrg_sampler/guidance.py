@@ -1,6 +1,6 @@
-r"""Flow-NRG: the settings, the pure function and the one call for a sampling loop.
+"""Flow-NRG: the settings and the one call for a sampling loop.
 
-.. math:: \tilde v = v - w\,\frac{\sigma}{1-\sigma}\,\nabla_x r(x_\sigma, \sigma)
+The formula itself is in :mod:`nrg_sampler.push`; what is done when axes disagree, in :mod:`nrg_sampler.directions`.
 
 Reference:
     Liu et al., 2025, arXiv:2501.13918, Eq. 11.
@@ -9,13 +9,16 @@ Reference:
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from nrg_sampler.flow import PURE_NOISE, coefficient, expand, per_sample, working_dtype
+from nrg_sampler import directions
+from nrg_sampler.flow import PURE_NOISE, clean_from, working_dtype
+from nrg_sampler.push import Push, compute_push
 from nrg_sampler.rewards.base import (
     Conditioning,
     Reward,
@@ -24,10 +27,10 @@ from nrg_sampler.rewards.base import (
     check_reward,
     recommended_scale,
 )
-from nrg_sampler.rewards.gradient import reward_gradient
+from nrg_sampler.rewards.gradient import axis_gradients, reward_gradient
 from nrg_sampler.trace import GuidanceTrace, Measurement, Stopwatch
 
-TINY = 1e-30  # keeps the ratio of two zero norms at zero
+CONFLICTS = ("sum", "project")
 
 
 @dataclass(frozen=True)
@@ -39,12 +42,22 @@ class RewardGuidance:
         scale: Strength; 0 is none and a negative one pushes away from the reward.
         start: First guided moment as a fraction of the denoising steps, in [0, 1].
         stop: Moment from which guidance is off, in [0, 1], at least ``start``.
-        every: Guide each n-th denoising step only.
+        every: Ask the reward in each n-th denoising step only.
+        reuse: Push with the last direction in the steps between, rather than leave them unguided.
         max_coefficient: Upper limit of ``sigma / (1 - sigma)``, above 0; ``None`` for no limit.
         max_push: Upper limit of the push's norm as a fraction of the velocity's norm, above 0; ``None`` for no limit.
         damping: Exponent p >= 0 of a factor ``(1 - sigma) ** p`` on the push, which trusts the reward less in noise.
         calibrated: Measure the reward in its stored standard deviations and ``scale`` in its recommended scale.
             If ``False`` the reward is used raw and ``scale`` is the paper's w.
+        balanced: Give the gradients of the weighted axes one norm, so that the weights alone set their shares.
+        conflicts: What to do where two axes pull apart: ``"sum"`` adds them up all the same, ``"project"`` first takes
+            out of each what goes against the other.
+        floor: Axes that the push must not lower to first order, such as ``"TA"`` or ``"VQ,TA"``, weighted or not;
+            ``None`` for no floor.
+        parallel: Share kept of the push's part along the predicted clean latents, in [0, 1]; less saturates less.
+        smoothing: Share of the noise that is exchanged, in [0, 1], for the gradient to be an average over noises;
+            0 takes the gradient at the latents themselves.
+        smoothing_samples: Gradients in that average, each at the cost of one.
 
     Raises:
         ValueError: If a setting is out of range.
@@ -55,17 +68,27 @@ class RewardGuidance:
     start: float = 0.0
     stop: float = 1.0
     every: int = 1
+    reuse: bool = False
     max_coefficient: float | None = 1.0
     max_push: float | None = 0.3
     damping: float = 0.0
     calibrated: bool = True
+    balanced: bool = False
+    conflicts: str = "sum"
+    floor: str | Sequence[str] | None = None
+    parallel: float = 1.0
+    smoothing: float = 0.0
+    smoothing_samples: int = 4
 
     def __post_init__(self) -> None:
-        for name in ("start", "stop"):
+        for name in ("start", "stop", "parallel", "smoothing"):
             _expect(0 <= getattr(self, name) <= 1, name, "between 0 and 1", getattr(self, name))
         _expect(self.start <= self.stop, "start", f"at most `stop` ({self.stop:g})", self.start)
         _expect(math.isfinite(self.scale), "scale", "a finite number", self.scale)
-        _expect(isinstance(self.every, int) and self.every >= 1, "every", "a whole number of 1 or more", self.every)
+        for name in ("every", "smoothing_samples"):
+            count = getattr(self, name)
+            _expect(isinstance(count, int) and count >= 1, name, "a whole number of 1 or more", count)
+        _expect(self.conflicts in CONFLICTS, "conflicts", " or ".join(map(repr, CONFLICTS)), repr(self.conflicts))
         for name in ("max_coefficient", "max_push"):
             limit = getattr(self, name)
             _expect(limit is None or limit > 0, name, "above 0, or None for no limit", limit)
@@ -74,16 +97,22 @@ class RewardGuidance:
         if self.scale != 0:
             weights.require_some()
         object.__setattr__(self, "weights", weights)
+        object.__setattr__(self, "floor", _floor(self.floor))
 
     @classmethod
     def paper(cls, scale: float = 100.0, weights: WeightsLike = None) -> RewardGuidance:
-        """Return the published algorithm: every step but sigma = 1, raw reward, no clamp, cap or damping."""
+        """Return the published algorithm: every step but sigma = 1, raw reward, no limit and nothing else added."""
         return cls(weights=weights, scale=scale, max_coefficient=None, max_push=None, calibrated=False)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as plain JSON values; ``RewardGuidance(**settings)`` reads them back."""
         weights = RewardWeights.parse(self.weights)
-        return {**vars(self), "weights": None if weights.values is None else str(weights)}
+        floor = _floor(self.floor)
+        return {
+            **vars(self),
+            "weights": None if weights.values is None else str(weights),
+            "floor": None if floor is None else ",".join(floor),
+        }
 
     def strength(self, reward: Reward) -> float:
         """Return the number that multiplies the gradient of the score, the ``w`` of the formula."""
@@ -97,91 +126,130 @@ class RewardGuidance:
         """Return why a denoising step is left unguided: ``"window"`` or ``"every"``; ``None`` if it is not."""
         if not self.start <= step_index / num_inference_steps < self.stop:
             return "window"
-        return "every" if step_index % self.every else None
+        return "every" if step_index % self.every and not self.reuse else None
+
+    def reuses(self, step_index: int) -> bool:
+        """Return whether a guided step takes the last direction, if there is one yet."""
+        return self.reuse and step_index % self.every != 0
+
+    def gradients(self, num_inference_steps: int) -> int:
+        """Return how many gradients of the reward one run takes."""
+        if self.scale == 0:
+            return 0
+        guided = [step for step in range(num_inference_steps) if self.skips(step, num_inference_steps) is None]
+        asked = sum(not self.reuses(step) or step == guided[0] for step in guided)
+        return asked * (self.smoothing_samples if self.smoothing else 1)
+
+    def resolve(self, axes: Sequence[str]) -> tuple[dict[str, float], tuple[str, ...]]:
+        """Return the weight of each axis that has one, and the floored axes.
+
+        Raises:
+            ValueError: If an axis is unknown or the number of weights differs.
+        """
+        floor = _floor(self.floor) or ()
+        if unknown := [name for name in floor if name not in axes]:
+            raise ValueError(
+                f"Expected `floor` to name axes of the reward ({', '.join(axes)}), but got {', '.join(unknown)}; "
+                "use the reward's own axes."
+            )
+        weights = RewardWeights.parse(self.weights).resolve(axes)
+        return {axis: weight for axis, weight in zip(axes, weights, strict=True) if weight}, floor
 
 
-class Push(NamedTuple):
-    """A change of the velocity, shape ``(B, C, T, H, W)``, and what made it, each ``(B,)``; see ``Measurement``."""
-
-    value: Tensor
-    grad_norm: Tensor
-    velocity_norm: Tensor
-    coefficient: Tensor
-    push_ratio: Tensor
-    clamped: Tensor
-    capped: Tensor
-    finite: Tensor
-
-
-def compute_push(
-    velocity: Tensor,
-    reward_grad: Tensor,
-    sigma: Tensor | float,
-    scale: float = 1.0,
-    *,
-    max_coefficient: float | None = None,
-    max_push: float | None = None,
-    damping: float = 0.0,
-) -> Push:
-    """Return what ``guide`` subtracts from the velocity, with its numbers per sample; arguments as there."""
-    dtype = working_dtype(velocity, reward_grad)
-    velocity, reward_grad = velocity.to(dtype), reward_grad.to(dtype)
-    sigma = per_sample(sigma, velocity)
-    guidable = (sigma > 0) & (sigma <= PURE_NOISE)
-    sigma = torch.where(guidable, sigma, 0.0)  # keeps the singularity at 1 out of the arithmetic
-
-    factor = coefficient(sigma)
-    highest = math.inf if max_coefficient is None else max_coefficient
-    clamped = factor > highest
-    factor = factor.clamp(max=highest) * (1 - sigma) ** damping
-    push = scale * expand(factor, velocity) * reward_grad
-
-    grad_norm, velocity_norm, push_norm = _norm(reward_grad), _norm(velocity), _norm(push)
-    finite = (grad_norm.isfinite() & push_norm.isfinite()) | ~guidable
-    limit = math.inf if max_push is None else max_push * velocity_norm
-    capped = (push_norm > limit) & finite
-    shrink = torch.where(capped, limit / push_norm, 1.0)
-    # `where`, because 0 * nan is nan
-    push = torch.where(expand(guidable & finite, push).bool(), push * expand(shrink, push), 0.0)
-    ratio = torch.where(guidable & finite, push_norm * shrink / velocity_norm.clamp(min=TINY), 0.0)
-    return Push(push, grad_norm, velocity_norm, factor, ratio, clamped, capped, finite)
-
-
-def guide(
-    velocity: Tensor,
-    reward_grad: Tensor,
-    sigma: Tensor | float,
-    scale: float = 1.0,
-    *,
-    max_coefficient: float | None = None,
-    max_push: float | None = None,
-    damping: float = 0.0,
-) -> Tensor:
-    r"""Move a velocity toward higher reward, each sample on its own.
-
-    .. math:: \tilde v = v - w \frac{\sigma}{1-\sigma} (1-\sigma)^p \nabla_x r(x_\sigma, \sigma)
+class Direction(NamedTuple):
+    """Where the reward wants the latents to go.
 
     Args:
-        velocity: Velocity after classifier-free guidance, shape ``(B, C, T, H, W)``.
-        reward_grad: Gradient of the weighted reward w.r.t. the latents, same shape.
-        sigma: Noise level, 1 is pure noise: a number, or shape ``(B,)``; samples at 0 and 1 are left alone.
-        scale: Strength ``w``; 0 returns ``velocity`` itself.
-        max_coefficient: Upper limit of ``sigma / (1 - sigma)``; ``None`` for no limit.
-        max_push: Upper limit of the change's norm as a fraction of the velocity's norm; ``None`` for no limit.
-        damping: Exponent p >= 0 of the factor ``(1 - sigma) ** p``.
+        value: Combined gradient, shape of the latents.
+        raw: Raw reward there, shape ``(B, axes)``.
+        floored: Whether a floor changed it, shape ``(B,)``.
+    """
+
+    value: Tensor
+    raw: Tensor
+    floored: Tensor
+
+
+@dataclass
+class DirectionMemory:
+    """Hold the last direction for the steps that reuse it; one per sampling run.
+
+    Args:
+        last: The direction, or ``None`` before the first.
+    """
+
+    last: Direction | None = field(default=None, repr=False)
+
+    def recall(self, latents: Tensor) -> Direction | None:
+        """Return the last direction if it is of such latents."""
+        return self.last if self.last is not None and self.last.value.shape == latents.shape else None
+
+
+def reward_direction(
+    latents: Tensor,
+    velocity: Tensor,
+    sigma: Tensor | float,
+    reward: Reward,
+    conditioning: Conditioning | None,
+    guidance: RewardGuidance,
+    seed: int = 0,
+) -> Direction:
+    """Differentiate the reward and settle what its axes disagree about.
+
+    Args:
+        latents: Noisy latents, shape ``(B, C, T, H, W)``.
+        velocity: Velocity after classifier-free guidance, same shape.
+        sigma: Noise level: a number, or shape ``(B,)``.
+        reward: Differentiable reward with named ``axes``.
+        conditioning: The positive prompts, one row per latent.
+        guidance: The settings.
+        seed: Of the noise that ``smoothing`` exchanges.
 
     Returns:
-        Guided velocity, same shape and dtype as ``velocity``; a sample whose gradient is not finite comes back as is.
+        The direction, before scale, coefficient and limits.
 
-    Reference:
-        Liu et al., 2025, arXiv:2501.13918, Eq. 11 (Flow-NRG); clamp, cap and damping are additions.
+    Raises:
+        ValueError: If the arguments or the reward do not fit.
     """
-    if scale == 0:
-        return velocity
-    push = compute_push(
-        velocity, reward_grad, sigma, scale, max_coefficient=max_coefficient, max_push=max_push, damping=damping
-    )
-    return (velocity.to(push.value.dtype) - push.value).to(velocity.dtype)
+    weights, floor = guidance.resolve(reward.axes)
+    dtype = working_dtype(latents, velocity)
+    latents, velocity = latents.to(dtype), velocity.to(dtype)
+    apart = guidance.balanced or guidance.conflicts != "sum" or floor
+    names = tuple(axis for axis in reward.axes if axis in weights or axis in floor)
+
+    def gradients(at: Tensor) -> tuple[Tensor, Tensor]:
+        """Return those of the axes, or of their weighted sum alone, which takes a single pass back."""
+        if apart:
+            return axis_gradients(at, sigma, reward, conditioning, names, guidance.calibrated)
+        grad, raw = reward_gradient(at, sigma, reward, conditioning, guidance.weights, guidance.calibrated)
+        return grad[None], raw
+
+    if guidance.smoothing:
+        points = directions.renoised(latents, velocity, sigma, guidance.smoothing, guidance.smoothing_samples, seed)
+        found = [gradients(point) for point in points]
+        grads, raw = (torch.stack(parts).mean(dim=0) for parts in zip(*found))
+    else:
+        grads, raw = gradients(latents)
+
+    direction = _combined(grads, names, weights, guidance) if apart else grads[0]
+    if guidance.parallel != 1:
+        direction = directions.less_parallel(direction, clean_from(latents, velocity, sigma), guidance.parallel)
+    floored = torch.zeros(len(latents), dtype=torch.bool, device=latents.device)
+    if floor:
+        sign = math.copysign(1, guidance.scale)  # the floor holds for what is done, also when that is flipped
+        held, floored = directions.above_floor(sign * direction, grads[[names.index(axis) for axis in floor]])
+        direction = sign * held
+    return Direction(direction, raw, floored)
+
+
+def _combined(grads: Tensor, names: Sequence[str], weights: dict[str, float], guidance: RewardGuidance) -> Tensor:
+    terms = grads[[names.index(axis) for axis in weights]]
+    if guidance.balanced:
+        terms = directions.balanced(terms)
+    terms = torch.stack([weight * term for weight, term in zip(weights.values(), terms, strict=True)])
+    if guidance.conflicts == "project":
+        terms = directions.without_conflicts(terms)
+    return terms.sum(dim=0)
 
 
 def guided_velocity(
@@ -195,6 +263,7 @@ def guided_velocity(
     step_index: int | None = None,
     num_inference_steps: int | None = None,
     trace: GuidanceTrace | None = None,
+    memory: DirectionMemory | None = None,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
     """Return the guided velocity of one step: all that a hand-written sampling loop needs.
@@ -217,6 +286,7 @@ def guided_velocity(
         num_inference_steps: Number of denoising steps; needed with ``step_index``.
         trace: Records the step, and warns when its ``warn`` is called. Without one, a gradient that is not finite is
             warned about at once.
+        memory: Holds the direction from step to step; needed if ``guidance`` reuses it.
         dtype: Type of the result, that of ``velocity`` by default; for a loop that casts the latents instead.
 
     Returns:
@@ -235,25 +305,35 @@ def guided_velocity(
     _check_arguments(latents, velocity, sigma)
     recorder = GuidanceTrace(tuple(reward.axes), guidance.scale) if trace is None else trace
     skipped = _skips(guidance, step_index, num_inference_steps) or _skips_sigma(sigma)
+    if guidance.reuse and memory is None:
+        raise ValueError(
+            "Expected `memory` for guidance that reuses directions, but got None; "
+            "make one `DirectionMemory()` a run and pass it in every step."
+        )
     if skipped:
         recorder.record(step_index, sigma, skipped=skipped)
         return velocity
 
     stopwatch = Stopwatch(latents.device)
-    grad, raw = reward_gradient(latents, sigma, reward, conditioning, guidance.weights, guidance.calibrated)
-    push = compute_push(velocity, grad, sigma, guidance.strength(reward), **guidance.limits())
+    held = memory.recall(latents) if memory and guidance.reuses(step_index or 0) else None
+    direction = held or reward_direction(
+        latents, velocity, sigma, reward, conditioning, guidance, seed=step_index or 0
+    )
+    if memory is not None:
+        memory.last = direction
+    push = compute_push(velocity, direction.value, sigma, guidance.strength(reward), **guidance.limits())
     guided = (velocity.to(push.value.dtype) - push.value).to(dtype or velocity.dtype)
     stopwatch.stop()
-    recorder.record(step_index, sigma, measurement=_measurement(raw, push, stopwatch))
+    recorder.record(step_index, sigma, reused=held is not None, measurement=_measurement(direction, push, stopwatch))
     if trace is None:
         recorder.warn_not_finite()
     return guided
 
 
-def _measurement(raw: Tensor, push: Push, stopwatch: Stopwatch) -> Measurement:
+def _measurement(direction: Direction, push: Push, stopwatch: Stopwatch) -> Measurement:
     numbers = push._asdict()
     del numbers["value"]
-    return Measurement(reward=raw, stopwatch=stopwatch, **numbers)
+    return Measurement(reward=direction.raw, floored=direction.floored, stopwatch=stopwatch, **numbers)
 
 
 def _skips(guidance: RewardGuidance, step_index: int | None, num_inference_steps: int | None) -> str | None:
@@ -290,8 +370,9 @@ def _check_arguments(latents: Tensor, velocity: Tensor, sigma: Tensor | float) -
         )
 
 
-def _norm(tensor: Tensor) -> Tensor:
-    return tensor.flatten(1).square().sum(dim=1).sqrt()
+def _floor(axes: str | Sequence[str] | None) -> tuple[str, ...] | None:
+    names = axes.split(",") if isinstance(axes, str) else axes or ()
+    return tuple(name.strip() for name in names if name.strip()) or None
 
 
 def _expect(holds: bool, name: str, expected: str, got: Any) -> None:

@@ -56,6 +56,7 @@ class Measurement:
         clamped: Whether the coefficient was clamped.
         capped: Whether the push was shortened.
         finite: Whether the gradient was finite; if not, the sample was left unguided.
+        floored: Whether a floor changed the direction of the push.
         stopwatch: Time spent on the reward, its gradient and the push.
     """
 
@@ -67,10 +68,11 @@ class Measurement:
     clamped: Tensor
     capped: Tensor
     finite: Tensor
+    floored: Tensor
     stopwatch: Stopwatch
 
 
-PER_SAMPLE = ("grad_norm", "velocity_norm", "coefficient", "push_ratio", "clamped", "capped", "finite")
+PER_SAMPLE = ("grad_norm", "velocity_norm", "coefficient", "push_ratio", "clamped", "capped", "finite", "floored")
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,7 @@ class GuidanceStep:
         sigma: Noise level, 1 is pure noise: a number, or one per sample, shape ``(B,)``.
         skipped: Why the step was left alone: ``"sigma"``, ``"window"`` or ``"every"``; ``None`` if it was guided.
         measurement: The numbers of a guided step.
+        reused: Whether the direction was that of an earlier step; so is then the reward.
     """
 
     run: int
@@ -90,6 +93,7 @@ class GuidanceStep:
     sigma: float | Tensor
     skipped: str | None = None
     measurement: Measurement | None = None
+    reused: bool = False
 
 
 @dataclass
@@ -120,19 +124,20 @@ class GuidanceTrace:
         sigma: float | Tensor,
         skipped: str | None = None,
         measurement: Measurement | None = None,
+        reused: bool = False,
     ) -> None:
         """Add a step; without a ``step_index`` it follows the last one."""
         if step_index is None:
             step_index = self.steps[-1].step_index + 1 if self.steps else 0
-        self.steps.append(GuidanceStep(self._run, step_index, sigma, skipped, measurement))
+        self.steps.append(GuidanceStep(self._run, step_index, sigma, skipped, measurement, reused))
 
     def rows(self, per_sample: bool = False) -> list[dict[str, Any]]:
         """Return one dict per step, averaged over the batch, or one per step and sample.
 
         Keys: ``run``, ``step_index``, ``sample`` (with ``per_sample``), ``sigma``, ``skipped``, ``reward`` (a dict of
         raw values by axis), ``grad_norm``, ``velocity_norm``, ``coefficient``, ``push_ratio``, ``clamped``,
-        ``capped``, ``finite`` (booleans per sample, fractions of the batch in an average) and ``seconds`` (of the
-        whole batch). A skipped step has only the first ones.
+        ``capped``, ``finite``, ``floored`` (booleans per sample, fractions of the batch in an average), ``seconds`` (of
+        the whole batch) and ``reused``. A skipped step has only the first ones.
         """
         rows = []
         for step in self.steps:
@@ -207,6 +212,7 @@ class GuidanceTrace:
                 "reward": dict(zip(self.axes, reward)),
                 **{name: values[i] for name, values in columns.items()},
                 "seconds": seconds,
+                "reused": step.reused,
             }
             for i, reward in enumerate(rewards)
         ]
@@ -221,7 +227,7 @@ class GuidanceTrace:
         place = [str(row["step_index"]), f"{row['sigma']:.3f}"]
         if row["skipped"]:
             return [*place, *[""] * (len(self.axes) + 4), f"skipped: {row['skipped']}"]
-        notes = [name for name in ("clamped", "capped") if row[name]]
+        notes = [name for name in ("clamped", "capped", "floored", "reused") if row[name]]
         notes += ["not finite"] if row["finite"] < 1 else []
         return [
             *place,

@@ -13,7 +13,7 @@ from tiny import PromptMatch, TowardTarget, sample, schedulers
 
 from nrg_sampler import GuidanceWarning, RewardGuidance, attach
 from nrg_sampler.families import WAN, family_of, require_flow
-from nrg_sampler.guidance import guide
+from nrg_sampler.push import guide
 from nrg_sampler.rewards.gradient import reward_gradient
 
 # numpy 2 about the conversion of a tensor in DPMSolverMultistepScheduler.set_timesteps
@@ -386,3 +386,19 @@ def test_bad_input_is_refused_before_anything_is_touched(wan, reward, settings, 
     with pytest.raises(ValueError, match=message), attach(wan, reward, **settings):
         pytest.fail("attached")
     assert is_untouched(wan)
+
+
+def test_reused_directions_ask_the_reward_less_often_and_start_anew_in_every_run(wan):
+    class Counting(TowardTarget):
+        calls = 0
+
+        def __call__(self, *inputs):
+            self.calls += 1
+            return super().__call__(*inputs)
+
+    reward, guidance = Counting(), RewardGuidance(every=3, reuse=True, start=0.2)
+    with attach(wan, reward, guidance) as trace:
+        first, second = sample(wan, num_inference_steps=10), sample(wan, num_inference_steps=10)
+    assert torch.equal(first, second)
+    assert reward.calls == 2 * guidance.gradients(10) == 8
+    assert sum(row.get("reused", False) for row in trace.rows()) == 8

@@ -115,7 +115,7 @@ def test_the_check_fails_when_the_sign_is_wrong(name):
 
 @pytest.mark.parametrize("name", TARGETS)
 def test_the_check_fails_when_the_coefficient_is_dropped(name, monkeypatch):
-    monkeypatch.setattr("nrg_sampler.guidance.coefficient", torch.ones_like)
+    monkeypatch.setattr("nrg_sampler.push.coefficient", torch.ones_like)
     target, weight = TARGETS[name]
     reached = sample_by_hand(target, ExactTilt(target, weight), PAPER)
     assert reached != pytest.approx(target.tilted_mean(weight), rel=0.1)

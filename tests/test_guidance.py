@@ -8,9 +8,10 @@ import pytest
 import torch
 from tiny import TowardTarget
 
-from nrg_sampler import GuidanceTrace, GuidanceWarning, RewardGuidance, guide, guided_velocity
-from nrg_sampler.guidance import compute_push
-from nrg_sampler.rewards.gradient import reward_gradient
+from nrg_sampler import DirectionMemory, GuidanceTrace, GuidanceWarning, RewardGuidance, guide, guided_velocity
+from nrg_sampler.directions import renoised
+from nrg_sampler.push import compute_push
+from nrg_sampler.rewards.gradient import axis_gradients, reward_gradient
 
 SHAPE = (2, 3, 2, 4, 4)
 
@@ -201,6 +202,8 @@ def test_the_paper_s_settings_have_no_window_limit_or_calibration():
     paper = RewardGuidance.paper()
     assert (paper.scale, paper.start, paper.stop, paper.every) == (100.0, 0.0, 1.0, 1)
     assert (paper.max_coefficient, paper.max_push, paper.damping, paper.calibrated) == (None, None, 0.0, False)
+    assert (paper.reuse, paper.balanced, paper.conflicts, paper.floor) == (False, False, "sum", None)
+    assert (paper.parallel, paper.smoothing) == (1.0, 0.0)
 
 
 @pytest.mark.parametrize(
@@ -246,6 +249,10 @@ def test_a_window_without_a_step_index_is_refused(settings):
         ({"every": 1.5}, "Expected `every` to be a whole number of 1 or more, but got 1.5."),
         ({"max_coefficient": 0}, "Expected `max_coefficient` to be above 0, or None for no limit, but got 0."),
         ({"max_push": -1}, "Expected `max_push` to be above 0, or None for no limit, but got -1."),
+        ({"conflicts": "fight"}, "Expected `conflicts` to be 'sum' or 'project', but got 'fight'."),
+        ({"parallel": 1.5}, "Expected `parallel` to be between 0 and 1, but got 1.5."),
+        ({"smoothing": -0.5}, "Expected `smoothing` to be between 0 and 1, but got -0.5."),
+        ({"smoothing_samples": 0}, "Expected `smoothing_samples` to be a whole number of 1 or more, but got 0."),
         ({"damping": -1}, "Expected `damping` to be 0 or more, but got -1."),
         ({"weights": "0:0:0"}, "Expected at least one reward weight above 0, but got 0:0:0; use a scale of 0"),
         ({"weights": {"VQ": 0}}, "Expected at least one reward weight above 0, but got VQ=0"),
@@ -292,3 +299,135 @@ def test_nothing_is_warned_about_when_all_is_well():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         guided_velocity(batch(1), batch(), 0.5, TowardTarget())
+
+
+class Opposed:
+    """Two linear axes that pull apart: raising one lowers the other."""
+
+    axes = ("VQ", "TA")
+
+    def __init__(self):
+        self.first = batch(20)[:1]
+        self.second = batch(21)[:1] - 0.8 * self.first
+        self.calls = 0
+
+    def __call__(self, latents, sigma, conditioning):
+        self.calls += 1
+        scores = [(latents * gradient).flatten(1).sum(dim=1) for gradient in (self.first, self.second)]
+        return torch.stack(scores, dim=1)
+
+
+def change(reward, guidance, axis, **inputs):
+    """To first order, how the push of one step changes an axis: (B,)."""
+    trace = GuidanceTrace(reward.axes)
+    velocity = batch(0)
+    guided = guided_velocity(batch(1), velocity, 0.5, reward, guidance=guidance, trace=trace, **inputs)
+    gradient = {"VQ": reward.first, "TA": reward.second}[axis]
+    return ((velocity - guided) * gradient).flatten(1).sum(dim=1), trace
+
+
+@pytest.mark.parametrize("scale", [1.0, -1.0])
+def test_a_floor_keeps_an_axis_without_weight_from_being_lowered(scale):
+    reward = Opposed()
+    axis = "TA" if scale > 0 else "VQ"
+    weights = "1:0" if scale > 0 else "1:1"
+    free, _ = change(reward, RewardGuidance(weights=weights, scale=scale), axis)
+    held, trace = change(reward, RewardGuidance(weights=weights, scale=scale, floor=axis), axis)
+    assert (free < -0.01).all() and (held > -1e-4).all()
+    assert trace.rows()[0]["floored"] == 1.0 and "floored" in str(trace)
+
+
+def test_a_floor_that_is_not_touched_changes_nothing():
+    guidance = RewardGuidance(weights="0:1")
+    plain = guided_velocity(batch(1), batch(0), 0.5, Opposed(), guidance=guidance)
+    floored = guided_velocity(batch(1), batch(0), 0.5, Opposed(), guidance=RewardGuidance(weights="0:1", floor="TA"))
+    torch.testing.assert_close(floored, plain)
+
+
+def test_projected_conflicts_raise_both_axes():
+    guidance = RewardGuidance(weights="1:0.2")
+    assert (change(Opposed(), guidance, "TA")[0] < 0).all()
+    projected = RewardGuidance(weights="1:0.2", conflicts="project")
+    assert (change(Opposed(), projected, "TA")[0] > 0).all() and (change(Opposed(), projected, "VQ")[0] > 0).all()
+
+
+def test_balanced_axes_no_longer_depend_on_the_unit_of_the_reward():
+    class OtherUnits(Opposed):
+        def __call__(self, latents, sigma, conditioning):
+            return super().__call__(latents, sigma, conditioning) * latents.new_tensor([100.0, 0.01])
+
+    def direction(reward, **settings):
+        guidance = RewardGuidance(max_push=None, **settings)
+        push = batch(0) - guided_velocity(batch(1), batch(0), 0.5, reward, guidance=guidance)
+        return push / push.flatten(1).norm(dim=1).reshape(-1, 1, 1, 1, 1)
+
+    torch.testing.assert_close(direction(Opposed(), balanced=True), direction(OtherUnits(), balanced=True))
+    assert not torch.allclose(direction(Opposed()), direction(OtherUnits()), rtol=0.1)
+
+
+def test_separate_gradients_add_up_to_that_of_the_sum():
+    guidance = {"weights": "0.3:0.7", "scale": 0.01, "max_push": None}
+    together = guided_velocity(batch(1), batch(0), 0.5, Bumpy(), guidance=RewardGuidance(**guidance))
+    grads, raw = axis_gradients(batch(1), 0.5, Bumpy())
+    expected = batch(0) - 0.01 * 3.0 * (0.3 * grads[0] + 0.7 * grads[1])
+    torch.testing.assert_close(together, expected)
+    assert raw.shape == (2, 2)
+
+
+def test_the_part_along_the_clean_latents_can_be_left_out():
+    guidance = RewardGuidance(scale=0.01, weights="1:1", parallel=0.0, max_push=None)
+    push = batch(0) - guided_velocity(batch(1), batch(0), 0.5, Bumpy(), guidance=guidance)
+    clean = batch(1) - 0.5 * batch(0)
+    cosine = torch.nn.functional.cosine_similarity(push.flatten(1), clean.flatten(1))
+    assert cosine.abs().max() < 1e-3
+
+
+def test_smoothing_averages_the_gradient_over_exchanged_noise():
+    guidance = RewardGuidance(weights="1:1", smoothing=0.5, smoothing_samples=3, scale=0.1, max_push=None)
+    guided = guided_velocity(batch(1), batch(0), 0.5, Bumpy(), guidance=guidance, step_index=4, num_inference_steps=9)
+    points = renoised(batch(1), batch(0), 0.5, 0.5, 3, seed=4)
+    grads = [reward_gradient(point, 0.5, Bumpy(), weights="1:1")[0] for point in points]
+    torch.testing.assert_close(guided, batch(0) - 0.1 * 3.0 * sum(grads) / 3)
+
+
+def test_a_reused_direction_asks_the_reward_every_nth_step_only():
+    reward, memory, trace = Opposed(), DirectionMemory(), GuidanceTrace(Opposed.axes)
+    guidance = RewardGuidance(weights="1:0", every=3, reuse=True, start=0.2)
+    pushes = []
+    for step in range(8):
+        guided = guided_velocity(
+            batch(step), batch(0), 0.5, reward, guidance=guidance, step_index=step, num_inference_steps=8,
+            trace=trace, memory=memory,
+        )  # fmt: skip
+        pushes.append(batch(0) - guided)
+    assert reward.calls == 3 == guidance.gradients(8)
+    assert [row.get("reused") for row in trace.rows()] == [None, None, False, False, True, True, False, True]
+    assert torch.equal(pushes[3], pushes[4]) and pushes[0].norm() == 0
+
+
+def test_reuse_without_a_memory_is_refused():
+    with pytest.raises(ValueError, match="Expected `memory` for guidance that reuses directions, but got None"):
+        guided_velocity(
+            batch(1), batch(), 0.5, Opposed(), guidance=RewardGuidance(every=2, reuse=True),
+            step_index=0, num_inference_steps=4,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("settings", "count"),
+    [({}, 10), ({"scale": 0}, 0), ({"every": 4}, 3), ({"start": 0.5}, 5), ({"smoothing": 0.1}, 40)],
+)
+def test_the_gradients_of_a_run_are_known_beforehand(settings, count):
+    assert RewardGuidance(**settings).gradients(10) == count
+
+
+def test_a_floor_on_an_unknown_axis_is_refused():
+    message = r"Expected `floor` to name axes of the reward \(VQ, TA\), but got MQ; use the reward's own axes."
+    with pytest.raises(ValueError, match=message):
+        guided_velocity(batch(1), batch(), 0.5, Opposed(), guidance=RewardGuidance(floor="MQ"))
+
+
+@pytest.mark.parametrize("floor", ["VQ,TA", ["VQ", "TA"], " VQ, TA "])
+def test_a_floor_is_read_from_text_or_a_list(floor):
+    guidance = RewardGuidance(floor=floor)
+    assert guidance.floor == ("VQ", "TA") and RewardGuidance(**guidance.to_dict()) == guidance

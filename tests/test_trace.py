@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from nrg_sampler import GuidanceTrace, GuidanceWarning
-from nrg_sampler.trace import Measurement, Stopwatch
+from nrg_sampler.trace import PER_SAMPLE, Measurement, Stopwatch
 
 
 def measurement(**changes):
@@ -22,6 +22,7 @@ def measurement(**changes):
         "clamped": torch.tensor([False, False]),
         "capped": torch.tensor([False, True]),
         "finite": torch.tensor([True, True]),
+        "floored": torch.tensor([False, False]),
         "stopwatch": Stopwatch(torch.device("cpu")),
     }
     return Measurement(**{**values, **changes})
@@ -88,7 +89,7 @@ def test_runs_are_counted(trace):
 
 def test_recording_does_not_read_the_tensors():
     """On a meta device there is nothing to read, so any look at a number would raise."""
-    names = ("reward", "grad_norm", "velocity_norm", "coefficient", "push_ratio", "clamped", "capped", "finite")
+    names = ("reward", *PER_SAMPLE)
     on_meta = {name: torch.empty(2, 2, device="meta") for name in names}
     trace = GuidanceTrace(("VQ", "TA"))
     trace.record(0, torch.empty(2, device="meta"), measurement=measurement(**on_meta))

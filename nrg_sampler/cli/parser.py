@@ -18,7 +18,24 @@ SAMPLING = {
     "frames": "num_frames",
 }
 # option and field of RewardGuidance alike
-GUIDANCE = ("weights", "scale", "start", "stop", "every", "max_coefficient", "max_push", "damping")
+GUIDANCE = (
+    "weights",
+    "scale",
+    "start",
+    "stop",
+    "every",
+    "reuse",
+    "max_coefficient",
+    "max_push",
+    "damping",
+    "balanced",
+    "conflicts",
+    "floor",
+    "parallel",
+    "smoothing",
+    "smoothing_samples",
+)
+CONFLICTS = ("sum", "project")  # as in nrg_sampler.guidance, which would bring torch in
 DTYPES = ("float32", "bfloat16", "float16")
 DEFAULT_FOLDER = Path("outputs")
 
@@ -108,8 +125,24 @@ def add_guidance(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--scale", type=number, metavar="X", help="strength; 0 is the unguided pipeline")
     group.add_argument("--start", type=number, metavar="F", help="guide from this fraction of the steps on, 0 to 1")
     group.add_argument("--stop", type=number, metavar="F", help="guide up to this fraction of the steps, 0 to 1")
-    group.add_argument("--every", type=whole_number(1), metavar="N", help="guide every N-th step only")
+    group.add_argument("--every", type=whole_number(1), metavar="N", help="ask the reward in every N-th step only")
+    _add_switch(group, "--reuse", "push with the last direction in the steps between")
     group.add_argument("--max-coefficient", type=number, metavar="X", help="upper bound of sigma / (1 - sigma)")
     group.add_argument("--max-push", type=number, metavar="X", help="upper bound of the push, in velocity norms")
     group.add_argument("--damping", type=number, metavar="X", help="weaken the push by (1 - sigma) to this power")
+    _add_switch(group, "--balanced", "give the gradients of the axes one norm")
+    group.add_argument("--conflicts", choices=CONFLICTS, help="project what axes have against each other out of them")
+    group.add_argument("--floor", metavar="AXES", help="axes that the push must not lower, as TA or VQ,TA")
+    group.add_argument("--parallel", type=number, metavar="F", help="share kept of the push along the clean latents")
+    group.add_argument(
+        "--smoothing", type=number, metavar="F", help="average the gradient over this share of the noise"
+    )
+    group.add_argument(
+        "--smoothing-samples", type=whole_number(1), metavar="N", help="gradients in that average (default: 4)"
+    )
     group.add_argument("--paper", action="store_true", help="the published algorithm: scale 100, no bound on the push")
+
+
+def _add_switch(group: argparse._ArgumentGroup, name: str, meaning: str) -> None:
+    """Add a flag that is None unless given, as the other options are."""
+    group.add_argument(name, action="store_const", const=True, help=meaning)

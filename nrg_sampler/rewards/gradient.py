@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -56,6 +57,56 @@ def reward_gradient(
     Raises:
         ValueError: If the reward has another output shape, gives no gradient or is on another device.
     """
+
+    def score(raw: Tensor) -> list[Tensor]:
+        return [weighted_score(reward, raw, weights, calibrated)]
+
+    grads, raw = _differentiate(latents, sigma, reward, conditioning, score)
+    return grads[0], raw
+
+
+def axis_gradients(
+    latents: Tensor,
+    sigma: Tensor | float,
+    reward: Reward,
+    conditioning: Conditioning | None = None,
+    axes: Sequence[str] | None = None,
+    calibrated: bool = True,
+) -> tuple[Tensor, Tensor]:
+    """Differentiate single axes: one pass forward and one back for each; otherwise as ``reward_gradient``.
+
+    Args:
+        latents: Noisy latents, shape ``(B, C, T, H, W)``.
+        sigma: Noise level, 1 is pure noise: a number, or shape ``(B,)``.
+        reward: The reward; must treat the samples of a batch independently.
+        conditioning: The positive prompts, one row per latent.
+        axes: Which axes, in which order; all of the reward's by default.
+        calibrated: Differentiate the axes in units of their stored standard deviation rather than raw.
+
+    Returns:
+        The gradients without any weight, shape ``(len(axes), B, C, T, H, W)``, and the raw reward of all axes, shape
+        ``(B, axes of the reward)``.
+
+    Raises:
+        ValueError: As ``reward_gradient``.
+    """
+    columns = [reward.axes.index(axis) for axis in (reward.axes if axes is None else axes)]
+
+    def scores(raw: Tensor) -> list[Tensor]:
+        values = normalised(reward, raw) if calibrated else raw
+        return [values[:, column] for column in columns]
+
+    return _differentiate(latents, sigma, reward, conditioning, scores)
+
+
+def _differentiate(
+    latents: Tensor,
+    sigma: Tensor | float,
+    reward: Reward,
+    conditioning: Conditioning | None,
+    scores: Callable[[Tensor], list[Tensor]],
+) -> tuple[Tensor, Tensor]:
+    """Return the gradient of each score ``(B,)`` that ``scores`` makes of the raw reward, stacked, and that reward."""
     _check_device(reward, latents.device)
     with torch.inference_mode(False), torch.enable_grad():
         # Cloned in here, because tensors made in inference mode can take no part in autograd.
@@ -63,9 +114,13 @@ def reward_gradient(
         levels = per_sample(sigma, leaf).clone()
         raw = reward(leaf, levels, (conditioning or Conditioning()).copied(leaf.device))
         _check_output(raw, leaf, reward)
-        score = weighted_score(reward, raw.to(leaf.dtype), weights, calibrated)
-        (grad,) = torch.autograd.grad(score.sum(), leaf, allow_unused=True)
-    return torch.zeros_like(leaf) if grad is None else grad, raw.detach()
+        wanted = scores(raw.to(leaf.dtype))
+        grads = []
+        for index, score in enumerate(wanted):
+            again = index + 1 < len(wanted)
+            (grad,) = torch.autograd.grad(score.sum(), leaf, retain_graph=again, allow_unused=True)
+            grads.append(torch.zeros_like(leaf) if grad is None else grad)
+    return torch.stack(grads), raw.detach()
 
 
 def _check_device(reward: Any, device: torch.device) -> None:

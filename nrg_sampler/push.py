@@ -1,0 +1,107 @@
+r"""Flow-NRG as a pure function: from a velocity and a reward gradient to a guided velocity.
+
+.. math:: \tilde v = v - w\,\frac{\sigma}{1-\sigma}\,\nabla_x r(x_\sigma, \sigma)
+
+Reference:
+    Liu et al., 2025, arXiv:2501.13918, Eq. 11.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from nrg_sampler.flow import PURE_NOISE, coefficient, expand, per_sample, working_dtype
+
+TINY = 1e-30  # keeps the ratio of two zero norms at zero
+
+
+class Push(NamedTuple):
+    """A change of the velocity, shape ``(B, C, T, H, W)``, and what made it, each ``(B,)``; see ``Measurement``."""
+
+    value: Tensor
+    grad_norm: Tensor
+    velocity_norm: Tensor
+    coefficient: Tensor
+    push_ratio: Tensor
+    clamped: Tensor
+    capped: Tensor
+    finite: Tensor
+
+
+def compute_push(
+    velocity: Tensor,
+    reward_grad: Tensor,
+    sigma: Tensor | float,
+    scale: float = 1.0,
+    *,
+    max_coefficient: float | None = None,
+    max_push: float | None = None,
+    damping: float = 0.0,
+) -> Push:
+    """Return what ``guide`` subtracts from the velocity, with its numbers per sample; arguments as there."""
+    dtype = working_dtype(velocity, reward_grad)
+    velocity, reward_grad = velocity.to(dtype), reward_grad.to(dtype)
+    sigma = per_sample(sigma, velocity)
+    guidable = (sigma > 0) & (sigma <= PURE_NOISE)
+    sigma = torch.where(guidable, sigma, 0.0)  # keeps the singularity at 1 out of the arithmetic
+
+    factor = coefficient(sigma)
+    highest = math.inf if max_coefficient is None else max_coefficient
+    clamped = factor > highest
+    factor = factor.clamp(max=highest) * (1 - sigma) ** damping
+    push = scale * expand(factor, velocity) * reward_grad
+
+    grad_norm, velocity_norm, push_norm = _norm(reward_grad), _norm(velocity), _norm(push)
+    finite = (grad_norm.isfinite() & push_norm.isfinite()) | ~guidable
+    limit = math.inf if max_push is None else max_push * velocity_norm
+    capped = (push_norm > limit) & finite
+    shrink = torch.where(capped, limit / push_norm, 1.0)
+    # `where`, because 0 * nan is nan
+    push = torch.where(expand(guidable & finite, push).bool(), push * expand(shrink, push), 0.0)
+    ratio = torch.where(guidable & finite, push_norm * shrink / velocity_norm.clamp(min=TINY), 0.0)
+    return Push(push, grad_norm, velocity_norm, factor, ratio, clamped, capped, finite)
+
+
+def guide(
+    velocity: Tensor,
+    reward_grad: Tensor,
+    sigma: Tensor | float,
+    scale: float = 1.0,
+    *,
+    max_coefficient: float | None = None,
+    max_push: float | None = None,
+    damping: float = 0.0,
+) -> Tensor:
+    r"""Move a velocity toward higher reward, each sample on its own.
+
+    .. math:: \tilde v = v - w \frac{\sigma}{1-\sigma} (1-\sigma)^p \nabla_x r(x_\sigma, \sigma)
+
+    Args:
+        velocity: Velocity after classifier-free guidance, shape ``(B, C, T, H, W)``.
+        reward_grad: Gradient of the weighted reward w.r.t. the latents, same shape.
+        sigma: Noise level, 1 is pure noise: a number, or shape ``(B,)``; samples at 0 and 1 are left alone.
+        scale: Strength ``w``; 0 returns ``velocity`` itself.
+        max_coefficient: Upper limit of ``sigma / (1 - sigma)``; ``None`` for no limit.
+        max_push: Upper limit of the change's norm as a fraction of the velocity's norm; ``None`` for no limit.
+        damping: Exponent p >= 0 of the factor ``(1 - sigma) ** p``.
+
+    Returns:
+        Guided velocity, same shape and dtype as ``velocity``; a sample whose gradient is not finite comes back as is.
+
+    Reference:
+        Liu et al., 2025, arXiv:2501.13918, Eq. 11 (Flow-NRG); clamp, cap and damping are additions.
+    """
+    if scale == 0:
+        return velocity
+    push = compute_push(
+        velocity, reward_grad, sigma, scale, max_coefficient=max_coefficient, max_push=max_push, damping=damping
+    )
+    return (velocity.to(push.value.dtype) - push.value).to(velocity.dtype)
+
+
+def _norm(tensor: Tensor) -> Tensor:
+    return tensor.flatten(1).square().sum(dim=1).sqrt()
