@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from importlib import metadata
 from pathlib import Path
@@ -62,6 +62,7 @@ class Manifest:
         fps: Frames per second of the file.
         clips: The sampled videos in the file.
         versions: Of the packages that can change the outcome.
+        scheduler: One of :data:`nrg_sampler.schedulers.SCHEDULERS`, or ``None`` for the model's own.
         format: Version of this layout.
     """
 
@@ -78,6 +79,7 @@ class Manifest:
     fps: float
     clips: list[Clip]
     versions: dict[str, str]
+    scheduler: str | None = None
     format: int = FORMAT
 
     def write(self, path: Path) -> None:
@@ -108,6 +110,7 @@ class Manifest:
         if entries["format"] != FORMAT:
             found = entries["format"]
             raise ValueError(f"Expected a manifest of format {FORMAT}, but {path} has {found}: update nrg-sampler.")
+        entries = {"scheduler": None, **entries}  # written before there was a choice
         if wanted != entries.keys():
             odd = ", ".join(sorted(wanted ^ entries.keys()))
             raise ValueError(f"Expected the entries of a manifest, but {path} lacks or adds: {odd}.")
@@ -116,6 +119,23 @@ class Manifest:
         except (TypeError, KeyError) as error:
             raise ValueError(f"Expected a list of clips in {path}, but an entry is incomplete.") from error
         return cls(**{**entries, "clips": clips})
+
+
+def changes(clips: Sequence[Clip]) -> dict[str, dict[str, float]]:
+    """Subtract the first clip's scores from the last one's, by judge and axis; empty for a single clip."""
+    if len(clips) < 2:
+        return {}
+    before, after = clips[0].scores, clips[-1].scores
+    return {
+        judge: {axis: round(after[judge][axis] - value, 4) for axis, value in axes.items() if axis in after[judge]}
+        for judge, axes in before.items()
+        if judge in after
+    }
+
+
+def format_change(change: Mapping[str, float]) -> str:
+    """Return one line such as ``VQ +0.31 · MQ +0.05 · TA -0.02``."""
+    return " · ".join(f"{axis} {value:+.2f}" for axis, value in change.items())
 
 
 def versions() -> dict[str, str]:

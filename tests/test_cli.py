@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nrg_sampler import cli
-from nrg_sampler.cli import batch, recipe, sampler
+from nrg_sampler import cli, recipe, sampler
+from nrg_sampler.cli import batch
 from nrg_sampler.manifest import Clip, Manifest
 from nrg_sampler.video import Frames, read_mp4
 

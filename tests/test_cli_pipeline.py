@@ -94,20 +94,35 @@ def test_scale_0_needs_no_reward(model: list[str]) -> None:
 
 
 def test_plan_counts_evaluations_and_writes_no_video(model: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    settings = ["--steps", "10", "--stop", "0.5", "--guidance-scale", "5"]
+    settings = [*SIZE[:-2], "--steps", "10", "--stop", "0.5", "--guidance-scale", "5"]
     assert cli.main(["generate", "a red circle", *model, *settings, "--plan", "--json"]) == 0
     plan = json.loads(capsys.readouterr().out)
     assert (plan["steps"], plan["guided_steps"], plan["evaluations"]) == (10, 5, 20)
     assert plan["ratio"] == pytest.approx(1 + plan["reward_evaluations"] / 20, abs=0.01)
+    assert plan["seconds"] > plan["unguided_seconds"] > 0 and plan["memory_mb"] > plan["weights_mb"]
     assert not list(Path().glob("outputs/*"))
     cli.main(["generate", "a red circle", *model, *settings, "--plan"])
     assert "10 steps, 20 evaluations" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("name, steps", [("unipc", 3), ("heun", 5)])
+def test_another_scheduler_is_in_the_manifest_and_in_its_replay(
+    name: str, steps: int, model: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["generate", "a red circle", *model, *SIZE]
+    assert cli.main([*command, "--out", "own.mp4"]) == 0
+    assert cli.main([*command, "--scheduler", name, "--out", "other.mp4"]) == 0
+    (own,), (other,) = (Manifest.read(Path(f"{run}.json")).clips for run in ("own", "other"))
+    assert other.sha256 != own.sha256 and len(other.trace) == steps
+    capsys.readouterr()
+    assert cli.main(["generate", "--replay", "other.json"]) == 0
+    assert "identical" in capsys.readouterr().out
+
+
 def test_the_oracle_scores_a_rendered_clip_of_the_bundled_world() -> None:
     import random
 
-    from nrg_sampler.cli.sampler import oracle_scores
+    from nrg_sampler.sampler import oracle_scores
     from nrg_sampler.shapes.render import draw, render
     from nrg_sampler.shapes.scenes import Prompt, caption, sample_scene
     from nrg_sampler.video import to_uint8

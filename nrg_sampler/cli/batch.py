@@ -12,10 +12,10 @@ from statistics import fmean
 from typing import Any
 
 from nrg_sampler.cli.parser import DEFAULT_FOLDER
-from nrg_sampler.cli.recipe import Recipe
-from nrg_sampler.cli.sampler import Sampler
+from nrg_sampler.cli.recipe import from_arguments
 from nrg_sampler.files import slug, writable_folder
-from nrg_sampler.manifest import Clip, Manifest
+from nrg_sampler.manifest import Manifest, changes, format_change
+from nrg_sampler.sampler import Sampler
 
 Make = Callable[[Sampler, int, Path], Manifest]
 
@@ -36,13 +36,12 @@ def run_seeds(arguments: argparse.Namespace, make: Make) -> int:
     Returns:
         The exit code.
     """
-    recipe = Recipe.from_arguments(arguments)
+    recipe = from_arguments(arguments)
     first, count = arguments.seed or 0, arguments.num or 1
     paths = output_paths(arguments.out, recipe.prompt, range(first, first + count))
     if arguments.plan:
-        from nrg_sampler.cli import plan
-
-        return plan.run(recipe, as_json=arguments.json)
+        _print_plan(Sampler(recipe), as_json=arguments.json)
+        return 0
     manifests: list[Manifest] = []
     try:
         sampler = Sampler(recipe)
@@ -92,21 +91,11 @@ def report(manifest: Manifest, path: Path, as_json: bool) -> None:
         print("  The guidance had no effect: both videos are identical.", flush=True)
 
 
-def changes(clips: Sequence[Clip]) -> dict[str, dict[str, float]]:
-    """Subtract the first clip's scores from the last one's, by judge and axis; empty for a single clip."""
-    if len(clips) < 2:
-        return {}
-    before, after = clips[0].scores, clips[-1].scores
-    return {
-        judge: {axis: round(after[judge][axis] - value, 4) for axis, value in axes.items() if axis in after[judge]}
-        for judge, axes in before.items()
-        if judge in after
-    }
+def _print_plan(sampler: Sampler, as_json: bool) -> None:
+    from nrg_sampler.plan import measure, plan
 
-
-def format_change(change: dict[str, float]) -> str:
-    """Return one line such as ``VQ +0.31 · MQ +0.05 · TA -0.02``."""
-    return " · ".join(f"{axis} {value:+.2f}" for axis, value in change.items())
+    found = plan(sampler.pipe, sampler.recipe, measure(sampler))
+    print(json.dumps(asdict(found)) if as_json else found)
 
 
 def _print_changes(title: str, found: Sequence[dict[str, Any]]) -> None:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from nrg_sampler.cli import parser as options
 
 if TYPE_CHECKING:
-    from nrg_sampler.cli.sampler import Sampler
     from nrg_sampler.manifest import Manifest
+    from nrg_sampler.sampler import Sampler
 
 HELP = "Sample the same seeds without and with the reward; write them side by side and say what changed."
 EXAMPLE = 'compare "a red circle moving right" --num 4'
@@ -18,7 +18,9 @@ EXAMPLE = 'compare "a red circle moving right" --num 4'
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add_prompt(parser)
-    parser.add_argument("--plan", action="store_true", help="say what it would cost, and sample nothing")
+    parser.add_argument(
+        "--plan", action="store_true", help="say what it would cost, after timing two steps, and write nothing"
+    )
     options.add_model(parser)
     options.add_sampling(parser)
     options.add_guidance(parser)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from nrg_sampler.cli import parser as options
 
 if TYPE_CHECKING:
-    from nrg_sampler.cli.sampler import Sampler
     from nrg_sampler.manifest import Manifest
+    from nrg_sampler.sampler import Sampler
 
 HELP = "Sample videos of a prompt, steered by the reward."
 EXAMPLE = 'generate "a red circle moving right" --weights 0:0:1 --num 4'
@@ -19,7 +19,9 @@ EXAMPLE = 'generate "a red circle moving right" --weights 0:0:1 --num 4'
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add_prompt(parser, required=False)
     parser.add_argument("--replay", type=Path, metavar="FILE.json", help="make the video of a manifest again")
-    parser.add_argument("--plan", action="store_true", help="say what it would cost, and sample nothing")
+    parser.add_argument(
+        "--plan", action="store_true", help="say what it would cost, after timing two steps, and write nothing"
+    )
     options.add_model(parser)
     options.add_sampling(parser)
     options.add_guidance(parser)

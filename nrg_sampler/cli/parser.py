@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
+from nrg_sampler.schedulers import SCHEDULERS
+
 # option -> argument of the pipeline call
 SAMPLING = {
     "steps": "num_inference_steps",
@@ -115,6 +117,7 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--height", type=whole_number(1), metavar="PX")
     group.add_argument("--width", type=whole_number(1), metavar="PX")
     group.add_argument("--frames", type=whole_number(1), metavar="N")
+    group.add_argument("--scheduler", choices=sorted(SCHEDULERS), help="solver (default: the model's own)")
     group.add_argument("--fps", type=positive, metavar="N", help="of the written file (default: the model's, else 16)")
 
 

@@ -9,13 +9,26 @@ from pathlib import Path
 from nrg_sampler.cli import compare, generate
 from nrg_sampler.cli.batch import Make
 from nrg_sampler.cli.parser import GUIDANCE, SAMPLING
-from nrg_sampler.cli.recipe import Recipe
-from nrg_sampler.cli.sampler import Sampler
 from nrg_sampler.files import writable_folder
 from nrg_sampler.manifest import Manifest, differences
+from nrg_sampler.recipe import Recipe
+from nrg_sampler.sampler import Sampler
 
 MAKERS: dict[str, Make] = {"generate": generate.make, "compare": compare.make}
-FROM_FILE = ("prompt", "seed", "num", "model", "reward", "dtype", "fps", "paper", "plan", *SAMPLING, *GUIDANCE)
+FROM_FILE = (
+    "prompt",
+    "seed",
+    "num",
+    "model",
+    "reward",
+    "dtype",
+    "fps",
+    "scheduler",
+    "paper",
+    "plan",
+    *SAMPLING,
+    *GUIDANCE,
+)
 DIFFERENT = 1
 
 

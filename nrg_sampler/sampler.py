@@ -6,20 +6,22 @@ import json
 import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 
 from nrg_sampler.checkpoints import BUNDLED, bundled_folder, pipeline_source, read_sampling
-from nrg_sampler.cli.recipe import Recipe
 from nrg_sampler.manifest import Clip, Manifest, model_fingerprint, versions
+from nrg_sampler.recipe import Recipe
 from nrg_sampler.rewards import Conditioning, RewardWeights
+from nrg_sampler.schedulers import make_scheduler
 from nrg_sampler.video import Frames, to_uint8
 
 DEFAULT_FPS = 16  # of Wan models
 Scores = dict[str, dict[str, float]]
+OnStep = Callable[[int, torch.Tensor], None]
 
 
 class Sampler:
@@ -27,24 +29,26 @@ class Sampler:
 
     Args:
         recipe: What to sample.
+        pipe: The loaded pipeline of the recipe, which stays as it is; loaded here by default.
 
     Raises:
         ValueError: If the model, the reward or the prompt does not fit.
     """
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, recipe: Recipe, pipe: Any = None) -> None:
         self.recipe = recipe
-        self.pipe = load(recipe)
+        self.pipe = _with_scheduler(pipe or load(recipe), recipe.scheduler)
         _check_guidance(recipe, self.pipe.reward_model)
         self.fps = recipe.fps or float(read_sampling(pipeline_source(recipe.model)).get("fps", DEFAULT_FPS))
         self.fingerprints = _fingerprints(recipe)
 
-    def sample(self, seed: int, name: str = "guided") -> tuple[Frames, Clip]:
+    def sample(self, seed: int, name: str = "guided", on_step: OnStep | None = None) -> tuple[Frames, Clip]:
         """Sample one video.
 
         Args:
             seed: Of the noise; drawn on the CPU, so that every device starts from the same.
             name: ``"guided"``, or ``"unguided"`` for the same without the reward.
+            on_step: Called after each step with its number from 0 and the latents; it stops the run by raising.
 
         Returns:
             The frames, uint8, shape ``(T, H, W, 3)``, and what is known about them.
@@ -54,6 +58,8 @@ class Sampler:
 
         def keep(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
             last.update(tensors)
+            if on_step is not None:
+                on_step(step, tensors["latents"])
             return {}
 
         self.pipe.set_progress_bar_config(desc=f"seed {seed}, {name}", disable=not sys.stderr.isatty())
@@ -89,6 +95,7 @@ class Sampler:
             fps=self.fps,
             clips=list(clips),
             versions={**versions(), "hardware": _hardware(recipe.device)},
+            scheduler=recipe.scheduler,
         )
 
     def _judge(self, frames: Frames, latents: torch.Tensor, prompt_embeds: torch.Tensor) -> Scores:
@@ -148,6 +155,15 @@ def load(recipe: Recipe) -> Any:
     given = {} if recipe.reward is None else {"reward_model": recipe.reward}
     pipe = NRGFlowPipeline.from_pretrained(recipe.model, dtype=getattr(torch, recipe.dtype), **given)
     return pipe.to(recipe.device)
+
+
+def _with_scheduler(pipe: Any, name: str | None) -> Any:
+    """Return a pipeline that shares every component with ``pipe`` but the scheduler."""
+    if name is None:
+        return pipe
+    changed = type(pipe).from_pipe(pipe)
+    changed.register_modules(scheduler=make_scheduler(name, pipe.scheduler))
+    return changed
 
 
 def _hardware(device: str) -> str:

@@ -1,0 +1,166 @@
+"""What a guided run costs in network evaluations, seconds and memory, before it is paid."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from nrg_sampler.recipe import Recipe
+
+if TYPE_CHECKING:
+    from nrg_sampler.manifest import Clip
+    from nrg_sampler.sampler import Sampler
+
+BACKWARD = 1.0  # a backward pass to the input alone costs about one forward pass
+WAN_DEFAULTS = {"num_inference_steps": 50, "guidance_scale": 5.0}  # of Wan pipelines when nothing else is said
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How fast a pipeline runs here, in seconds.
+
+    Args:
+        step: One unguided denoising step.
+        reward: What guidance adds to a step.
+        rest: The prompt and the decoding, once a video.
+        memory_mb: Memory in use while it ran: on a GPU its peak, else that of the process.
+    """
+
+    step: float
+    reward: float
+    rest: float
+    memory_mb: float
+
+    @classmethod
+    def of(cls, clip: Clip, moments: Sequence[float], device: str) -> Pace:
+        """Read the pace off a finished run.
+
+        Args:
+            clip: What is known about it.
+            moments: When each step ended, at least two.
+            device: Where it ran.
+        """
+        seconds = [row["seconds"] for row in clip.trace[1:] if "seconds" in row]  # the first one warms up
+        whole = (moments[-1] - moments[0]) / (len(moments) - 1)
+        guided = sum(seconds) / max(1, len(clip.trace[1:]))
+        reward = sum(seconds) / len(seconds) if seconds else 0.0
+        return cls(
+            step=max(0.0, whole - guided),
+            reward=reward,
+            rest=max(0.0, clip.seconds - whole * len(moments)),
+            memory_mb=_memory_mb(device),
+        )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The cost of one video.
+
+    Args:
+        steps: Denoising steps.
+        guided_steps: How many of them the reward guides.
+        evaluations: Of the whole transformer, without the reward.
+        reward_evaluations: What the reward adds, in evaluations of the transformer by the number of parameters.
+        ratio: Guided over unguided.
+        weights_mb: Size of the pipeline.
+        reward_mb: Size of the reward.
+        seconds: Expected time of a guided video; ``None`` if the pace is not known.
+        unguided_seconds: The same without the reward.
+        memory_mb: Expected memory; ``None`` likewise.
+    """
+
+    steps: int
+    guided_steps: int
+    evaluations: int
+    reward_evaluations: float
+    ratio: float
+    weights_mb: float
+    reward_mb: float
+    seconds: float | None = None
+    unguided_seconds: float | None = None
+    memory_mb: float | None = None
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.steps} steps, {self.evaluations} evaluations of the transformer.",
+            f"The reward guides {self.guided_steps} steps at the cost of about {self.reward_evaluations} evaluations: "
+            f"{self.ratio} times an unguided run.",
+            f"Best of {self.ratio} unguided videos costs the same.",
+            f"Weights {self.weights_mb} MB and {self.reward_mb} MB for the reward.",
+        ]
+        if self.seconds is not None:
+            lines.append(
+                f"About {self.seconds:.1f} s guided and {self.unguided_seconds:.1f} s unguided here, "
+                f"with {self.memory_mb:.0f} MB in use."
+            )
+        return "\n".join(lines)
+
+
+def plan(pipe: Any, recipe: Recipe, pace: Pace | None = None) -> Plan:
+    """Count what a video of a recipe would cost.
+
+    Args:
+        pipe: A loaded pipeline.
+        recipe: What would be sampled.
+        pace: How fast it runs here, from :func:`measure` or an earlier run of the same size.
+    """
+    sampling = {**WAN_DEFAULTS, **pipe.sampling_defaults, **recipe.sampling}
+    steps = int(sampling["num_inference_steps"])
+    guided = sum(recipe.guidance.skips(step, steps) is None for step in range(steps)) if recipe.guidance.scale else 0
+    evaluations = steps * (2 if sampling["guidance_scale"] > 1 else 1)
+    modules = {name: part for name, part in pipe.components.items() if hasattr(part, "parameters")}
+    reward = modules.pop("reward_model", None)
+    share = _count(reward) / max(1, _count(pipe.transformer))
+    extra = guided * share * (1 + BACKWARD)
+    counted = Plan(
+        steps=steps,
+        guided_steps=guided,
+        evaluations=evaluations,
+        reward_evaluations=round(extra, 1),
+        ratio=round(1 + extra / evaluations, 2),
+        weights_mb=round(sum(map(_megabytes, modules.values())), 1),
+        reward_mb=round(_megabytes(reward), 1),
+    )
+    if pace is None:
+        return counted
+    unguided = steps * pace.step + pace.rest
+    return replace(
+        counted,
+        seconds=round(unguided + guided * pace.reward, 2),
+        unguided_seconds=round(unguided, 2),
+        memory_mb=round(pace.memory_mb, 1),
+    )
+
+
+def measure(sampler: Sampler, steps: int = 2) -> Pace:
+    """Time a run of a few steps; its video is thrown away."""
+    everywhere = replace(sampler.recipe.guidance, start=0.0, stop=1.0, every=1)
+    sampling = {**sampler.recipe.sampling, "num_inference_steps": steps}
+    short = replace(sampler.recipe, guidance=everywhere, sampling=sampling)
+    moments: list[float] = []
+    _, clip = type(sampler)(short, sampler.pipe).sample(
+        seed=0, on_step=lambda step, latents: moments.append(time.perf_counter())
+    )
+    return Pace.of(clip, moments, sampler.recipe.device)
+
+
+def _memory_mb(device: str) -> float:
+    if torch.device(device).type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    import psutil
+
+    return float(psutil.Process().memory_info().rss) / 2**20
+
+
+def _count(module: Any) -> int:
+    return sum(parameter.numel() for parameter in module.parameters()) if hasattr(module, "parameters") else 0
+
+
+def _megabytes(module: Any) -> float:
+    if not hasattr(module, "parameters"):
+        return 0.0
+    return float(sum(p.numel() * p.element_size() for p in module.parameters()) / 2**20)
