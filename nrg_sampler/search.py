@@ -1,0 +1,284 @@
+"""Choose among samples instead of changing them: best-of-n and latent resampling, with the reward that also guides.
+
+Both sample several candidates of a prompt and return the best, and both compose with guidance: the candidates are
+whatever the pipeline samples, guided or not. They cost a multiple of a run that is known beforehand
+(:meth:`Search.cost`); guidance at the same price is what they have to be compared with.
+
+References:
+    [1] LatSearch, arXiv:2603.14526 (resampling partly denoised latents by their reward).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from nrg_sampler.pipeline import NRGFlowPipeline
+from nrg_sampler.rewards.base import Conditioning, Reward, RewardWeights, WeightsLike
+from nrg_sampler.rewards.gradient import weighted_score
+
+Judge = Callable[[Tensor, Sequence[str]], Tensor]
+
+TENSORS = ("latents", "prompt_embeds", "negative_prompt_embeds")  # what changes with the batch in a sampling loop
+# Pipelines whose loop holds nothing else of the batch, so that it can shrink on the way.
+THINNABLE = ("WanPipeline", "WanVideoToVideoPipeline")
+HISTORY = ("model_outputs", "last_sample", "prev_derivative", "sample")  # of multistep and two-stage solvers
+
+
+@dataclass(frozen=True)
+class Search:
+    """Say how many candidates are sampled and when some of them are given up.
+
+    Args:
+        candidates: Samples begun for each prompt.
+        moments: Fractions of the denoising steps, in (0, 1), after which as many candidates are drawn with replacement
+            in proportion to ``exp(score / temperature)``. Solvers are deterministic, so one drawn twice goes on once.
+            Without any, all candidates are finished: best-of-n.
+        temperature: Of that draw, in standard deviations of the reward, above 0.
+        weights: One weight per axis of the reward in the score.
+
+    Raises:
+        ValueError: If a setting is out of range.
+
+    Reference:
+        [1]; the defaults are its schedule, steps 10, 15 and 20 of 50 with 6 candidates.
+    """
+
+    candidates: int = 6
+    moments: tuple[float, ...] = (0.2, 0.3, 0.4)
+    temperature: float = 1.0
+    weights: WeightsLike = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.candidates, int) or self.candidates < 1:
+            raise ValueError(f"Expected `candidates` to be a whole number of 1 or more, but got {self.candidates}.")
+        if not all(0 < moment < 1 for moment in self.moments):
+            raise ValueError(f"Expected `moments` to be between 0 and 1, but got {self.moments}.")
+        if not self.temperature > 0:
+            raise ValueError(f"Expected `temperature` to be above 0, but got {self.temperature}.")
+        weights = RewardWeights.parse(self.weights)
+        weights.require_some()
+        object.__setattr__(self, "weights", weights)
+
+    @classmethod
+    def best_of(cls, n: int, weights: WeightsLike = None) -> Search:
+        """Return the search that finishes ``n`` candidates and keeps the best."""
+        return cls(candidates=n, moments=(), weights=weights)
+
+    def cost(self) -> tuple[float, float]:
+        """Return the least and the most network evaluations it can take, in multiples of a single run.
+
+        The least if each draw leaves a single candidate, the most if none is ever given up.
+        """
+        first = min(self.moments, default=1.0)
+        return self.candidates * first + 1 - first, float(self.candidates)
+
+    def steps(self, num_inference_steps: int) -> set[int]:
+        """Return after how many denoising steps candidates are drawn."""
+        return {max(1, round(moment * num_inference_steps)) for moment in self.moments}
+
+
+class Found(NamedTuple):
+    """The best candidate of each of ``B`` prompts.
+
+    Args:
+        frames: As the pipeline returns them.
+        latents: Final latents, shape ``(B, C, T, H, W)``.
+        prompt_embeds: Text features, shape ``(B, L, D)``.
+        seeds: Seed of the noise that each began with.
+        scores: What it was chosen by, shape ``(B,)``.
+    """
+
+    frames: Any
+    latents: Tensor
+    prompt_embeds: Tensor
+    seeds: list[int]
+    scores: Tensor
+
+
+def search(
+    pipe: NRGFlowPipeline,
+    prompt: str | Sequence[str],
+    settings: Search | None = None,
+    seeds: Sequence[Sequence[int]] | None = None,
+    **arguments: Any,
+) -> Found:
+    """Sample candidates, give some up on the way and return the best of each prompt; only that one is decoded.
+
+    Args:
+        pipe: A pipeline with a reward, which reads the noisy latents.
+        prompt: One prompt or several; the candidates of all are sampled together.
+        settings: The search.
+        seeds: One seed a candidate for each prompt; from 0 on by default.
+        **arguments: Passed to the pipeline, ``reward_scale`` and ``reward_guidance`` among them.
+
+    Raises:
+        ValueError: If there is no reward, seeds do not fit or the pipeline cannot give up candidates on the way.
+
+    Reference:
+        [1], Algorithm 1.
+    """
+    settings = settings or Search()
+    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+    thinning = _Thinning(pipe, settings, _seeds(seeds, len(prompts), settings.candidates))
+    output = _sample(pipe, prompts, thinning.seeds, settings.candidates, thinning, arguments)
+    return Found(output.frames, *thinning.result())
+
+
+def best_of_n(
+    pipe: NRGFlowPipeline,
+    prompt: str | Sequence[str],
+    n: int = 4,
+    judge: Judge | None = None,
+    seeds: Sequence[Sequence[int]] | None = None,
+    weights: WeightsLike = None,
+    **arguments: Any,
+) -> Found:
+    """Sample ``n`` candidates to the end and return the best of each prompt.
+
+    Args:
+        pipe: A pipeline; it needs a reward only if there is no ``judge``.
+        prompt: One prompt or several.
+        n: Candidates of each.
+        judge: Scores finished clips ``(B, 3, T, H, W)`` in [0, 1] with their prompts, shape ``(B,)``. By default the
+            pipeline's reward scores the finished latents, and only the best are decoded.
+        seeds: One seed a candidate for each prompt; from 0 on by default.
+        weights: One weight per axis of the reward, without a ``judge``.
+        **arguments: Passed to the pipeline.
+
+    Raises:
+        ValueError: If there is neither reward nor judge, or seeds do not fit.
+    """
+    if judge is None:
+        return search(pipe, prompt, Search.best_of(n, weights), seeds, **arguments)
+    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+    chosen_seeds = _seeds(seeds, len(prompts), n)
+    keeping = _Keeping()
+    output = _sample(pipe, prompts, chosen_seeds, n, keeping, {**arguments, "output_type": "pt"})
+    scores = judge(output.frames.transpose(1, 2), [text for text in prompts for _ in range(n)]).view(-1, n)
+    best = scores.argmax(dim=1) + n * torch.arange(len(prompts), device=scores.device)
+    kept = best.to(output.frames.device)
+    seed_of = [chosen_seeds[row] for row in best.tolist()]
+    return Found(output.frames[kept], keeping.latents[kept], keeping.embeds[kept], seed_of, scores.amax(dim=1))
+
+
+class _Keeping:
+    """Keep what the last denoising step left behind."""
+
+    latents: Tensor
+    embeds: Tensor
+
+    def __call__(self, pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        self.latents, self.embeds = tensors["latents"], tensors["prompt_embeds"]
+        return {}
+
+
+class _Thinning:
+    """Read the latents after each moment, draw who goes on, and in the end keep the best of each prompt."""
+
+    def __init__(self, pipe: Any, settings: Search, seeds: list[int]) -> None:
+        self._reward = _reward(pipe)
+        _check_thinning(pipe, settings)
+        self._settings, self.seeds = settings, seeds
+        self._weights = RewardWeights.parse(settings.weights)
+        self._weights.resolve(self._reward.axes)
+        self._kept = seeds
+        self._owners = torch.arange(len(seeds)) // settings.candidates  # which prompt a row belongs to
+        self._generator = torch.Generator().manual_seed(seeds[0])
+
+    def __call__(self, pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        done, total = step + 1, len(pipe.scheduler.timesteps)
+        if done not in self._settings.steps(total) and done != total:
+            return {}
+        scores = self._scores(tensors, pipe.scheduler.sigmas[pipe.scheduler.step_index])
+        rows = self._best(scores) if done == total else self._drawn(scores)
+        self._kept = [self._kept[row] for row in rows.tolist()]
+        batch, self._owners = len(self._owners), self._owners[rows]
+        _thin_history(pipe.scheduler, rows, batch)
+        thinned = {name: tensor[rows.to(tensor.device)] for name, tensor in tensors.items() if tensor is not None}
+        self._last = thinned["latents"], thinned["prompt_embeds"], scores[rows]
+        return thinned
+
+    def result(self) -> tuple[Tensor, Tensor, list[int], Tensor]:
+        latents, embeds, scores = self._last
+        return latents, embeds, self._kept, scores
+
+    def _scores(self, tensors: dict[str, Any], sigma: Tensor) -> Tensor:
+        latents = tensors["latents"].float()
+        levels = sigma.to(latents).expand(len(latents))
+        with torch.no_grad():
+            raw = self._reward(latents, levels, Conditioning(tensors["prompt_embeds"].float()))
+        return weighted_score(self._reward, raw, self._weights).float().cpu()
+
+    def _best(self, scores: Tensor) -> Tensor:
+        rows = [rows[scores[rows].argmax()] for rows in self._groups()]
+        return torch.stack(rows)
+
+    def _drawn(self, scores: Tensor) -> Tensor:
+        drawn = []
+        for rows in self._groups():
+            chances = (scores[rows] / self._settings.temperature).softmax(dim=0)
+            picks = torch.multinomial(chances, self._settings.candidates, replacement=True, generator=self._generator)
+            drawn.append(rows[picks.unique()])
+        return torch.cat(drawn)
+
+    def _groups(self) -> list[Tensor]:
+        return [(self._owners == owner).nonzero()[:, 0] for owner in self._owners.unique()]
+
+
+def _sample(
+    pipe: Any, prompts: list[str], seeds: list[int], candidates: int, callback: Any, arguments: dict[str, Any]
+) -> Any:
+    return pipe(
+        [text for text in prompts for _ in range(candidates)],
+        generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+        callback_on_step_end=callback,
+        callback_on_step_end_tensor_inputs=[name for name in TENSORS if name in pipe._callback_tensor_inputs],
+        **arguments,
+    )
+
+
+def _seeds(seeds: Sequence[Sequence[int]] | None, prompts: int, candidates: int) -> list[int]:
+    rows = [range(candidates)] * prompts if seeds is None else seeds
+    if len(rows) != prompts or any(len(row) != candidates for row in rows):
+        raise ValueError(
+            f"Expected {candidates} seeds for each of {prompts} prompts, but got {[len(row) for row in rows]}; "
+            "give every candidate its own."
+        )
+    return [seed for row in rows for seed in row]
+
+
+def _reward(pipe: Any) -> Reward:
+    reward = getattr(pipe, "reward_model", None)
+    if reward is None:
+        raise ValueError(
+            "Expected a pipeline with a reward to choose by, but `reward_model` is None; load one with "
+            "`from_pretrained(..., reward_model=...)`, or pass a `judge` to `best_of_n`."
+        )
+    return reward  # type: ignore[no-any-return]
+
+
+def _check_thinning(pipe: Any, settings: Search) -> None:
+    name = type(pipe).__name__
+    if settings.moments and name not in THINNABLE:
+        raise ValueError(
+            f"Expected a pipeline that can give up candidates on the way ({', '.join(THINNABLE)}), but got {name}; "
+            "use best-of-n, that is no `moments`."
+        )
+
+
+def _thin_history(scheduler: Any, rows: Tensor, batch: int) -> None:
+    """Keep ``rows`` of what a multistep solver remembers of its last steps."""
+
+    def thinned(value: Any) -> Any:
+        if isinstance(value, Tensor) and value.ndim > 1 and len(value) == batch:
+            return value[rows.to(value.device)]
+        return [thinned(item) for item in value] if isinstance(value, list) else value
+
+    for name in HISTORY:
+        if hasattr(scheduler, name):
+            setattr(scheduler, name, thinned(getattr(scheduler, name)))
