@@ -1,27 +1,109 @@
-"""Losses on preference pairs."""
+r"""Losses on preference pairs, one table of functions.
+
+Every model of a comparison maps the difference of two rewards, :math:`d = r_A - r_B`, to the logarithms of
+:math:`P(A), P(B), P(\text{tie})`, which sum to 1. Training minimises the negative log-likelihood of what the annotator
+said; ``regression`` needs no annotator but a teacher's scores.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
+K = 5.0  # Liu et al., 2025, section 3.2
+THURSTONE_FLOOR = 0.05  # variance of a judgement on a clean clip; DiNa-LRM, arXiv:2602.11146
 
-def bradley_terry_with_ties(difference: Tensor, preference: Tensor, k: float = 5.0) -> Tensor:
-    r"""Negative log-likelihood of preferences that may be ties (Rao and Kupper's model).
+
+@dataclass(frozen=True)
+class Comparison:
+    """A batch of compared pairs.
+
+    Args:
+        first: Raw reward of A, shape ``(B, axes)``.
+        second: Raw reward of B, same shape.
+        preference: 1 where A is preferred, -1 where B is, 0 for a tie, NaN where nobody said; same shape.
+        sigma: Noise level of each pair, shape ``(B,)``; 0 by default.
+        teacher_first: Scores of A by a teacher, NaN where there is none, shape ``(B, axes)``; for ``regression`` only.
+        teacher_second: Those of B.
+
+    Raises:
+        ValueError: If the shapes differ.
+    """
+
+    first: Tensor
+    second: Tensor
+    preference: Tensor
+    sigma: Tensor | None = None
+    teacher_first: Tensor | None = None
+    teacher_second: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("second", "preference", "teacher_first", "teacher_second"):
+            value = getattr(self, name)
+            if value is not None and value.shape != self.first.shape:
+                raise ValueError(
+                    f"Expected `{name}` of shape {tuple(self.first.shape)}, as `first` has, but got "
+                    f"{tuple(value.shape)}; give one number per pair and axis."
+                )
+
+    @property
+    def difference(self) -> Tensor:
+        return self.first - self.second
+
+
+@dataclass(frozen=True)
+class LossParts:
+    """What a loss is made of.
+
+    Args:
+        parts: Terms by name, each ``(B, axes)`` and 0 where it does not apply.
+        counted: Which pairs and axes have a loss at all, bool, same shape.
+    """
+
+    parts: dict[str, Tensor]
+    counted: Tensor
+
+    def per_axis(self, count: Tensor | None = None) -> Tensor:
+        """Mean over the counted pairs, shape ``(axes,)``; an axis that nothing is known of gives 0.
+
+        Args:
+            count: Divide by these numbers of pairs instead, shape ``(axes,)``: those of a larger batch that this is
+                a share of.
+        """
+        count = self.counted.sum(dim=0) if count is None else count
+        return sum(self.parts.values(), torch.zeros(())).sum(dim=0) / count.clamp(min=1)
+
+    def means(self, count: Tensor | None = None) -> dict[str, float]:
+        """Each part on its own, averaged over the counted pairs and summed over the axes."""
+        count = self.counted.sum(dim=0) if count is None else count
+        return {name: (part.detach().sum(dim=0) / count.clamp(min=1)).sum().item() for name, part in self.parts.items()}
+
+
+class Likelihood(Protocol):
+    """Logarithms of the probabilities of A, B and a tie, each of the shape of ``difference``."""
+
+    def __call__(self, difference: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]: ...
+
+
+def log_bradley_terry(difference: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    r""":math:`P(A) = \sigma(d)`; knows no ties, so :math:`P(\text{tie}) = 0`. Reference: Bradley and Terry, 1952."""
+    impossible = torch.full_like(difference, -math.inf)
+    return functional.logsigmoid(difference), functional.logsigmoid(-difference), impossible
+
+
+def log_bradley_terry_ties(difference: Tensor, sigma: Tensor, k: float = K) -> tuple[Tensor, Tensor, Tensor]:
+    r"""Bradley-Terry with ties of width ``ln k``, Rao and Kupper's model.
 
     .. math::
         P(A) = \sigma(d - \ln k), \quad P(B) = \sigma(-d - \ln k), \quad
         P(\text{tie}) = (k^2 - 1)\,\sigma(d - \ln k)\,\sigma(-d - \ln k)
-
-    Args:
-        difference: ``d``, reward of A minus reward of B, any shape.
-        preference: 1 where A is preferred, -1 where B is, 0 for a tie; same shape.
-        k: Width of the tie, above 1: rewards that differ by less than ``ln k`` are most likely a tie.
-
-    Returns:
-        The loss of each pair, same shape.
 
     Raises:
         ValueError: If ``k`` is not above 1.
@@ -29,9 +111,92 @@ def bradley_terry_with_ties(difference: Tensor, preference: Tensor, k: float = 5
     Reference:
         Liu et al., 2025, arXiv:2501.13918, Eq. 2 (k = 5); Rao and Kupper, 1967.
     """
-    if k <= 1:
+    if not k > 1:
         raise ValueError(f"Expected `k` above 1 (1 is Bradley-Terry, which knows no ties), but got {k}.")
     log_a = functional.logsigmoid(difference - math.log(k))
     log_b = functional.logsigmoid(-difference - math.log(k))
-    tie = log_a + log_b + math.log(k**2 - 1)
-    return -(tie.where(preference == 0, log_a.where(preference > 0, log_b)))
+    return log_a, log_b, log_a + log_b + math.log(k**2 - 1)
+
+
+def log_thurstone(difference: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    r"""Thurstone's model with a variance that grows with the noise: nobody can be sure about what is hidden.
+
+    .. math:: P(A) = \Phi\left(d / \sqrt{2 v}\right), \quad v = 2\sigma^2 + 0.05
+
+    Knows no ties. ``sigma`` is the noise level of each pair, ``(B,)`` or broadcastable to ``difference``.
+
+    Reference:
+        DiNa-LRM, arXiv:2602.11146; Thurstone, 1927, case V.
+    """
+    variance = 2 * _like(sigma, difference) ** 2 + THURSTONE_FLOOR
+    scaled = difference / (2 * variance).sqrt()
+    impossible = torch.full_like(difference, -math.inf)
+    return torch.special.log_ndtr(scaled), torch.special.log_ndtr(-scaled), impossible
+
+
+def _like(sigma: Tensor, difference: Tensor) -> Tensor:
+    return sigma[:, None] if sigma.ndim == 1 and difference.ndim == 2 else sigma
+
+
+def bradley_terry_with_ties(difference: Tensor, preference: Tensor, k: float = K) -> Tensor:
+    """Negative log-likelihood of each pair under :func:`log_bradley_terry_ties`.
+
+    Args:
+        difference: Reward of A minus reward of B, any shape.
+        preference: 1 where A is preferred, -1 where B is, 0 for a tie; same shape.
+        k: Width of the tie, above 1: rewards that differ by less than ``ln k`` are most likely a tie.
+
+    Returns:
+        The loss of each pair, same shape.
+    """
+    log_a, log_b, log_tie = log_bradley_terry_ties(difference, torch.zeros_like(difference), k)
+    return -log_tie.where(preference == 0, log_a.where(preference > 0, log_b))
+
+
+def negative_log_likelihood(comparison: Comparison, likelihood: Likelihood) -> LossParts:
+    """Parts ``preferred`` and ``tie``; under a model without ties, tied pairs teach nothing and are not counted."""
+    difference, said = comparison.difference, comparison.preference
+    sigma = comparison.sigma if comparison.sigma is not None else torch.zeros_like(difference)
+    log_a, log_b, log_tie = likelihood(difference, sigma)
+    nothing = torch.zeros_like(difference)
+    preferred = torch.where(said > 0, -log_a, torch.where(said < 0, -log_b, nothing))
+    possible = log_tie.isfinite()
+    tie = torch.where((said == 0) & possible, -log_tie.where(possible, nothing), nothing)
+    return LossParts({"preferred": preferred, "tie": tie}, (said != 0) & ~said.isnan() | (said == 0) & possible)
+
+
+def regression(comparison: Comparison) -> LossParts:
+    r"""Squared error against a teacher's scores of the clean clips.
+
+    Its minimiser is :math:`E[r(x_0) \mid x_\sigma]`, the exact log-tilt to first order in the guidance strength; no
+    preference is needed.
+
+    Raises:
+        ValueError: If there are no scores.
+
+    Reference:
+        StitchVM, arXiv:2605.19804 (a clean reward distilled into the expectation under noise).
+    """
+    teachers = comparison.teacher_first, comparison.teacher_second
+    if teachers[0] is None or teachers[1] is None:
+        raise ValueError(
+            "Expected a teacher's scores for the loss 'regression', but got preferences only; "
+            "give scores of both clips, or choose a loss on preferences."
+        )
+    parts = {}
+    for name, raw, score in zip(("first", "second"), (comparison.first, comparison.second), teachers, strict=True):
+        assert score is not None  # checked above
+        known = ~score.isnan()
+        parts[name] = torch.where(known, (raw - score.where(known, raw.detach())).square(), torch.zeros_like(raw)) / 2
+    return LossParts(parts, ~teachers[0].isnan() | ~teachers[1].isnan())
+
+
+LIKELIHOODS: dict[str, Likelihood] = {
+    "bradley-terry": log_bradley_terry,
+    "bradley-terry-ties": log_bradley_terry_ties,
+    "thurstone": log_thurstone,
+}
+LOSSES: dict[str, Callable[[Comparison], LossParts]] = {
+    **{name: partial(negative_log_likelihood, likelihood=model) for name, model in LIKELIHOODS.items()},
+    "regression": regression,
+}
