@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from tiny import tiny_transformer
 
+from nrg_sampler.checkpoints import bundled_folder
 from nrg_sampler.rewards.base import Conditioning
+from nrg_sampler.rewards.card import model_card
 from nrg_sampler.rewards.gradient import reward_gradient
-from nrg_sampler.rewards.latent import LatentReward
+from nrg_sampler.rewards.latent import LatentReward, latent_space
+from nrg_sampler.rewards.reads import POOLINGS, PooledRead
 
 SHAPE = (2, 16, 3, 4, 4)
 
@@ -115,6 +119,71 @@ def test_refuses_another_latent_space(wan):
         reward.check_compatible(wan)
 
 
+def test_refuses_another_vae(wan, tmp_path):
+    reward = LatentReward.from_transformer(tiny_transformer(), 1, latent_space=latent_space(wan.vae))
+    reward.save_pretrained(tmp_path)
+    loaded = LatentReward.from_pretrained(tmp_path)
+    loaded.check_compatible(wan)  # JSON has turned tuples into lists
+    loaded.register_to_config(latent_space={**loaded.config.latent_space, "vae": "AutoencoderKLLTXVideo"})
+    with pytest.raises(ValueError, match="Expected a VAE with `vae` AutoencoderKLLTXVideo.*has AutoencoderKLWan"):
+        loaded.check_compatible(wan)
+    mean = [0.5, *loaded.config.latent_space["latents_mean"][1:]]
+    loaded.register_to_config(latent_space={**latent_space(wan.vae), "latents_mean": mean})
+    with pytest.raises(ValueError, match=r"Expected a VAE with `latents_mean` \[0.5"):
+        loaded.check_compatible(wan)
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+@pytest.mark.parametrize("separate", [True, False])
+def test_pooling_and_queries_can_be_chosen(inputs, tmp_path, pooling, separate):
+    options = {"pooling": pooling, "separate_queries": separate}
+    torch.manual_seed(1)
+    reward = LatentReward.from_transformer(tiny_transformer(), 1, **options).requires_grad_(False).eval()
+    latents, sigma, conditioning = inputs
+    before = reward(*inputs)
+    assert before.shape == (2, 3)
+    moved = (before - reward(latents, sigma, Conditioning(conditioning.prompt_embeds.flip(0)))).abs().amin(dim=0)
+    assert (moved > 1e-6).tolist() == ([False, False, True] if separate else [True, True, True])
+    assert reward_gradient(latents, sigma, reward, conditioning)[0].abs().max() > 0
+    reward.save_pretrained(tmp_path)
+    torch.testing.assert_close(LatentReward.from_pretrained(tmp_path)(*inputs), before)
+
+
+def test_a_pooled_reward_is_blind_to_the_order_of_features():
+    features = torch.randn(2, 12, 8, generator=torch.Generator().manual_seed(0))
+    for pooling in ("mean", "max"):
+        read = PooledRead(8, pooling)
+        queries = torch.randn(2, 3, 8)
+        torch.testing.assert_close(read(queries, features.flip(1)), read(queries, features))
+
+
+def test_rewards_saved_before_there_were_options_still_load():
+    reward = LatentReward.from_pretrained(bundled_folder("reward"), dtype=torch.float32)
+    stored = load_file(bundled_folder("reward") / "diffusion_pytorch_model.safetensors")
+    assert set(reward.state_dict()) == set(stored)
+    assert reward.config.pooling == "query" and reward.config.separate_queries
+
+
+def test_writes_a_model_card(reward, tmp_path):
+    reward.register_to_config(
+        mean=[1.0, 2.0, 3.0],
+        std=[0.5, 1.0, 2.0],
+        about={
+            "base_model": "some/model",
+            "data": "12 pairs",
+            "license": "apache-2.0",
+            "accuracy": {"0.0-0.5": {"VQ": {"accuracy": 0.875, "pairs": 40}, "MQ": {"accuracy": 0.0, "pairs": 0}}},
+        },
+    )
+    reward.save_pretrained(tmp_path)
+    card = (tmp_path / "README.md").read_text()
+    assert card.startswith("---\nlicense: apache-2.0\n")
+    for line in ("some/model", "12 pairs", "| MQ | 2 | 1 |", "| 0.0-0.5 | 87.5 (40) | - | - |"):
+        assert line in card
+    plain = model_card(LatentReward.from_transformer(tiny_transformer(), 1).config)
+    assert "Not measured." in plain and "**Base model:** not stated" in plain
+
+
 def test_says_what_is_wrong_with_its_input(reward, inputs):
     latents, sigma, conditioning = inputs
     with pytest.raises(ValueError, match=r"Expected latents of shape \(B, 16, T, H, W\)"):
@@ -125,3 +194,5 @@ def test_says_what_is_wrong_with_its_input(reward, inputs):
         reward(latents, sigma, Conditioning())
     with pytest.raises(ValueError, match="Expected `text_axes` to be some of VQ, but got TA"):
         LatentReward(axes=("VQ",), text_axes=("TA",), num_attention_heads=1, attention_head_dim=12, ffn_dim=8)
+    with pytest.raises(ValueError, match="Expected `pooling` to be one of query, mean, max, but got 'sum'"):
+        LatentReward(pooling="sum", num_attention_heads=1, attention_head_dim=12, ffn_dim=8)

@@ -32,7 +32,9 @@ def compare(said, **more):
     return Comparison(first, torch.zeros_like(first), preference, SIGMA, **more)
 
 
-@pytest.mark.parametrize("model", [*LIKELIHOODS.values(), *(partial(log_bradley_terry_ties, k=k) for k in (1.5, 20.0))])
+@pytest.mark.parametrize(
+    "model", [*LIKELIHOODS.values(), *(partial(log_bradley_terry_ties, k=k) for k in (1.5, 20.0))]
+)
 def test_probabilities_sum_to_one(model):
     total = torch.stack(model(DIFFERENCES, SIGMA)).exp().sum(dim=0)
     torch.testing.assert_close(total, torch.ones_like(total))

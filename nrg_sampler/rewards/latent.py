@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,9 +13,11 @@ from diffusers import WanTransformer3DModel
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
-from torch.nn import functional
 
+from nrg_sampler.files import replacing
 from nrg_sampler.rewards.base import Conditioning
+from nrg_sampler.rewards.card import model_card
+from nrg_sampler.rewards.reads import POOLINGS, QueryRead, new_reads
 
 # What of a transformer's config shapes the trunk; the rest (number of layers, output) is the reward's own.
 TRUNK_OPTIONS = (
@@ -30,31 +35,23 @@ TRUNK_OPTIONS = (
 )
 
 
-class QueryRead(nn.Module):
-    """One read: queries attend to features and then think for themselves (pre-norm, residual)."""
+# What of a VAE's config tells its latents from those of another VAE.
+LATENT_OPTIONS = (
+    "z_dim",
+    "latent_channels",
+    "latents_mean",
+    "latents_std",
+    "scaling_factor",
+    "shift_factor",
+    "scale_factor_spatial",
+    "scale_factor_temporal",
+)
 
-    def __init__(self, dim: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.norm = nn.LayerNorm(dim)
-        self.to_q = nn.Linear(dim, dim)
-        self.to_kv = nn.Linear(dim, 2 * dim)
-        self.to_out = nn.Linear(dim, dim)
-        self.mlp = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, 2 * dim), nn.SiLU(), nn.Linear(2 * dim, dim))
 
-    def forward(self, queries: Tensor, features: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Update queries ``(B, A, D)`` from features ``(B, N, D)``; where ``mask`` ``(B, N)`` is False is not read."""
-        query = self._split(self.to_q(self.norm(queries)))
-        key, value = (self._split(part) for part in self.to_kv(features).chunk(2, dim=-1))
-        bias = None if mask is None else mask[:, None, None]
-        read = functional.scaled_dot_product_attention(query, key, value, attn_mask=bias)  # (B, heads, A, D / heads)
-        queries = queries + self.to_out(read.transpose(1, 2).flatten(2))
-        updated: Tensor = queries + self.mlp(queries)
-        return updated
-
-    def _split(self, tokens: Tensor) -> Tensor:
-        split: Tensor = tokens.unflatten(-1, (self.heads, -1))
-        return split.transpose(1, 2)
+def latent_space(vae: Any) -> dict[str, Any]:
+    """Describe the latents of a VAE: its class, and what of its config shapes or normalises them."""
+    config = {name: vae.config[name] for name in LATENT_OPTIONS if vae.config.get(name) is not None}
+    return {"vae": type(vae).__name__, **config}
 
 
 class LatentReward(ModelMixin, ConfigMixin):
@@ -73,9 +70,13 @@ class LatentReward(ModelMixin, ConfigMixin):
         num_token_reads: Rounds in which each word of the prompt reads the features on its own, before the axes in
             ``text_axes`` read the words: they judge a prompt word by word, which tells clips of one prompt apart.
         null_tokens: Learned tokens that stand where the prompt would be in the trunk.
+        pooling: How queries read the features: ``query`` (attention), ``mean`` or ``max``.
+        separate_queries: One query per axis; otherwise one for all, which sees the prompt if any axis may.
         mean: Mean of each raw reward over the base model's samples.
         std: Its standard deviation there: the unit of a calibrated reward.
         recommended_scale: The default guidance strength, in units of which calibrated scales are given.
+        latent_space: What :func:`latent_space` says of the VAE it was trained on; not checked if left out.
+        about: For the model card: ``base_model``, ``data``, ``license`` and ``accuracy`` by noise bin and axis.
         patch_size, num_attention_heads, ...: As in ``WanTransformer3DModel``.
 
     Reference:
@@ -94,9 +95,13 @@ class LatentReward(ModelMixin, ConfigMixin):
         num_reads: int = 2,
         num_token_reads: int = 0,
         null_tokens: int = 2,
+        pooling: str = "query",
+        separate_queries: bool = True,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         recommended_scale: float = 1.0,
+        latent_space: Mapping[str, Any] | None = None,
+        about: Mapping[str, Any] | None = None,
         patch_size: Sequence[int] = (1, 2, 2),
         num_attention_heads: int = 12,
         attention_head_dim: int = 128,
@@ -112,6 +117,8 @@ class LatentReward(ModelMixin, ConfigMixin):
         super().__init__()
         if unknown := set(text_axes) - set(axes):
             raise ValueError(f"Expected `text_axes` to be some of {', '.join(axes)}, but got {', '.join(unknown)}.")
+        if pooling not in POOLINGS:
+            raise ValueError(f"Expected `pooling` to be one of {', '.join(POOLINGS)}, but got {pooling!r}.")
         trunk = WanTransformer3DModel(
             num_layers=num_blocks, out_channels=in_channels, **{name: self.config[name] for name in TRUNK_OPTIONS}
         )
@@ -123,14 +130,15 @@ class LatentReward(ModelMixin, ConfigMixin):
         self.null_context = nn.Parameter(torch.randn(1, null_tokens, dim) / dim**0.5)
         self.features_norm = nn.LayerNorm(dim)
         self.text_norm = nn.LayerNorm(dim)
-        self.queries = nn.Parameter(torch.randn(1, len(axes), dim) / dim**0.5)
-        self.token_reads = nn.ModuleList(QueryRead(dim, num_attention_heads) for _ in range(num_token_reads))
+        self.queries = nn.Parameter(torch.randn(1, len(axes) if separate_queries else 1, dim) / dim**0.5)
+        self.token_reads = new_reads(num_token_reads, dim, num_attention_heads, pooling)
         self.text_read = QueryRead(dim, num_attention_heads)
-        self.reads = nn.ModuleList(QueryRead(dim, num_attention_heads) for _ in range(num_reads))
+        self.reads = new_reads(num_reads, dim, num_attention_heads, pooling)
         self.heads = nn.ModuleList(
             nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, dim), nn.SiLU(), nn.Linear(dim, 1)) for _ in axes
         )
-        self.register_buffer("sees_text", torch.tensor([axis in text_axes for axis in axes]), persistent=False)
+        sees_text = [axis in text_axes for axis in axes] if separate_queries else [bool(text_axes)]
+        self.register_buffer("sees_text", torch.tensor(sees_text), persistent=False)
         self.gradient_checkpointing = False
 
     @classmethod
@@ -161,6 +169,12 @@ class LatentReward(ModelMixin, ConfigMixin):
         reward.requires_grad_(False).eval()
         return reward
 
+    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **options: Any) -> None:
+        """Write config, weights and a model card to a folder, as diffusers does."""
+        super().save_pretrained(save_directory, *args, **options)
+        with replacing(Path(save_directory) / "README.md") as partial:
+            partial.write_text(model_card(self.config), encoding="utf-8")
+
     @property
     def axes(self) -> tuple[str, ...]:
         return tuple(self.config.axes)
@@ -181,7 +195,7 @@ class LatentReward(ModelMixin, ConfigMixin):
         """Refuse a pipeline with other latents or another text encoder.
 
         Raises:
-            ValueError: If channels or text width differ.
+            ValueError: If channels, text width or the VAE's kind or normalisation differ.
         """
         transformer = getattr(pipe, "transformer", None) or getattr(pipe, "transformer_2", None)
         config = getattr(transformer, "config", None)
@@ -191,6 +205,16 @@ class LatentReward(ModelMixin, ConfigMixin):
                 raise ValueError(
                     f"Expected a pipeline with {self.config[name]} {meaning}, as this reward was trained on, but "
                     f"{type(pipe).__name__} has {theirs}; use a reward that was trained for this pipeline's latents."
+                )
+        vae, trained_on = getattr(pipe, "vae", None), self.config.latent_space
+        if vae is None or trained_on is None:
+            return
+        found = latent_space(vae)
+        for name, value in trained_on.items():
+            if not _same(value, found.get(name)):
+                raise ValueError(
+                    f"Expected a VAE with `{name}` {value}, as this reward was trained on, but that of "
+                    f"{type(pipe).__name__} has {found.get(name)}; use a reward that was trained for this VAE."
                 )
 
     def forward(self, latents: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
@@ -218,6 +242,7 @@ class LatentReward(ModelMixin, ConfigMixin):
             queries = torch.where(self.sees_text[:, None], self.text_read(queries, text, mask), queries)
         for read in self.reads:
             queries = read(queries, features)
+        queries = queries.expand(-1, len(self.heads), -1)  # a shared query answers for every axis
         return torch.cat([head(queries[:, axis]) for axis, head in enumerate(self.heads)], dim=1).float()
 
     def _features(self, latents: Tensor, sigma: Tensor) -> Tensor:
@@ -263,3 +288,13 @@ class LatentReward(ModelMixin, ConfigMixin):
                 f"Expected `prompt_embeds` of shape (B, L, {self.config.text_dim}) for the axes that read the prompt, "
                 f"but got {None if embeds is None else tuple(embeds.shape)}."
             )
+
+
+def _same(value: Any, other: Any) -> bool:
+    """Compare settings that went through JSON, where a tuple became a list and a float may have been rounded."""
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        same_length = isinstance(other, Sequence) and len(value) == len(other)
+        return same_length and all(_same(a, b) for a, b in zip(value, other, strict=True))
+    if isinstance(value, float) and isinstance(other, (int, float)):
+        return math.isclose(value, other, rel_tol=1e-5, abs_tol=1e-6)
+    return bool(value == other)

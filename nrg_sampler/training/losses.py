@@ -83,7 +83,9 @@ class LossParts:
     def means(self, count: Tensor | None = None) -> dict[str, float]:
         """Each part on its own, averaged over the counted pairs and summed over the axes."""
         count = self.counted.sum(dim=0) if count is None else count
-        return {name: (part.detach().sum(dim=0) / count.clamp(min=1)).sum().item() for name, part in self.parts.items()}
+        return {
+            name: (part.detach().sum(dim=0) / count.clamp(min=1)).sum().item() for name, part in self.parts.items()
+        }
 
 
 class Likelihood(Protocol):
