@@ -41,7 +41,13 @@ def _reward(folder: Path, **options: Any) -> Iterator[dict[str, float]]:
     return train_reward(folder, **options)
 
 
-STAGES = {"vae": _vae, "base": _base, "first-reward": _first_reward, "reward": _reward}
+def _ablation(folder: Path, **options: Any) -> Iterator[dict[str, float]]:
+    from nrg_sampler.shapes.train.ablation import run_ablation
+
+    return run_ablation(folder, **options)
+
+
+STAGES = {"vae": _vae, "base": _base, "first-reward": _first_reward, "reward": _reward, "ablation": _ablation}
 
 
 def main() -> None:
@@ -59,6 +65,8 @@ def main() -> None:
     parser.add_argument("--batch", type=int, help="clips a step (default: the bundled model's)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--factors", nargs="+", metavar="NAME", help="`ablation` only: what to vary, one at a time")
+    parser.add_argument("--seeds", type=int, help="`ablation` only: runs of each choice (default: 3)")
     arguments = parser.parse_args()
     if arguments.stage == "bundle":
         from nrg_sampler.shapes.train.assemble import save_bundle
@@ -67,7 +75,8 @@ def main() -> None:
         print(f"wrote {arguments.out / 'bundle'}")
         return
 
-    options = {name: getattr(arguments, name) for name in ("steps", "batch") if getattr(arguments, name) is not None}
+    given = ("steps", "batch", *(("factors", "seeds") if arguments.stage == "ablation" else ()))
+    options = {name: getattr(arguments, name) for name in given if getattr(arguments, name) is not None}
     run = STAGES[arguments.stage](arguments.out, seed=arguments.seed, device=arguments.device, **options)
     arguments.out.mkdir(parents=True, exist_ok=True)
     with tqdm(unit="step") as bar, open(arguments.out / f"{arguments.stage}.jsonl", "a") as log:
