@@ -1,0 +1,306 @@
+"""The page itself: components and wires. What they do is in ``handlers``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from nrg_sampler.schedulers import SCHEDULERS
+from nrg_sampler.ui.handlers import PARTS, Studio, View, blank
+from nrg_sampler.ui.jobs import CANDIDATES, FINENESS
+from nrg_sampler.ui.presets import AXIS_NAMES, CUSTOM, EXAMPLES, PRESETS, preset_of
+from nrg_sampler.ui.settings import CONTROLS, OWN_SCHEDULER, PROMPT_LENGTH, Control
+
+RUNS: dict[str, Any] = {
+    "concurrency_limit": 32,
+    "concurrency_id": "runs",
+}  # followed at once; they are worked off one by one
+# Private: programs have the named endpoints instead. Hidden progress: the status line says what goes on.
+PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+AT_ONCE: dict[str, Any] = {**PRIVATE, "queue": False}
+HTML_PARTS = tuple(part for part in PARTS if part not in ("snippet", "busy", "values"))
+HERE = Path(__file__).parent
+# The cards are in the HTML that a handler returns; a click on one is told with its number.
+TELL_INDEX = """
+element.addEventListener('click', event => {
+  const card = event.target.closest('[data-index]');
+  if (card) trigger('select', {index: Number(card.dataset.index)});
+});
+"""
+
+
+class Page:
+    """Components of the page, and which handler listens to which.
+
+    Args:
+        studio: Does the work.
+    """
+
+    def __init__(self, studio: Studio) -> None:
+        self.studio = studio
+        self.parts: dict[str, Any] = {}
+        self.controls: dict[str, Any] = {}
+        self.weights: list[Any] = []
+
+    def build(self) -> None:
+        """Add everything to the ``gr.Blocks`` that is open."""
+        gr.HTML(
+            '<header class="nrg-head"><h1>nrg-sampler</h1><p>The same seed twice: without and with the reward.</p></header>'
+        )
+        with gr.Row(elem_id="nrg-columns"):
+            with gr.Column(scale=4, min_width=320):
+                self._request()
+            with gr.Column(scale=7, min_width=320):
+                self._results()
+        self._wire_runs()
+        self._wire_picks()
+        self._wire_settings()
+
+    def _request(self) -> None:
+        prompt = gr.Textbox(
+            EXAMPLES[0], label="Prompt", lines=2, max_lines=4, max_length=PROMPT_LENGTH, elem_id="nrg-prompt"
+        )
+        gr.Examples([[text] for text in EXAMPLES], prompt, label="Try", api_visibility="private")
+        with gr.Row():
+            self.go = gr.Button("Sample both", variant="primary", scale=3, min_width=120, elem_id="nrg-go")
+            self.stop = gr.Button("Cancel", scale=1, min_width=90, interactive=False, elem_id="nrg-cancel")
+        self.plan = gr.HTML("", elem_id="nrg-plan")
+        self.preset = gr.Dropdown([*PRESETS, CUSTOM], value=next(iter(PRESETS)), label="Preset", elem_id="nrg-preset")
+        for index, axis in enumerate(AXIS_NAMES):
+            self.weights.append(_slider(0, 1, 1, 0.05, elem_id=f"nrg-weight-{index}", **_named(axis)))
+        self.controls["prompt"] = prompt
+        self.controls["strength"] = _slider(
+            0, 5, 1, 0.1, label="Strength", info="1 is what the reward recommends.", elem_id="nrg-strength"
+        )
+        with gr.Row():
+            self.controls["steps"] = _slider(5, 60, 25, 1, label="Steps", min_width=140, elem_id="nrg-steps")
+            self.controls["cfg"] = _slider(1, 10, 4, 0.5, label="CFG", min_width=140, elem_id="nrg-cfg")
+        with gr.Row(elem_id="nrg-seed-row"):
+            self.controls["seed"] = gr.Number(0, label="Seed", precision=0, min_width=120, elem_id="nrg-seed")
+            self.dice = gr.Button("New seed", size="md", min_width=110, scale=0, elem_id="nrg-dice")
+            self.lock = gr.Checkbox(True, label="Keep", min_width=90, scale=0, container=False, elem_id="nrg-lock")
+        with gr.Accordion("More settings", open=False, elem_id="nrg-more"):
+            self._more()
+
+    def _more(self) -> None:
+        with gr.Row():
+            for name, control in CONTROLS.items():
+                self.controls[name] = _component(name, control)
+        models = list(self.studio.engine.models)
+        with gr.Row():
+            self.controls["scheduler"] = gr.Dropdown(
+                [OWN_SCHEDULER, *SCHEDULERS], value=OWN_SCHEDULER, label="Scheduler", min_width=140
+            )
+            self.controls["model"] = gr.Dropdown(models, value=models[0], label="Model", min_width=140)
+
+    def _results(self) -> None:
+        self._html("status")
+        with gr.Tabs(elem_id="nrg-tabs") as self.tabs:
+            with gr.Tab("Compare", id="compare"):
+                with gr.Row(elem_id="nrg-stage"):
+                    for part in ("unguided", "guided", "difference"):
+                        self._html(part, min_width=120)
+                gr.HTML((HERE / "player.html").read_text(encoding="utf-8"))
+                self._html("verdict")
+                self._html("curves")
+                self._html("files")
+                with gr.Accordion("Python that makes it again", open=False):
+                    self.parts["snippet"] = gr.Code(
+                        "", language="python", show_label=False, interactive=False, lines=16
+                    )
+            with gr.Tab("Sweep", id="sweep"):
+                _note(
+                    "One seed, with weights from all over the triangle of the axes. Click a clip to take its weights."
+                )
+                with gr.Row(elem_classes="nrg-bar"):
+                    self.fineness = gr.Radio(
+                        list(FINENESS), value=next(iter(FINENESS)), label="Triangle", min_width=220
+                    )
+                    self.sweep = gr.Button("Sweep", variant="primary", scale=0, min_width=140, elem_id="nrg-sweep-go")
+                self._html("sweep", js_on_load=TELL_INDEX)
+            with gr.Tab("Best of n", id="best"):
+                _note(
+                    "Guided clips of consecutive seeds, ranked by the reward's weighted score. Click one for its seed."
+                )
+                with gr.Row(elem_classes="nrg-bar"):
+                    low, high = CANDIDATES
+                    self.candidates = gr.Slider(low, high, 4, step=1, label="Candidates", min_width=220)
+                    self.best = gr.Button(
+                        "Find the best", variant="primary", scale=0, min_width=140, elem_id="nrg-best-go"
+                    )
+                self._html("best", js_on_load=TELL_INDEX)
+            with gr.Tab("History", id="history"):
+                _note(
+                    "The pairs of this visit, latest first. They are deleted when you leave. Click one to bring it back."
+                )
+                self._html("history", js_on_load=TELL_INDEX)
+
+    def _html(self, part: str, **options: Any) -> None:
+        self.parts[part] = gr.HTML(getattr(blank(), part), elem_id=f"nrg-{part}", **options)
+
+    def _wire_runs(self) -> None:
+        studio, name = self.studio, visit_name
+
+        def compare(request: gr.Request, *values: Any) -> Iterator[list[Any]]:
+            for view in studio.compare(name(request), self._values(values)):
+                yield _painted(view)
+
+        def sweep(request: gr.Request, fineness: str, *values: Any) -> Iterator[list[Any]]:
+            for view in studio.sweep(name(request), self._values(values), FINENESS.get(fineness, 0)):
+                yield _painted(view)
+
+        def best(request: gr.Request, candidates: float, *values: Any) -> Iterator[list[Any]]:
+            for view in studio.best_of(name(request), self._values(values), candidates):
+                yield _painted(view)
+
+        def cancel(request: gr.Request) -> None:
+            studio.cancel(name(request))
+
+        seed = [self.lock, self.controls["seed"]]
+        runs: Sequence[tuple[Any, Callable[..., Any], list[Any]]] = (
+            (self.go.click, compare, []),
+            (self.controls["prompt"].submit, compare, []),
+            (self.sweep.click, sweep, [self.fineness]),
+            (self.best.click, best, [self.candidates]),
+        )
+        for trigger, work, first in runs:
+            with_seed = trigger(None, seed, seed, js="(keep, seed) => [keep, keep ? seed : nrgNewSeed()]", **AT_ONCE)
+            with_seed.then(work, [*first, *self._inputs()], self._shown(), **PRIVATE, **RUNS)
+        self.dice.click(None, None, self.controls["seed"], js="() => nrgNewSeed()", **AT_ONCE)
+        self.stop.click(cancel, None, None, **AT_ONCE)
+
+    def _wire_picks(self) -> None:
+        studio, name = self.studio, visit_name
+
+        def restore(request: gr.Request, event: gr.EventData) -> list[Any]:
+            view = studio.restore(name(request), _index(event))
+            return [*self._taken(view), gr.Tabs(selected="compare")]
+
+        def pick_sweep(request: gr.Request, event: gr.EventData) -> list[Any]:
+            return self._taken(studio.pick(name(request), "sweep", _index(event)))
+
+        def pick_best(request: gr.Request, event: gr.EventData) -> list[Any]:
+            return self._taken(studio.pick(name(request), "best", _index(event)))
+
+        taken = [*self._shown(), self.preset, *self._inputs()]
+        self.parts["history"].select(restore, None, [*taken, self.tabs], **AT_ONCE)
+        self.parts["sweep"].select(pick_sweep, None, taken, **AT_ONCE)
+        self.parts["best"].select(pick_best, None, taken, **AT_ONCE)
+
+    def _wire_settings(self) -> None:
+        studio, inputs = self.studio, self._inputs()
+
+        def weights_of(preset: str) -> list[Any]:
+            values = PRESETS.get(preset)
+            return [gr.skip()] * len(self.weights) if values is None else list(values)
+
+        def name_of(*weights: float) -> str:
+            return preset_of(weights)
+
+        def plan(*values: Any) -> str:
+            return studio.plan(self._values(values))
+
+        def open_model(request: gr.Request, model: str) -> Iterator[list[Any]]:
+            for view, axes in studio.open_model(visit_name(request), model):
+                yield [_or_skip(view.status), *self._sliders(axes)]
+
+        def leave(request: gr.Request) -> None:
+            studio.leave(visit_name(request))
+
+        self.preset.input(weights_of, self.preset, self.weights, **AT_ONCE)
+        for slider in self.weights:
+            slider.input(name_of, self.weights, self.preset, **AT_ONCE)
+        changes = [part.change for name, part in self.controls.items() if name != "prompt"]
+        changes += [slider.change for slider in self.weights]
+        gr.on(changes, plan, inputs, self.plan, trigger_mode="always_last", **AT_ONCE)
+        blocks: Any = gr.context.Context.root_block
+        for trigger in (blocks.load, self.controls["model"].input):
+            opened = trigger(
+                open_model, self.controls["model"], [self.parts["status"], *self.weights], **PRIVATE, **RUNS
+            )
+            opened.then(plan, inputs, self.plan, **AT_ONCE)
+        blocks.unload(leave)
+
+    def _inputs(self) -> list[Any]:
+        return [*self.weights, *self.controls.values()]
+
+    def _shown(self) -> list[Any]:
+        return [
+            *(self.parts[part] for part in HTML_PARTS),
+            self.parts["snippet"],
+            self.go,
+            self.sweep,
+            self.best,
+            self.stop,
+        ]
+
+    def _values(self, inputs: Sequence[Any]) -> dict[str, Any]:
+        """Name what the components hold; sliders of axes that the reward lacks are left out."""
+        weights, rest = inputs[: len(self.weights)], inputs[len(self.weights) :]
+        values = dict(zip(self.controls, rest, strict=True))
+        axes = self.studio.engine.axes(str(values["model"]))
+        return {**values, "weights": ":".join(f"{weight:g}" for weight in weights[: len(axes)] if weight is not None)}
+
+    def _taken(self, view: View) -> list[Any]:
+        """Return a view with the settings it brings back."""
+        if view.values is None:
+            return [*_painted(view), *[gr.skip()] * (1 + len(self._inputs()))]
+        weights = [float(weight) for weight in view.values["weights"].split(":")]
+        sliders = [weights[index] if index < len(weights) else gr.skip() for index in range(len(self.weights))]
+        settings = {**view.values, "scheduler": view.values["scheduler"] or OWN_SCHEDULER}
+        return [*_painted(view), preset_of(weights), *sliders, *(settings[name] for name in self.controls)]
+
+    def _sliders(self, axes: Sequence[str] | None) -> list[Any]:
+        """Name the sliders after the axes of a reward and hide those it lacks."""
+        if axes is None:
+            return [gr.skip()] * len(self.weights)
+        named = [gr.Slider(visible=True, **_named(axis)) for axis in axes[: len(self.weights)]]
+        return named + [gr.Slider(visible=False)] * (len(self.weights) - len(named))
+
+
+def visit_name(request: gr.Request) -> str:
+    """Return Gradio's name of an open page or program."""
+    return str(request.session_hash)
+
+
+def _named(axis: str) -> dict[str, Any]:
+    title, info = AXIS_NAMES.get(axis, ("", "An axis of this reward."))
+    return {"label": f"{axis} · {title}" if title else axis, "info": info}
+
+
+def _component(name: str, control: Control) -> Any:
+    from nrg_sampler.guidance import RewardGuidance
+
+    usual = getattr(RewardGuidance(), name)
+    about: dict[str, Any] = {"label": control.label, "info": control.info, "elem_id": f"nrg-{name}", "min_width": 140}
+    if control.optional:
+        return gr.Number(usual, minimum=control.low, maximum=control.high, step=control.step, **about)
+    return _slider(control.low, control.high, usual, control.step, **about)
+
+
+def _slider(low: float, high: float, usual: float, step: float, **about: Any) -> Any:
+    return gr.Slider(low, high, usual, step=step, buttons=[], **about)
+
+
+def _note(text: str) -> None:
+    gr.HTML(f'<p class="nrg-note">{text}</p>')
+
+
+def _index(event: Any) -> int:
+    index = event._data.get("index")
+    return index if isinstance(index, int) else -1
+
+
+def _or_skip(value: Any) -> Any:
+    return gr.skip() if value is None else value
+
+
+def _painted(view: View) -> list[Any]:
+    """Return the new values of what ``Page._shown`` lists."""
+    parts = [_or_skip(getattr(view, part)) for part in (*HTML_PARTS, "snippet")]
+    if view.busy is None:
+        return [*parts, *[gr.skip()] * 4]
+    return [*parts, *[gr.Button(interactive=not view.busy)] * 3, gr.Button(interactive=view.busy)]
