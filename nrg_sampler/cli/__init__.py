@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Protocol, TextIO
 
-from nrg_sampler.cli import app, compare, environment, evaluate, generate
+from nrg_sampler.cli import app, bench, compare, environment, evaluate, generate
 from nrg_sampler.cli.parser import OneLineParser
 
 
@@ -33,6 +33,7 @@ COMMANDS: dict[str, Command] = {
     "generate": generate,
     "compare": compare,
     "evaluate": evaluate,
+    "bench": bench,
     "app": app,
     "env": environment,
 }

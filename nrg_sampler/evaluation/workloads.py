@@ -1,0 +1,303 @@
+"""Networks at the sizes people run: what one denoising step computes, with random weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nrg_sampler.rewards.base import Conditioning, Reward
+
+# Weights of a block that do not act on every latent token: modulation from the timestep, the prompt's own stream, and
+# what turns the prompt into keys and values.
+NOT_PER_TOKEN = ("norm", "context", "add_", "attn2.to_k", "attn2.to_v")
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A transformer, the latents of one video and the prompt that comes with them.
+
+    Args:
+        name: What tables call it.
+        transformer: Name of its class in diffusers.
+        config: What differs from the defaults of that class.
+        latents: Shape of the latents as the transformer takes them, ``(B, C, T, H, W)``, ``(B, C, H, W)`` or packed
+            ``(B, tokens, C)``.
+        about: What is sampled, in words.
+        prompt_tokens: Tokens of the prompt.
+        evaluations: Forward passes in an unguided step: 2 with classifier-free guidance, 1 where it is distilled in.
+        grid: Frames, height and width of packed latents.
+    """
+
+    name: str
+    transformer: str
+    config: dict[str, Any]
+    latents: tuple[int, ...]
+    about: str
+    prompt_tokens: int = 512
+    evaluations: int = 2
+    grid: tuple[int, int, int] = (1, 1, 1)
+
+    def build(self, num_blocks: int | None = None) -> Any:
+        """Return the transformer with random weights, or its first ``num_blocks`` blocks; frozen."""
+        import diffusers
+
+        layers = _layer_counts(self.config) if num_blocks is None else _first_layers(self.config, num_blocks)
+        transformer = getattr(diffusers, self.transformer)(**{**self.config, **layers})
+        return transformer.eval().requires_grad_(False)
+
+    def build_reward(self, num_blocks: int) -> Reward:
+        """Return a reward on the first ``num_blocks`` blocks: the latent reward of Wan, the bare trunk elsewhere."""
+        if self.transformer != "WanTransformer3DModel":
+            return TrunkReward(self.build(num_blocks), self.inputs)
+        from nrg_sampler.rewards.latent import TRUNK_OPTIONS, LatentReward
+
+        options = {name: value for name, value in self.config.items() if name in TRUNK_OPTIONS}
+        reward: LatentReward = LatentReward(num_blocks=num_blocks, **options).eval().requires_grad_(False)
+        return reward
+
+    def inputs(self, latents: Tensor, prompt: Tensor) -> dict[str, Any]:
+        """Return the keyword arguments of the transformer.
+
+        Args:
+            latents: Shape as in ``latents``.
+            prompt: Features of the prompt, shape ``(B, L, D)``.
+        """
+        timestep = torch.full((len(latents),), 500.0, device=latents.device)
+        given = {"hidden_states": latents, "encoder_hidden_states": prompt, "timestep": timestep}
+        return {**given, **EXTRA_INPUTS[self.transformer](self, latents, prompt), "return_dict": False}
+
+    def random_inputs(self, device: str, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Return noise in the shape of the latents, and random features of a prompt."""
+        width = PROMPT_WIDTH[self.transformer](self.config)
+        shape = (self.latents[0], self.prompt_tokens, width)
+        return (torch.randn(self.latents, device=device, dtype=dtype), torch.randn(shape, device=device, dtype=dtype))
+
+    @property
+    def tokens(self) -> int:
+        """Number of latent tokens that attend to each other."""
+        if len(self.latents) == 3:
+            return self.latents[1]
+        patch = self.config["patch_size"]
+        patches = (1,) * (len(self.latents) - 4) + (patch,) * 2 if isinstance(patch, int) else patch
+        return math.prod(size // step for size, step in zip(self.latents[2:], patches, strict=True))
+
+
+class TrunkReward(nn.Module):
+    """The first blocks of a transformer, averaged: what a latent reward on them costs, and nothing else.
+
+    Args:
+        trunk: A transformer with few blocks.
+        inputs: Makes the keyword arguments of ``trunk`` from latents and the prompt.
+    """
+
+    axes = ("mean",)
+
+    def __init__(self, trunk: nn.Module, inputs: Callable[[Tensor, Tensor], dict[str, Any]]) -> None:
+        super().__init__()
+        self.trunk, self.inputs = trunk, inputs
+
+    def enable_gradient_checkpointing(self) -> None:
+        """Compute activations again in the backward pass instead of keeping them."""
+        self.trunk.enable_gradient_checkpointing()
+
+    def forward(self, latents: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
+        """Return the mean of the trunk's output, shape ``(B, 1)``."""
+        assert conditioning.prompt_embeds is not None
+        dtype = next(self.trunk.parameters()).dtype
+        (features,) = self.trunk(**self.inputs(latents.to(dtype), conditioning.prompt_embeds))
+        return features.flatten(1).float().mean(dim=1, keepdim=True)  # type: ignore[no-any-return]
+
+
+def blocks_of(transformer: Any) -> list[nn.Module]:
+    """Return the blocks of a diffusers transformer, in the order they run."""
+    names = ("blocks", "transformer_blocks", "single_transformer_blocks")
+    return [block for name in names for block in getattr(transformer, name, ())]
+
+
+@dataclass(frozen=True)
+class BlockCost:
+    """Multiplications and additions of one block's forward pass.
+
+    Args:
+        linear: In layers that act on every token.
+        attention: In products of queries, keys and values.
+    """
+
+    linear: float
+    attention: float
+
+    @property
+    def forward(self) -> float:
+        return self.linear + self.attention
+
+    @property
+    def backward(self) -> float:
+        """To the input alone: once a frozen layer; five products instead of two where attention recomputes scores."""
+        return self.linear + 2.5 * self.attention
+
+
+def block_costs(transformer: Any, tokens: int) -> list[BlockCost]:
+    """Estimate each block of ``transformer`` from its weights and the number of latent tokens."""
+    config = transformer.config
+    width = config.num_attention_heads * config.attention_head_dim
+    return [
+        BlockCost(2.0 * tokens * _weights_per_token(block), 4.0 * tokens**2 * width)
+        for block in blocks_of(transformer)
+    ]
+
+
+def predicted_ratio(
+    costs: list[BlockCost], num_blocks: int, evaluations: int, *, shared: bool = False, checkpointing: bool = False
+) -> float:
+    r"""Predict the cost of a guided step over that of an unguided one.
+
+    .. math:: K = 1 + f\,(1 + b) / E
+
+    with ``f`` the reward's share of the forward pass, ``b`` the cost of its backward pass over its forward one and
+    ``E`` evaluations a step. Features that are shared save the forward pass; checkpointing pays for a second one.
+    """
+    trunk = costs[:num_blocks]
+    forward = sum(cost.forward for cost in trunk)
+    extra = sum(cost.backward for cost in trunk) + forward * (checkpointing + (not shared))
+    return 1 + extra / (evaluations * sum(cost.forward for cost in costs))
+
+
+def _weights_per_token(block: nn.Module) -> int:
+    return sum(
+        weight.numel()
+        for name, weight in block.named_parameters()
+        if weight.ndim == 2 and not any(part in name for part in NOT_PER_TOKEN)
+    )
+
+
+def _layer_counts(config: dict[str, Any]) -> dict[str, int]:
+    return {name: config[name] for name in ("num_layers", "num_single_layers") if name in config}
+
+
+def _first_layers(config: dict[str, Any], num_blocks: int) -> dict[str, int]:
+    counts, left = _layer_counts(config), num_blocks
+    for name, count in counts.items():
+        counts[name] = min(left, count)
+        left -= counts[name]
+    return counts
+
+
+def _wan_inputs(workload: Workload, latents: Tensor, prompt: Tensor) -> dict[str, Any]:
+    return {}
+
+
+def _ltx_inputs(workload: Workload, latents: Tensor, prompt: Tensor) -> dict[str, Any]:
+    frames, height, width = workload.grid
+    mask = torch.ones(prompt.shape[:2], device=prompt.device)
+    return {"encoder_attention_mask": mask, "num_frames": frames, "height": height, "width": width}
+
+
+def _hunyuan_inputs(workload: Workload, latents: Tensor, prompt: Tensor) -> dict[str, Any]:
+    pooled = torch.zeros(len(latents), 768, device=latents.device, dtype=latents.dtype)
+    mask = torch.ones(prompt.shape[:2], device=prompt.device)
+    guidance = torch.full((len(latents),), 6000.0, device=latents.device)
+    return {"encoder_attention_mask": mask, "pooled_projections": pooled, "guidance": guidance}
+
+
+def _sd3_inputs(workload: Workload, latents: Tensor, prompt: Tensor) -> dict[str, Any]:
+    return {"pooled_projections": torch.zeros(len(latents), 2048, device=latents.device, dtype=latents.dtype)}
+
+
+def _flux_inputs(workload: Workload, latents: Tensor, prompt: Tensor) -> dict[str, Any]:
+    _, height, width = workload.grid
+    rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    places = torch.stack([torch.zeros_like(rows), rows, columns], dim=-1).flatten(0, 1)  # (H * W, 3)
+    return {
+        "pooled_projections": torch.zeros(len(latents), 768, device=latents.device, dtype=latents.dtype),
+        "img_ids": places.to(latents.device, latents.dtype),
+        "txt_ids": torch.zeros(prompt.shape[1], 3, device=latents.device, dtype=latents.dtype),
+        "guidance": torch.full((len(latents),), 3.5, device=latents.device),
+    }
+
+
+# class of the transformer -> what it takes besides latents, prompt and timestep
+EXTRA_INPUTS: dict[str, Callable[[Workload, Tensor, Tensor], dict[str, Any]]] = {
+    "WanTransformer3DModel": _wan_inputs,
+    "LTXVideoTransformer3DModel": _ltx_inputs,
+    "HunyuanVideoTransformer3DModel": _hunyuan_inputs,
+    "SD3Transformer2DModel": _sd3_inputs,
+    "FluxTransformer2DModel": _flux_inputs,
+}
+# class of the transformer -> numbers per prompt token
+PROMPT_WIDTH: dict[str, Callable[[dict[str, Any]], int]] = {
+    "WanTransformer3DModel": lambda config: int(config["text_dim"]),
+    "LTXVideoTransformer3DModel": lambda config: int(config["caption_channels"]),
+    "HunyuanVideoTransformer3DModel": lambda config: int(config["text_embed_dim"]),
+    "SD3Transformer2DModel": lambda config: int(config["joint_attention_dim"]),
+    "FluxTransformer2DModel": lambda config: int(config["joint_attention_dim"]),
+}
+
+
+def _wan(name: str, heads: int, ffn: int, layers: int) -> Workload:
+    config = {"num_attention_heads": heads, "attention_head_dim": 128, "ffn_dim": ffn, "num_layers": layers}
+    shape = {"patch_size": (1, 2, 2), "in_channels": 16, "out_channels": 16, "text_dim": 4096}
+    return Workload(name, "WanTransformer3DModel", {**config, **shape}, (1, 16, 21, 60, 104), "480x832, 81 frames")
+
+
+def _shapes() -> Workload:
+    """The bundled model."""
+    trunk = {"num_attention_heads": 6, "attention_head_dim": 32, "ffn_dim": 768, "num_layers": 8, "freq_dim": 128}
+    shape = {"patch_size": (1, 2, 2), "in_channels": 16, "out_channels": 16, "text_dim": 96, "rope_max_seq_len": 64}
+    latents = (1, 16, 7, 8, 8)
+    return Workload("shapes", "WanTransformer3DModel", {**trunk, **shape}, latents, "64x64, 13 frames", 32)
+
+
+LTX = {
+    "num_attention_heads": 32,
+    "attention_head_dim": 64,
+    "num_layers": 28,
+    "in_channels": 128,
+    "caption_channels": 4096,
+}
+HUNYUAN = {
+    "num_attention_heads": 24,
+    "attention_head_dim": 128,
+    "num_layers": 20,
+    "num_single_layers": 40,
+    "patch_size": 2,
+    "text_embed_dim": 4096,
+}
+SD3 = {
+    "num_attention_heads": 24,
+    "attention_head_dim": 64,
+    "num_layers": 24,
+    "patch_size": 2,
+    "joint_attention_dim": 4096,
+    "caption_projection_dim": 1536,
+    "pos_embed_max_size": 192,
+}
+FLUX = {
+    "num_attention_heads": 24,
+    "attention_head_dim": 128,
+    "num_layers": 19,
+    "num_single_layers": 38,
+    "joint_attention_dim": 4096,
+    "guidance_embeds": True,
+}
+
+WORKLOADS = {
+    workload.name: workload
+    for workload in (
+        _shapes(),
+        _wan("wan-1.3b", 12, 8960, 30),
+        _wan("wan-14b", 40, 13824, 40),
+        Workload(
+            "ltx", "LTXVideoTransformer3DModel", LTX, (1, 7392, 128), "512x704, 161 frames", 128, grid=(21, 16, 22)
+        ),
+        Workload(
+            "hunyuan", "HunyuanVideoTransformer3DModel", HUNYUAN, (1, 16, 16, 68, 120), "544x960, 61 frames", 256, 1
+        ),
+        Workload("sd3", "SD3Transformer2DModel", SD3, (1, 16, 128, 128), "1024x1024", 333),
+        Workload("flux", "FluxTransformer2DModel", FLUX, (1, 4096, 64), "1024x1024", 512, 1, (1, 64, 64)),
+    )
+}

@@ -1,0 +1,137 @@
+"""What guidance costs: counted operations against the formula, counted memory against the allocator."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from nrg_sampler import cli
+from nrg_sampler.evaluation import cost, workloads
+from nrg_sampler.evaluation.workloads import WORKLOADS, block_costs, predicted_ratio
+
+SHAPES = WORKLOADS["shapes"]
+
+
+def shallow(name: str) -> workloads.Workload:
+    """A workload at its full width and size with two blocks of each kind, so that building it takes no time."""
+    workload = WORKLOADS[name]
+    counts = {layers: 2 for layers in ("num_layers", "num_single_layers") if layers in workload.config}
+    return replace(workload, config={**workload.config, **counts})
+
+
+@pytest.mark.parametrize("name", WORKLOADS)
+def test_counted_operations_agree_with_the_formula(name):
+    unguided, guided, predicted = cost.count_step(shallow(name), 1, False, torch.bfloat16)
+    extra = guided.flops / unguided.flops - 1
+    assert guided.flops / unguided.flops == pytest.approx(predicted, rel=0.1)
+    assert extra > 0.1  # so that the line above says something about the reward
+
+
+def test_the_bundled_workload_is_the_bundled_model():
+    from diffusers import WanTransformer3DModel
+
+    from nrg_sampler.checkpoints import bundled_folder
+
+    config = WanTransformer3DModel.load_config(bundled_folder("pipeline") / "transformer")
+    assert {name: tuple(v) if isinstance(v := config[name], list) else v for name in SHAPES.config} == SHAPES.config
+
+
+def test_counting_with_fake_tensors_is_counting_the_real_ones():
+    unguided, guided, _ = cost.count_step(SHAPES, 2, False, torch.float32)
+    step = cost.Step(SHAPES, 2, False, "cpu", torch.float32)
+    real = cost.count(step.guided, step.modules)
+    assert real.flops == guided.flops
+    assert real.peak_bytes == pytest.approx(guided.peak_bytes, rel=0.01)
+    assert guided.peak_bytes > unguided.peak_bytes
+
+
+def test_the_attention_of_the_processor_is_counted_like_that_of_an_accelerator():
+    query, key, value = (torch.randn(1, 2, 16, 8, requires_grad=True) for _ in range(3))
+    with FlopCounterMode(display=False, custom_mapping=cost.CPU_ATTENTION) as counter:
+        attended = torch.nn.functional.scaled_dot_product_attention(query, key, value)
+        forward = counter.get_total_flops()
+        attended.sum().backward()
+    product = 2 * 2 * 16 * 16 * 8  # heads, queries, keys, width: one of the two products of a forward pass
+    assert forward == 2 * product
+    assert counter.get_total_flops() - forward == 5 * product  # the backward pass computes the scores again
+
+
+def test_memory_is_counted_as_the_allocator_sees_it():
+    def work():
+        kept = [torch.ones(256, 1024) for _ in range(4)]
+        total = sum(kept)
+        del kept
+        return total * 2
+
+    with torch.profiler.profile(profile_memory=True) as profile:
+        work()
+    events = sorted(
+        (event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"),
+        key=lambda event: event.start_ns(),
+    )
+    held = torch.tensor([event.nbytes() for event in events]).cumsum(0)
+    counted = cost.count(work, [])
+    assert counted.peak_bytes == pytest.approx(held.max().item(), rel=0.01)
+
+
+def test_views_and_weights_count_once():
+    layer = torch.nn.Linear(1024, 1024)
+    counter = cost.MemoryCounter([layer])
+    assert counter.peak_bytes == 4 * (1024 * 1024 + 1024)
+    with counter:
+        layer.weight.t().flatten(0, 0)
+    assert counter.peak_bytes == 4 * (1024 * 1024 + 1024)
+
+
+def test_checkpointing_halves_the_memory_of_a_deep_reward():
+    workload = replace(SHAPES, config={**SHAPES.config, "num_layers": 8}, latents=(1, 16, 21, 32, 32))
+    plain = cost.count_step(workload, 8, False, torch.float32)[1]
+    saving = cost.count_step(workload, 8, True, torch.float32)[1]
+    assert saving.peak_bytes < 0.5 * plain.peak_bytes
+    assert saving.flops > 1.1 * plain.flops
+
+
+def test_the_formula_of_the_paper_of_costs():
+    block = workloads.BlockCost(linear=10.0, attention=0.0)
+    costs = [block] * 8
+    assert predicted_ratio(costs, 2, evaluations=2) == pytest.approx(1 + 0.25 * (1 + 1) / 2)
+    assert predicted_ratio(costs, 2, evaluations=2, shared=True) == pytest.approx(1 + 0.25 * 1 / 2)
+    assert predicted_ratio(costs, 2, evaluations=1, checkpointing=True) == pytest.approx(1 + 0.25 * 3)
+
+
+def test_block_costs_leave_out_what_does_not_act_on_tokens():
+    config = {"num_attention_heads": 2, "attention_head_dim": 8, "ffn_dim": 32, "num_layers": 1}
+    transformer = replace(SHAPES, config={**SHAPES.config, **config}).build()
+    (block,) = block_costs(transformer, tokens=100)
+    per_token = 16 * 16 * (4 + 2) + 2 * 16 * 32  # self-attention, two of cross-attention, the feed-forward net
+    assert block.linear == 2 * 100 * per_token
+    assert block.attention == 4 * 100 * 100 * 16
+
+
+def test_rows_tell_time_operations_and_memory(capsys):
+    assert cli.main(["bench", "--n", "2", "--json", "--device", "cpu"]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["every"] for row in rows] == [1, 2]
+    named = {"config", "mode", "every", "k_time", "k_flops", "k_predicted", "peak_memory_mib", "n"}
+    assert all(named <= row.keys() for row in rows)
+    first, second = rows
+    assert first["config"] == "shapes" and first["mode"] == "separate" and first["n"] == 2 and first["k_time"] > 0
+    assert second["k_flops"] - 1 == pytest.approx((first["k_flops"] - 1) / 2, abs=2e-3)
+    assert first["peak_memory_mib"] > first["unguided_memory_mib"] > 0
+
+
+def test_the_table_says_what_was_not_measured(capsys):
+    assert cli.main(["bench", "--n", "0", "--every", "1", "--device", "cpu"]) == 0
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert line.startswith("| shapes, 64x64, 13 frames | separate | 1 | 2 | - | 1.2") and line.endswith(
+        "counted | none |"
+    )
+
+
+def test_too_many_blocks_are_refused(capsys):
+    assert cli.main(["bench", "--blocks", "9", "--n", "0"]) == 2
+    assert "Expected a reward of 1 to 8 blocks for shapes, but got 9." in capsys.readouterr().err
