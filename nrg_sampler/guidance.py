@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -214,6 +214,8 @@ def reward_direction(
     weights, floor = guidance.resolve(reward.axes)
     dtype = working_dtype(latents, velocity)
     latents, velocity = latents.to(dtype), velocity.to(dtype)
+    if getattr(reward, "needs_velocity", False):
+        conditioning = replace(conditioning or Conditioning(), velocity=velocity)
     apart = guidance.balanced or guidance.conflicts != "sum" or floor
     names = tuple(axis for axis in reward.axes if axis in weights or axis in floor)
 

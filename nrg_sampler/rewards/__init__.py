@@ -8,8 +8,9 @@ from nrg_sampler.rewards.base import Conditioning, Reward, RewardWeights
 
 if TYPE_CHECKING:
     from nrg_sampler.rewards.latent import LatentReward
+    from nrg_sampler.rewards.pixel import PixelReward
 
-__all__ = ["Conditioning", "LatentReward", "Reward", "RewardWeights"]
+__all__ = ["Conditioning", "LatentReward", "PixelReward", "Reward", "RewardWeights"]
 
 
 def __getattr__(name: str) -> Any:
@@ -17,4 +18,8 @@ def __getattr__(name: str) -> Any:
         from nrg_sampler.rewards.latent import LatentReward
 
         return LatentReward
+    if name == "PixelReward":
+        from nrg_sampler.rewards.pixel import PixelReward
+
+        return PixelReward
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -31,14 +31,17 @@ class Conditioning:
     Args:
         prompt_embeds: Text features of the positive prompt, shape ``(B, L, D)``.
         prompt_mask: 1 where a token counts, shape ``(B, L)``; all count by default.
+        velocity: Velocity of the step after classifier-free guidance, shape of the latents; only for a reward with
+            ``needs_velocity``.
     """
 
     prompt_embeds: Tensor | None = None
     prompt_mask: Tensor | None = None
+    velocity: Tensor | None = None
 
     def copied(self, device: torch.device) -> Conditioning:
         """Return an independent copy on ``device``, safe to use under autograd even if made in inference mode."""
-        return Conditioning(*(_copy(tensor, device) for tensor in (self.prompt_embeds, self.prompt_mask)))
+        return Conditioning(*(_copy(tensor, device) for tensor in vars(self).values()))
 
     def for_batch(self, batch: int) -> Conditioning:
         """Return the conditioning of ``batch`` samples, repeating a single one and dropping the unconditional half.
@@ -46,7 +49,7 @@ class Conditioning:
         Raises:
             ValueError: If the stored batch is neither 1, ``batch`` nor ``2 * batch``.
         """
-        return Conditioning(*(_for_batch(tensor, batch) for tensor in (self.prompt_embeds, self.prompt_mask)))
+        return Conditioning(*(_for_batch(tensor, batch) for tensor in vars(self).values()))
 
 
 def _copy(tensor: Tensor | None, device: torch.device) -> Tensor | None:
@@ -71,7 +74,8 @@ class Reward(Protocol):
 
     ``mean`` and ``std`` per axis (of the raw reward over the base model's samples) and ``recommended_scale`` may be
     left out; they default to 0, 1 and 1. With them, weights and strengths mean the same for every reward. A reward may
-    also have ``check_compatible(pipe)``, which raises ``ValueError`` when the pipeline's latents are not its own.
+    also have ``check_compatible(pipe)``, which raises ``ValueError`` when the pipeline's latents are not its own, and
+    ``needs_velocity = True``, which asks for the step's velocity in the conditioning.
     """
 
     axes: tuple[str, ...]

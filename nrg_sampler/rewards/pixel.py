@@ -1,0 +1,216 @@
+r"""A reward on pixels, for those who have no latent one: through the predicted clean latents and the VAE.
+
+.. math:: r(x_\sigma) = \mathrm{judge}(\mathrm{decode}(\hat x_0)), \qquad \hat x_0 = x_\sigma - \sigma v
+
+It pays for a decoder's backward pass at every guided step and asks a judge of finished clips about blurred ones, so a
+latent reward trained on noisy latents is both cheaper and better founded where there is one.
+
+References:
+    [1] Liu et al., 2025, arXiv:2501.13918, Table 7 (what a clean reward does there).
+    [2] Chung et al., 2022, arXiv:2209.14687 (guidance through the predicted clean sample).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils.checkpoint import checkpoint
+
+from nrg_sampler.flow import clean_from, expand
+from nrg_sampler.rewards.base import Conditioning
+
+Judge = Callable[[Tensor], Tensor]
+
+
+class PixelReward(nn.Module):
+    r"""Score noisy latents by what a judge says of the frames they are on their way to.
+
+    The velocity is taken as constant, so that the video model is not differentiated (skip-gradient). What is left of
+    :math:`\partial \hat x_0 / \partial x_\sigma` is then the identity, which does not fade toward pure noise. With
+    ``noise_aware`` the gradient is multiplied by the Jacobian of the exact :math:`E[x_0 | x_\sigma]` for latents of
+    unit variance, :math:`\alpha / (\alpha^2 + \sigma^2)` with :math:`\alpha = 1 - \sigma`.
+
+    Needs the velocity: ``guided_velocity`` and ``attach`` hand it over. Without gradients, at sigma 0, it scores
+    finished latents; ``score_frames`` scores a clip.
+
+    Args:
+        judge: Maps frames ``(B, 3, T, H, W)`` in ``[0, 1]`` to raw numbers ``(B, axes)``; differentiable if it is to
+            guide.
+        vae: The pipeline's VAE, with ``decode`` and the statistics of its latents in its config.
+        axes: Names of the axes, in the order of the judge's columns.
+        tile: Side of the squares, in latent pixels, that are decoded one after the other; ``None`` decodes at once.
+        margin: Latent pixels of context around each square, decoded and cut away. Tiling changes nothing if the
+            decoder looks no further than that.
+        checkpointing: Keep no activations of the decoder, and compute each square's again in the backward pass.
+        noise_aware: Let the gradient fade toward pure noise.
+        mean: Mean of each raw reward over the base model's samples.
+        std: Its standard deviation there.
+        recommended_scale: The default guidance strength.
+
+    Raises:
+        ValueError: If ``tile`` or ``margin`` is out of range.
+    """
+
+    needs_velocity = True
+
+    def __init__(
+        self,
+        judge: Judge,
+        vae: nn.Module,
+        axes: Sequence[str],
+        *,
+        tile: int | None = 16,
+        margin: int = 4,
+        checkpointing: bool = True,
+        noise_aware: bool = True,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        recommended_scale: float = 1.0,
+    ) -> None:
+        super().__init__()
+        if tile is not None and tile < 1:
+            raise ValueError(f"Expected `tile` to be 1 or more latent pixels, or None for no tiles, but got {tile}.")
+        if margin < 0:
+            raise ValueError(f"Expected `margin` to be 0 or more latent pixels, but got {margin}.")
+        self.judge, self.decoder = judge, _Decoder(vae)
+        self.axes = tuple(axes)
+        self.tile, self.margin = tile, margin
+        self.checkpointing, self.noise_aware = checkpointing, noise_aware
+        self.mean = tuple(mean or (0.0,) * len(self.axes))
+        self.std = tuple(std or (1.0,) * len(self.axes))
+        self.recommended_scale = recommended_scale
+
+    def check_compatible(self, pipe: Any) -> None:
+        """Refuse a pipeline whose latents this VAE does not decode.
+
+        Raises:
+            ValueError: If the number of channels differs.
+        """
+        own = _channels(self.decoder.vae)
+        theirs = _channels(getattr(pipe, "vae", None))
+        if own != theirs:
+            raise ValueError(
+                f"Expected a pipeline with {own} latent channels, as the VAE of this reward has, but "
+                f"{type(pipe).__name__} has {theirs}; give the reward the VAE of the pipeline."
+            )
+
+    def forward(self, latents: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
+        """Score latents.
+
+        Args:
+            latents: Noisy latents, normalised as the pipeline has them, shape ``(B, C, T, H, W)``.
+            sigma: Noise level in ``[0, 1]``, shape ``(B,)``.
+            conditioning: Its ``velocity``, shape of ``latents``; not needed where sigma is 0.
+
+        Returns:
+            Raw rewards, shape ``(B, axes)``.
+
+        Raises:
+            ValueError: If the velocity is missing or the judge returns another shape.
+        """
+        return self.score_frames(self.frames(self._predicted_clean(latents, sigma, conditioning.velocity)))
+
+    def frames(self, clean: Tensor) -> Tensor:
+        """Decode normalised clean latents ``(B, C, T, H, W)`` to frames ``(B, 3, T', H', W')`` in ``[0, 1]``."""
+        if self.tile is None:
+            return self._decode(clean)
+        rows = [
+            torch.cat([self._decode_square(clean, down, across) for across in self._spans(clean.shape[-1])], dim=-1)
+            for down in self._spans(clean.shape[-2])
+        ]
+        return torch.cat(rows, dim=-2)
+
+    def score_frames(self, frames: Tensor) -> Tensor:
+        """Ask the judge about frames ``(B, 3, T, H, W)`` in ``[0, 1]``; shape ``(B, axes)``.
+
+        Raises:
+            ValueError: If it returns another shape.
+        """
+        raw = _frozen_call(self.judge, frames)
+        expected = (len(frames), len(self.axes))
+        if not isinstance(raw, Tensor) or raw.shape != expected:
+            got = tuple(raw.shape) if isinstance(raw, Tensor) else type(raw).__name__
+            raise ValueError(
+                f"Expected the judge to return shape {expected}, one column per axis ({', '.join(self.axes)}), "
+                f"but got {got}."
+            )
+        return raw
+
+    def _predicted_clean(self, latents: Tensor, sigma: Tensor, velocity: Tensor | None) -> Tensor:
+        if velocity is None:
+            if bool((sigma > 0).any()):
+                raise ValueError(
+                    "Expected the velocity of the step in the conditioning of a pixel reward, but got none; guide with "
+                    "`attach` or `guided_velocity`, or pass `Conditioning(velocity=...)`."
+                )
+            return latents
+        clean = clean_from(latents, velocity.detach().to(latents.dtype), sigma)
+        if not self.noise_aware:
+            return clean
+        level = expand(sigma, latents)
+        jacobian = (1 - level) / ((1 - level) ** 2 + level**2)
+        return clean.detach() + jacobian * (latents - latents.detach())  # the value as it is, the gradient scaled
+
+    def _spans(self, size: int) -> Iterator[tuple[int, int]]:
+        assert self.tile is not None
+        for start in range(0, size, self.tile):
+            yield start, min(start + self.tile, size)
+
+    def _decode_square(self, clean: Tensor, down: tuple[int, int], across: tuple[int, int]) -> Tensor:
+        (top, bottom), (left, right) = down, across
+        above, before = max(0, top - self.margin), max(0, left - self.margin)
+        square = clean[..., above : bottom + self.margin, before : right + self.margin]
+        decoded = self._decode(square)
+        factor = decoded.shape[-1] // square.shape[-1]
+        rows = slice((top - above) * factor, (bottom - above) * factor)
+        columns = slice((left - before) * factor, (right - before) * factor)
+        return decoded[..., rows, columns]
+
+    def _decode(self, clean: Tensor) -> Tensor:
+        if self.checkpointing and torch.is_grad_enabled() and clean.requires_grad:
+            kept: Tensor = checkpoint(_frozen_call, self.decoder, clean, use_reentrant=False)
+            return kept
+        decoded: Tensor = _frozen_call(self.decoder, clean)
+        return decoded
+
+
+class _Decoder(nn.Module):
+    """Normalised latents to frames in ``[0, 1]``."""
+
+    def __init__(self, vae: nn.Module) -> None:
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, clean: Tensor) -> Tensor:
+        vae: Any = self.vae
+        weight = next(vae.parameters())
+        latents = _denormalised(clean, vae.config).to(weight.dtype)
+        decoded: Tensor = vae.decode(latents, return_dict=False)[0].to(clean.dtype)
+        return (decoded / 2 + 0.5).clamp(0, 1)
+
+
+def _denormalised(latents: Tensor, config: Any) -> Tensor:
+    """Undo what the pipeline did to the VAE's latents: per channel (Wan), or by one factor and shift (HunyuanVideo)."""
+    means, deviations = getattr(config, "latents_mean", None), getattr(config, "latents_std", None)
+    if means is not None and deviations is not None:
+        shape = (1, -1, *[1] * (latents.ndim - 2))
+        return latents * latents.new_tensor(deviations).view(shape) + latents.new_tensor(means).view(shape)
+    shift = getattr(config, "shift_factor", None) or 0.0
+    return latents / getattr(config, "scaling_factor", 1.0) + shift
+
+
+def _channels(vae: Any) -> int | None:
+    config = getattr(vae, "config", None)
+    return getattr(config, "z_dim", getattr(config, "latent_channels", None))
+
+
+def _frozen_call(module: Any, tensor: Tensor) -> Any:
+    """Call a module with its weights detached: only the input is differentiated, and the module stays as it is."""
+    if not isinstance(module, nn.Module):
+        return module(tensor)
+    weights = {name: weight.detach() for name, weight in module.named_parameters()}
+    return functional_call(module, weights, (tensor,))
