@@ -1,6 +1,6 @@
 """Train the bundled models from nothing, one stage after the other; each resumes where it stopped.
 
-Example: for stage in vae base first-reward reward bundle; do python -m nrg_sampler.shapes.train $stage --out shapes-training; done
+Example: for stage in vae base first-reward reward judge bundle; do python -m nrg_sampler.shapes.train $stage --out shapes-training; done
 """
 
 from __future__ import annotations
@@ -41,13 +41,26 @@ def _reward(folder: Path, **options: Any) -> Iterator[dict[str, float]]:
     return train_reward(folder, **options)
 
 
+def _judge(folder: Path, **options: Any) -> Iterator[dict[str, float]]:
+    from nrg_sampler.shapes.train.judge import train_judge
+
+    return train_judge(folder, **options)
+
+
 def _ablation(folder: Path, **options: Any) -> Iterator[dict[str, float]]:
     from nrg_sampler.shapes.train.ablation import run_ablation
 
     return run_ablation(folder, **options)
 
 
-STAGES = {"vae": _vae, "base": _base, "first-reward": _first_reward, "reward": _reward, "ablation": _ablation}
+STAGES = {
+    "vae": _vae,
+    "base": _base,
+    "first-reward": _first_reward,
+    "reward": _reward,
+    "judge": _judge,
+    "ablation": _ablation,
+}
 
 
 def main() -> None:

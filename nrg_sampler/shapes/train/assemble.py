@@ -11,6 +11,7 @@ import torch
 if TYPE_CHECKING:
     from diffusers import WanPipeline
 
+    from nrg_sampler.evaluation.judges import PixelJudge
     from nrg_sampler.rewards.latent import LatentReward
 
 SAMPLING = {
@@ -47,7 +48,8 @@ def assemble_pipeline(folder: Path) -> WanPipeline:
 
 
 def save_bundle(folder: Path, out: Path) -> None:
-    """Write ``out/pipeline`` and ``out/reward`` in half precision, each with a model card."""
+    """Write ``out/pipeline``, ``out/reward`` and, if it was trained, ``out/judge`` in half precision, with model cards."""
+    from nrg_sampler.evaluation.judges import PixelJudge
     from nrg_sampler.rewards.latent import LatentReward
 
     pipe = assemble_pipeline(folder)
@@ -59,6 +61,11 @@ def save_bundle(folder: Path, out: Path) -> None:
     accuracy = json.loads((folder / "reward-accuracy.json").read_text())
     reward.to(dtype=torch.float16).save_pretrained(out / "reward")
     (out / "reward" / "README.md").write_text(reward_card(reward, accuracy))
+    if (folder / "judge").is_dir():
+        judge = PixelJudge.from_pretrained(folder / "judge", dtype=torch.float32)
+        judge.to(dtype=torch.float16).save_pretrained(out / "judge")
+        grades = json.loads((folder / "judge-accuracy.json").read_text())
+        (out / "judge" / "README.md").write_text(judge_card(judge, grades))
     for file in out.rglob("config.json"):
         settings = json.loads(file.read_text())
         settings.pop("_name_or_path", None)  # where the parts were trained is nobody's business
@@ -122,6 +129,46 @@ def reward_card(reward: LatentReward, accuracy: dict[str, dict[str, dict[str, fl
             "",
             f"| sigma | {' | '.join(axes)} |",
             f"|---|{'---|' * len(axes)}",
+            *rows,
+            "",
+        ]
+    )
+
+
+def judge_card(judge: PixelJudge, accuracy: dict[str, dict[str, dict[str, float]]]) -> str:
+    """Describe a trained judge, how often it ranks held-out pairs as the oracle does, and as the reward does."""
+    statistics = ", ".join(
+        f"{axis} {mean:.3f} / {std:.3f}" for axis, mean, std in zip(judge.axes, judge.mean, judge.std, strict=True)
+    )
+    rows = []
+    for kind, table in accuracy.items():
+        for axis, found in table.items():
+            agreement = f"{100 * found['agreement']:.1f}" if "agreement" in found else "-"
+            rows.append(f"| {kind} | {axis} | {100 * found['accuracy']:.1f} | {agreement} | {found['pairs']} |")
+    return "\n".join(
+        [
+            "---",
+            "license: apache-2.0",
+            "library_name: nrg-sampler",
+            "---",
+            "",
+            "# shapes: a pixel judge",
+            "",
+            "Grades finished clips of the world of shapes on visual quality (VQ), motion quality (MQ) and text alignment (TA),",
+            "from pixels and prompt. For grading and for choosing the best of several clips, never for guidance.",
+            "",
+            "- **Network.** A convolutional frame encoder with temporal shift, a transformer over frames, and one over frames",
+            f"  and words; {sum(value.numel() for value in judge.parameters()) / 1e6:.1f} M parameters, nothing shared with the reward or the video model.",
+            "- **Data.** Rendered clips with graded faults and samples of the pipeline, decoded; compared by the oracle with",
+            "  other seeds and another annotator noise than the reward's. Held-out combinations were not used.",
+            f"- **Mean / standard deviation** of the raw grades over samples of the pipeline: {statistics}.",
+            "- **Licence.** Apache-2.0.",
+            "",
+            "Held-out pairs ranked as the oracle ranks them, and as the latent reward does on nearly clean latents, in percent,",
+            "oracle ties left out (`mixed`: clips of several prompts under one of them; `same`: samples of one prompt):",
+            "",
+            "| pairs | axis | as the oracle | as the reward | number |",
+            "|---|---|---|---|---|",
             *rows,
             "",
         ]

@@ -1,0 +1,200 @@
+"""Train the pixel judge: on clips, seeds and annotators that the reward has never seen."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from nrg_sampler.evaluation.judges import PixelJudge
+from nrg_sampler.files import replacing
+from nrg_sampler.shapes.oracle import AXES
+from nrg_sampler.shapes.scenes import caption, vocabulary
+from nrg_sampler.shapes.train.loop import LoopSettings, fit
+from nrg_sampler.shapes.train.pool import Pool, decode_latents
+from nrg_sampler.shapes.train.reward import (
+    GROUP,
+    LEFT,
+    MIXTURE,
+    RIGHT,
+    TIE,
+    PairSampler,
+    prepare_pools,
+    rate,
+    scores,
+    to_prompt,
+)
+from nrg_sampler.training.losses import LOSSES, Comparison
+
+if TYPE_CHECKING:
+    from diffusers import WanPipeline
+
+    from nrg_sampler.rewards.latent import LatentReward
+
+OTHER_SEED = 7919  # added to the seed, so that no clip is one the reward was trained on
+POOLS = {"rendered": 4000, "sampled": 1000}
+ANNOTATOR_NOISE = 0.4  # in standard deviations of a score; the reward's annotator errs less
+JUDGE_TIE = 0.15  # and calls a tie more often
+KINDS = ("mixed", "same")
+HELD_OUT_GROUPS = 400  # of four clips, for each kind of pairs
+CALIBRATION_GROUPS = 100
+NEARLY_CLEAN = (0.02, 0.1)  # noise levels at which the reward is compared
+
+
+def train_judge(
+    folder: Path, steps: int = 1500, batch: int = 32, seed: int = 0, device: str = "cpu"
+) -> Iterator[dict[str, float]]:
+    """Train ``folder/judge`` and grade it on held-out pairs; needs the stages `vae` and `base`.
+
+    Args:
+        folder: Where the other stages saved their models.
+        steps: Optimiser steps.
+        batch: Clips a step, compared in groups of four.
+        seed: Seed of everything.
+        device: Where to train.
+    """
+    from nrg_sampler.shapes.train.assemble import assemble_pipeline
+
+    pipe = assemble_pipeline(folder).to(device)
+    own = folder / "judge-pools"
+    own.mkdir(parents=True, exist_ok=True)
+    yield from prepare_pools(own, pipe, seed + OTHER_SEED, POOLS, None)
+    for split in ("train", "validation"):
+        yield from _decode_pool(own, split, pipe)
+    pool, pixels = _load(own, "train")
+    sampler = PairSampler(pool)
+    torch.manual_seed(seed + OTHER_SEED)
+    judge = PixelJudge(axes=AXES, text_axes=("TA",), words=vocabulary()).to(device)
+
+    def loss(step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        rng = random.Random((seed + OTHER_SEED) * 1_000_003 + step)
+        kinds = rng.choices(list(MIXTURE), list(MIXTURE.values()), k=batch // GROUP)
+        rows, labels = sampler.draw_groups(kinds, rng)
+        said = perceived(sampler, rows, labels, generator).to(device)
+        raw = grade_groups(judge, pixels, rows, labels, rng)  # (groups, GROUP, 3)
+        first, second = raw[:, LEFT].flatten(0, 1), raw[:, RIGHT].flatten(0, 1)
+        found = LOSSES["bradley-terry-ties"](Comparison(first, second, said.flatten(0, 1)))
+        return found.per_axis().sum() + 1e-3 * raw.pow(2).mean(), found.means()
+
+    optimizer = torch.optim.AdamW(judge.parameters(), lr=8e-4, betas=(0.9, 0.98), weight_decay=0.05)
+    yield from fit(judge, loss, [optimizer], LoopSettings(steps, ema=0.998, seed=seed), folder / "judge.pt")
+    reward = _reward(folder, device)
+    held_out = _load(own, "validation")
+    accuracy = {kind: held_out_accuracy(judge, *held_out, kind, seed, pipe, reward) for kind in KINDS}
+    with replacing(folder / "judge-accuracy.json") as partial:
+        partial.write_text(json.dumps(accuracy, indent=2) + "\n")
+    calibrate_judge(judge, pool, pixels, seed)
+    judge.to("cpu").save_pretrained(folder / "judge")
+
+
+def _decode_pool(folder: Path, split: str, pipe: WanPipeline) -> Iterator[dict[str, float]]:
+    """Decode the latents of the pools of a split into ``pixels-{split}.safetensors``, once."""
+    file = folder / f"pixels-{split}.safetensors"
+    if file.exists():
+        return
+    latents = Pool.load(*_pool_files(folder, split)).latents
+    done: list[Tensor] = []
+    for start in range(0, len(latents), 32):
+        clips = decode_latents(pipe, latents[start : start + 32].float().to(pipe.device))
+        done.append((clips * 255).round().byte().cpu())
+        yield {"step": 0, "decoded": start + len(clips)}
+    with replacing(file) as partial:
+        save_file({"pixels": torch.cat(done)}, partial)
+
+
+def _pool_files(folder: Path, split: str) -> list[Path]:
+    return [folder / f"pool-{kind}-{split}.safetensors" for kind in POOLS]
+
+
+def _load(folder: Path, split: str) -> tuple[Pool, Tensor]:
+    """A pool and its pixels, uint8, ``(N, 3, T, H, W)``."""
+    return Pool.load(*_pool_files(folder, split)), load_file(folder / f"pixels-{split}.safetensors")["pixels"]
+
+
+def _reward(folder: Path, device: str) -> LatentReward | None:
+    from nrg_sampler.rewards.latent import LatentReward
+
+    return LatentReward.from_pretrained(folder / "reward").to(device) if (folder / "reward").is_dir() else None
+
+
+def perceived(sampler: PairSampler, rows: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
+    """What the judge's own annotator says of each pair and axis: 1, -1 or 0, ``(groups, pairs, 3)``."""
+    value = scores(sampler.pool, rows, labels[:, None].expand(-1, GROUP, -1)) / sampler.spread
+    seen = value[:, LEFT] - value[:, RIGHT]
+    seen = seen + ANNOTATOR_NOISE * torch.randn(seen.shape, generator=generator)
+    return seen.sign() * (seen.abs() > JUDGE_TIE)
+
+
+def grade_groups(judge: PixelJudge, pixels: Tensor, rows: Tensor, labels: Tensor, rng: random.Random) -> Tensor:
+    """Raw grades ``(groups, GROUP, 3)`` of groups of clips, each group under one prompt in one phrasing."""
+    device = judge.blind_queries.device
+    texts = [caption(to_prompt(row), rng) for row in labels.tolist() for _ in range(GROUP)]
+    clips = pixels[rows.flatten()].to(device).float() / 255
+    with torch.autocast(device.type, torch.bfloat16):
+        raw = judge(clips, texts)
+    return raw.float().view(len(rows), GROUP, -1)
+
+
+@torch.no_grad()
+def held_out_accuracy(
+    judge: PixelJudge,
+    pool: Pool,
+    pixels: Tensor,
+    kind: str,
+    seed: int,
+    pipe: WanPipeline,
+    reward: LatentReward | None = None,
+) -> dict[str, dict[str, float]]:
+    """How often the judge ranks held-out pairs as the oracle does, and as the reward does.
+
+    Args:
+        judge: The judge.
+        pool: Held-out clips.
+        pixels: The same, decoded, uint8, ``(N, 3, T, H, W)``.
+        kind: Of pairs, see `PairSampler`.
+        seed: Of the choice of pairs.
+        pipe: Encodes the prompts for the reward.
+        reward: Compared on nearly clean latents, if given.
+
+    Returns:
+        For each axis ``accuracy`` and ``pairs`` (oracle ties left out) and, with a reward, ``agreement`` on them.
+    """
+    rng, generator = random.Random(seed), torch.Generator().manual_seed(seed)
+    sampler = PairSampler(pool)
+    rows, labels = sampler.draw_groups([kind] * HELD_OUT_GROUPS, rng)
+    value = scores(pool, rows, labels[:, None].expand(-1, GROUP, -1)) / sampler.spread
+    truth = value[:, LEFT] - value[:, RIGHT]
+    clear = truth.abs() > TIE
+    chunks = list(zip(rows.split(16), labels.split(16), strict=True))
+    ours = torch.cat([grade_groups(judge, pixels, *chunk, rng) for chunk in chunks]).cpu()
+    ours = (ours[:, LEFT] - ours[:, RIGHT]).sign()
+    table = {
+        axis: {
+            "accuracy": ((ours == truth.sign()) & clear)[..., index].sum().item() / clear[..., index].sum().item(),
+            "pairs": int(clear[..., index].sum()),
+        }
+        for index, axis in enumerate(AXES)
+    }
+    if reward is not None:
+        raw = torch.cat([rate(reward, pool, *chunk, pipe, rng, generator, NEARLY_CLEAN) for chunk in chunks]).cpu()
+        theirs = (raw[:, LEFT] - raw[:, RIGHT]).sign()
+        for index, axis in enumerate(AXES):
+            alike = ((ours == theirs) & clear)[..., index]
+            table[axis]["agreement"] = alike.sum().item() / clear[..., index].sum().item()
+    return table
+
+
+@torch.no_grad()
+def calibrate_judge(judge: PixelJudge, pool: Pool, pixels: Tensor, seed: int) -> None:
+    """Store mean and standard deviation of the raw grades over samples of the base model."""
+    rng = random.Random(seed)
+    rows, labels = PairSampler(pool).draw_groups(["same"] * CALIBRATION_GROUPS, rng)
+    chunks = zip(rows.split(16), labels.split(16), strict=True)
+    raw = torch.cat([grade_groups(judge, pixels, *chunk, rng) for chunk in chunks]).flatten(0, 1)
+    judge.register_to_config(mean=raw.mean(dim=0).tolist(), std=raw.std(dim=0).tolist())
