@@ -72,7 +72,15 @@ def test_a_pair_arrives_unguided_first_with_progress_and_ends_with_everything(st
     assert page["curves"].count("<polyline") == 5
     assert page["files"].count("download=") == 4
     assert 'aria-pressed="true"' in page["history"]
-    wanted = ["compare.json", "compare.mp4", "difference.mp4", "guided.mp4", "guided.png", "unguided.mp4", "unguided.png"]
+    wanted = [
+        "compare.json",
+        "compare.mp4",
+        "difference.mp4",
+        "guided.mp4",
+        "guided.png",
+        "unguided.mp4",
+        "unguided.png",
+    ]
     assert files_of(studio, "me") == wanted
 
 
@@ -86,7 +94,9 @@ def test_the_command_line_replays_the_manifest_of_the_page(
     assert "identical" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("changes", [{}, {"scheduler": "unipc", "max_push": None, "every": 2}], ids=["usual", "changed"])
+@pytest.mark.parametrize(
+    "changes", [{}, {"scheduler": "unipc", "max_push": None, "every": 2}], ids=["usual", "changed"]
+)
 def test_the_python_makes_the_guided_clip_again(
     changes: dict[str, Any], studio: Studio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -139,7 +149,7 @@ def test_cancel_starts_no_network_call_later_than_one_step_after_it(studio: Stud
         if not clicked and view.status and "step 5 of 100" in view.status:
             studio.cancel("me")
             clicked = time.perf_counter()
-    assert 0 < sum(moment > clicked for moment in moments) + 1 and sum(moment > clicked for moment in moments) <= 2
+    assert clicked and sum(moment > clicked for moment in moments) <= 2  # the two of one step
     assert "Cancelled" in (views[-1].status or "") and views[-1].busy is False
     assert "Not finished" in (views[-1].guided or "")
     time.sleep(0.2)
@@ -185,6 +195,7 @@ def test_a_waiting_run_is_cancelled_at_once(studio: Studio) -> None:
     next(view for view in first if view.status and "step 2 of 60" in view.status)
     second = studio.compare("you", request(studio))
     next(second)
+    assert "Waiting in line" in (next(second).status or "")
     studio.cancel("you")
     _, page = run(second)
     assert "Cancelled" in page["status"]
@@ -287,7 +298,9 @@ def test_many_visitors_at_once_are_all_served(studio: Studio) -> None:
     hashes: list[str] = []
 
     def visit(seed: int) -> None:
-        hashes.append(api.generate(studio, f"visitor {seed}", request(studio, seed=seed, steps=2))[1]["clips"][0]["sha256"])
+        hashes.append(
+            api.generate(studio, f"visitor {seed}", request(studio, seed=seed, steps=2))[1]["clips"][0]["sha256"]
+        )
 
     threads = [threading.Thread(target=visit, args=(seed,)) for seed in range(20)]
     for thread in threads:
