@@ -31,6 +31,7 @@ from nrg_sampler.rewards.gradient import axis_gradients, reward_gradient
 from nrg_sampler.trace import GuidanceTrace, Measurement, Stopwatch
 
 CONFLICTS = ("sum", "project")
+READS = ("noisy", "clean")
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,8 @@ class RewardGuidance:
         floor: Axes that the push must not lower to first order, such as ``"TA"`` or ``"VQ,TA"``, weighted or not;
             ``None`` for no floor.
         parallel: Share kept of the push's part along the predicted clean latents, in [0, 1]; less saturates less.
+        reads: What the reward is differentiated at: the ``"noisy"`` latents, as in the paper, or the predicted ``"clean"``
+            ones, without differentiating the model, for a reward that knows no noise.
         smoothing: Share of the noise that is exchanged, in [0, 1], for the gradient to be an average over noises;
             0 takes the gradient at the latents themselves.
         smoothing_samples: Gradients in that average, each at the cost of one.
@@ -77,6 +80,7 @@ class RewardGuidance:
     conflicts: str = "sum"
     floor: str | Sequence[str] | None = None
     parallel: float = 1.0
+    reads: str = "noisy"
     smoothing: float = 0.0
     smoothing_samples: int = 4
 
@@ -88,7 +92,9 @@ class RewardGuidance:
         for name in ("every", "smoothing_samples"):
             count = getattr(self, name)
             _expect(isinstance(count, int) and count >= 1, name, "a whole number of 1 or more", count)
-        _expect(self.conflicts in CONFLICTS, "conflicts", " or ".join(map(repr, CONFLICTS)), repr(self.conflicts))
+        for name, choices in (("conflicts", CONFLICTS), ("reads", READS)):
+            chosen = getattr(self, name)
+            _expect(chosen in choices, name, " or ".join(map(repr, choices)), repr(chosen))
         for name in ("max_coefficient", "max_push"):
             limit = getattr(self, name)
             _expect(limit is None or limit > 0, name, "above 0, or None for no limit", limit)
@@ -138,7 +144,7 @@ class RewardGuidance:
             return 0
         guided = [step for step in range(num_inference_steps) if self.skips(step, num_inference_steps) is None]
         asked = sum(not self.reuses(step) or step == guided[0] for step in guided)
-        return asked * (self.smoothing_samples if self.smoothing else 1)
+        return asked * (self.smoothing_samples if self.smoothing and self.reads == "noisy" else 1)
 
     def resolve(self, axes: Sequence[str]) -> tuple[dict[str, float], tuple[str, ...]]:
         """Return the weight of each axis that has one, and the floored axes.
@@ -218,15 +224,20 @@ def reward_direction(
         conditioning = replace(conditioning or Conditioning(), velocity=velocity)
     apart = guidance.balanced or guidance.conflicts != "sum" or floor
     names = tuple(axis for axis in reward.axes if axis in weights or axis in floor)
+    clean = clean_from(latents, velocity, sigma)
 
     def gradients(at: Tensor) -> tuple[Tensor, Tensor]:
         """Return those of the axes, or of their weighted sum alone, which takes a single pass back."""
+        level = 0.0 if guidance.reads == "clean" else sigma
         if apart:
-            return axis_gradients(at, sigma, reward, conditioning, names, guidance.calibrated)
-        grad, raw = reward_gradient(at, sigma, reward, conditioning, guidance.weights, guidance.calibrated)
+            return axis_gradients(at, level, reward, conditioning, names, guidance.calibrated)
+        grad, raw = reward_gradient(at, level, reward, conditioning, guidance.weights, guidance.calibrated)
         return grad[None], raw
 
-    if guidance.smoothing:
+    if guidance.reads == "clean":
+        # d clean / d latents is taken for 1: Patel et al., 2024, arXiv:2412.00100 (FlowChef, gradient skipping)
+        grads, raw = gradients(clean)
+    elif guidance.smoothing:
         points = directions.renoised(latents, velocity, sigma, guidance.smoothing, guidance.smoothing_samples, seed)
         found = [gradients(point) for point in points]
         grads, raw = (torch.stack(parts).mean(dim=0) for parts in zip(*found))
@@ -235,7 +246,7 @@ def reward_direction(
 
     direction = _combined(grads, names, weights, guidance) if apart else grads[0]
     if guidance.parallel != 1:
-        direction = directions.less_parallel(direction, clean_from(latents, velocity, sigma), guidance.parallel)
+        direction = directions.less_parallel(direction, clean, guidance.parallel)
     floored = torch.zeros(len(latents), dtype=torch.bool, device=latents.device)
     if floor:
         sign = math.copysign(1, guidance.scale)  # the floor holds for what is done, also when that is flipped

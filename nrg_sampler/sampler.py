@@ -15,7 +15,7 @@ import torch
 from nrg_sampler.checkpoints import BUNDLED, bundled_folder, pipeline_source, read_sampling
 from nrg_sampler.manifest import Clip, Manifest, model_fingerprint, versions
 from nrg_sampler.recipe import Recipe
-from nrg_sampler.rewards import Conditioning, RewardWeights
+from nrg_sampler.rewards import Conditioning
 from nrg_sampler.schedulers import make_scheduler
 from nrg_sampler.video import Frames, to_uint8
 
@@ -144,17 +144,22 @@ def _by_axis(axes: Sequence[str], values: torch.Tensor) -> dict[str, float]:
 
 def load(recipe: Recipe) -> Any:
     """Load the pipeline with its reward onto the device."""
+    from nrg_sampler import NRGFlowPipeline
+
+    quiet_unless_watched()
+    given = {} if recipe.reward is None else {"reward_model": recipe.reward}
+    pipe = NRGFlowPipeline.from_pretrained(recipe.model, dtype=getattr(torch, recipe.dtype), **given)
+    return pipe.to(recipe.device)
+
+
+def quiet_unless_watched() -> None:
+    """Let models load without progress bars where stderr is no terminal."""
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
-
-    from nrg_sampler import NRGFlowPipeline
 
     if not sys.stderr.isatty():
         diffusers_logging.disable_progress_bar()
         transformers_logging.disable_progress_bar()
-    given = {} if recipe.reward is None else {"reward_model": recipe.reward}
-    pipe = NRGFlowPipeline.from_pretrained(recipe.model, dtype=getattr(torch, recipe.dtype), **given)
-    return pipe.to(recipe.device)
 
 
 def _with_scheduler(pipe: Any, name: str | None) -> Any:
@@ -182,7 +187,7 @@ def _check_guidance(recipe: Recipe, reward: Any) -> None:
             f"Expected a reward, but {recipe.model!r} comes without one; name its folder with --reward, or sample "
             "unguided with --scale 0."
         )
-    RewardWeights.parse(recipe.guidance.weights).resolve(reward.axes)
+    recipe.guidance.resolve(reward.axes)
 
 
 def _fingerprints(recipe: Recipe) -> dict[str, str]:

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from types import SimpleNamespace
 
 import pytest
 import torch
+from tiny import TowardTarget
 
-from nrg_sampler.evaluation.arms import Arm, weights_suite
-from nrg_sampler.evaluation.grading import grade_arms, read_grades
+from nrg_sampler.evaluation import features
+from nrg_sampler.evaluation.arms import SUITES, UNGUIDED, Arm, rivals_suite, weights_suite
+from nrg_sampler.evaluation.controls import RandomDirection
+from nrg_sampler.evaluation.gains import estimate, gains, hacking_index, ranks, slider_correlation, spearman
+from nrg_sampler.evaluation.grading import COLUMNS, Graded, diversity_of_arms, grade_arms, read_grades
+from nrg_sampler.evaluation.memory import peak_memory
+from nrg_sampler.evaluation.panel import panel
 from nrg_sampler.evaluation.report import markdown, summarise
+from nrg_sampler.evaluation.sampling import OTHER_CANDIDATE, ArmSampler
 from nrg_sampler.evaluation.winrate import bootstrap_interval, win_rate
 from nrg_sampler.guidance import RewardGuidance
+from nrg_sampler.rewards.base import Conditioning
+from nrg_sampler.rewards.gradient import axis_gradients
+from nrg_sampler.search import Search
 from nrg_sampler.shapes.scenes import prompts
 
 
@@ -39,43 +50,152 @@ def test_win_rate_says_what_is_wrong():
 class FakePipe:
     """Returns grey clips and counts its calls; the oracle finds nothing in them."""
 
+    _callback_tensor_inputs = ("latents", "prompt_embeds")
+    reward_model = None
+    sampling_defaults = {"num_inference_steps": 10}
+
     def __init__(self):
         self.calls = []
+        self.transformer = torch.nn.Identity()
 
-    def __call__(self, texts, generator, output_type, **options):
-        self.calls.append((list(texts), [g.initial_seed() for g in generator], options))
+    def __call__(
+        self, texts, generator, output_type, callback_on_step_end, callback_on_step_end_tensor_inputs, **options
+    ):
+        seeds = [g.initial_seed() for g in generator]
+        self.calls.append((list(texts), seeds, options))
+        latents = torch.tensor(seeds, dtype=torch.float32).reshape(-1, 1, 1, 1, 1)
+        for _ in range(2):
+            self.transformer(latents)
+        callback_on_step_end(self, 0, None, {"latents": latents, "prompt_embeds": torch.zeros(len(texts), 1, 1)})
         return SimpleNamespace(frames=torch.full((len(texts), 13, 3, 64, 64), 0.5))
+
+
+def grades_of(pipe, arms, count, file, batch=10, **options):
+    return grade_arms(ArmSampler(pipe), arms, prompts("test")[:count], file, batch, **options)
 
 
 def test_arms_share_prompts_and_seeds(tmp_path):
     pipe = FakePipe()
     arms = weights_suite(RewardGuidance())
-    graded = list(grade_arms(pipe, arms, prompts("test")[:3], tmp_path / "grades.csv", batch=2))
+    graded = list(grades_of(pipe, arms, 3, tmp_path / "grades.csv", batch=2))
     assert len(graded) == 3 * len(arms)
     assert {tuple(call[0] + call[1]) for call in pipe.calls[: len(arms)]} == {tuple(pipe.calls[0][0] + [0, 1])}
     assert [call[2].get("reward_scale") for call in pipe.calls[: len(arms)]].count(0.0) == 1
+    assert {clip.further["evaluations"] for clip in graded} == {2}
 
 
 def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path):
-    file, arms = tmp_path / "grades.csv", [Arm("unguided"), Arm("1:0:0", RewardGuidance(weights="1:0:0"))]
-    run = grade_arms(FakePipe(), arms, prompts("test")[:4], file, batch=2)
+    file, arms = tmp_path / "grades.csv", [Arm(UNGUIDED), Arm("1:0:0", RewardGuidance(weights="1:0:0"))]
+    run = grades_of(FakePipe(), arms, 4, file, batch=2)
     for _ in range(4):
         next(run)
     run.close()
     file.write_text(file.read_text() + "1:0:0,3,a cut li")
     pipe = FakePipe()
-    graded = list(grade_arms(pipe, arms, prompts("test")[:4], file, batch=2))
+    graded = list(grades_of(pipe, arms, 4, file, batch=2))
     assert len(graded) == 8 and len(pipe.calls) < 4
     assert {(clip.arm, clip.index) for clip in read_grades(file)} == {(arm.name, i) for arm in arms for i in range(4)}
 
 
+def test_a_table_of_an_earlier_version_is_still_read(tmp_path):
+    file = tmp_path / "old.csv"
+    file.write_text(",".join(COLUMNS) + "\nunguided,0,a red circle,0,0.5,0.25,1.0,0.516\n")
+    (clip,) = read_grades(file)
+    assert clip.grades == (0.5, 0.25, 1.0) and clip.seconds == 0.516 and clip.further == {}
+
+
+def test_another_judge_grades_the_same_clips_and_a_table_without_its_grades_is_made_again(tmp_path):
+    def brightness(clips, asked):
+        assert clips.shape[1:] == (3, 13, 64, 64) and len(asked) == len(clips)
+        return clips.mean(dim=(1, 2, 3, 4))[:, None].expand(-1, 3)
+
+    file, arms = tmp_path / "grades.csv", [Arm(UNGUIDED)]
+    list(grades_of(FakePipe(), arms, 2, file))
+    pipe = FakePipe()
+    graded = list(grades_of(pipe, arms, 2, file, judges={"pixel": brightness}))
+    assert len(pipe.calls) == 1
+    assert graded[0].by("pixel") == pytest.approx((0.5, 0.5, 0.5)) and graded[0].by("oracle") == graded[0].grades
+    assert read_grades(file)[1].by("pixel") == pytest.approx((0.5, 0.5, 0.5))
+    assert all(map(math.isnan, graded[0].by("target")))
+
+
+def test_a_judge_may_choose_among_candidates_and_more_steps_are_a_multiple(tmp_path):
+    pipe, seen = FakePipe(), []
+
+    def judge(clips, asked):
+        seen.append(asked)
+        return torch.arange(len(clips), dtype=torch.float32)[:, None].expand(-1, 3)
+
+    sampler = ArmSampler(pipe, judges={"oracle": judge}, sampling={"num_inference_steps": 10})
+    two = prompts("test")[:2]
+    sampled = sampler.sample(Arm("b", search=Search.best_of(3), judge="oracle"), two, [4, 5])
+    assert pipe.calls[-1][1] == [seed + OTHER_CANDIDATE * i for seed in (4, 5) for i in range(3)]
+    assert seen == [[two[0]] * 3 + [two[1]] * 3]
+    assert sampled.clips.shape == (2, 3, 13, 64, 64) and sampled.evaluations == 2 * 3
+    sampler.sample(Arm("m", steps=1.4), two, [4, 5])
+    assert pipe.calls[-1][2]["num_inference_steps"] == 14
+    assert not sampler.can(Arm("c", reward="clean")) and not sampler.can(Arm("p", judge="pixel"))
+
+
 def test_summary_counts_wins_against_the_unguided_run(tmp_path):
     arms = weights_suite(RewardGuidance())
-    summary = summarise("weights", arms, grade_arms(FakePipe(), arms, prompts("test")[:3], tmp_path / "g.csv"))
+    summary = summarise("weights", arms, grades_of(FakePipe(), arms, 3, tmp_path / "g.csv"))
     assert summary["n"] == 3 and summary["judge"] == "oracle"
-    assert len(summary["rows"]) == 3 * (len(arms) - 1)
-    assert all(row["win"] == 50.0 for row in summary["rows"])  # grey against grey: only ties
+    assert len(summary["rows"]) == 4 * (len(arms) - 1)
+    assert all(row["win"] == 50.0 and row["gain"] == 0 for row in summary["rows"])  # grey against grey: only ties
     assert "| 1:0:0 | 50.0 [50.0, 50.0]" in markdown(summary)
+
+
+def clip(
+    arm: str, index: int, grades: tuple[float, ...], target: float, motion: float, seconds: float = 1.0
+) -> Graded:
+    further = {**{f"target_{axis}": target for axis in ("VQ", "MQ", "TA")}, "motion": motion, "evaluations": 10.0}
+    return Graded(arm, index, "a red circle", index, grades, seconds, further)
+
+
+def test_summary_measures_gains_costs_and_side_effects_against_the_unguided_run():
+    noise = torch.randn(40, generator=torch.Generator().manual_seed(0)).tolist()
+    clips = [clip(UNGUIDED, i, (noise[i], noise[i], 0.5), noise[i], 1.0) for i in range(40)]
+    # half a spread more VQ, none of MQ, the target two spreads more, every tenth clip still, half as fast again
+    spread = torch.tensor(noise).std().item()
+    clips += [
+        clip("1:1:1", i, (noise[i] + 0.5 * spread, noise[i], 0.5), noise[i] + 2 * spread, 1.0 if i % 10 else 0.05, 1.5)
+        for i in range(40)
+    ]
+    arms = [Arm(UNGUIDED), Arm("1:1:1", RewardGuidance(weights="1:1:1"))]
+    summary = summarise("scale-sweep", arms, clips, diversity={UNGUIDED: {0: 0.2, 1: 0.4}, "1:1:1": {0: 0.1, 1: 0.35}})
+    rows = {row["axis"]: row for row in summary["rows"]}
+    assert (rows["VQ"]["win"], rows["MQ"]["win"], rows["mean"]["win"]) == (100, 50, 100)
+    assert rows["VQ"]["gain"] == pytest.approx(0.5, abs=1e-3) and rows["mean"]["gain"] == pytest.approx(
+        0.5 / 3, abs=1e-3
+    )
+    assert rows["VQ"]["target_gain"] == pytest.approx(2, abs=1e-3) and rows["VQ"]["k"] == 1.5
+    (about,) = summary["arms"]
+    assert about["hacking"] == pytest.approx(1 - (0.5 / 3) / 2, abs=1e-3)
+    assert about["gain_per_cost"] == pytest.approx(0.5 / 3 / 0.5, abs=1e-3)
+    assert (about["static"], about["unguided_static"], about["network"]) == (10, 0, 1)
+    assert about["diversity"] == pytest.approx(0.45 / 0.6, abs=1e-3)
+    assert "| 1:1:1 | 2.00 | 1.00 |" in markdown(summary)
+
+
+def test_sliders_that_work_have_a_rank_correlation_of_one():
+    arms = [Arm(UNGUIDED), *(Arm(w, RewardGuidance(weights=w)) for w in ("1:0:0", "0.5:0.5:0", "0:0.5:0.5", "0:0:1"))]
+    noise = torch.randn(30, generator=torch.Generator().manual_seed(0)).tolist()
+    clips = []
+    for arm in arms:
+        weights = arm.guidance.weights.resolve(("VQ", "MQ", "TA")) if arm.guidance else (0, 0, 0)
+        clips += [clip(arm.name, i, tuple(noise[i] + weight for weight in weights), 0, 1) for i in range(30)]
+    sliders = summarise("weights", arms, clips)["sliders"]
+    assert all(sliders[axis] == {"rho": 1.0, "low": 1.0, "high": 1.0} for axis in ("VQ", "MQ", "TA"))
+
+
+def test_diversity_is_measured_over_seeds_and_resumed(tmp_path):
+    pipe, arms = FakePipe(), [Arm(UNGUIDED), Arm("1:1:1", RewardGuidance())]
+    file, two = tmp_path / "diversity.csv", prompts("test")[:2]
+    first = list(diversity_of_arms(ArmSampler(pipe), arms, two, file, seeds=3))
+    assert [call[1] for call in pipe.calls] == [[0, 1, 2]] * 4
+    assert first == list(diversity_of_arms(ArmSampler(FakePipe()), arms, two, file, seeds=3))
+    assert [row[:2] for row in first] == [(UNGUIDED, 0), ("1:1:1", 0), (UNGUIDED, 1), ("1:1:1", 1)]
 
 
 def test_flipped_arms_only_change_the_sign():
@@ -83,3 +203,107 @@ def test_flipped_arms_only_change_the_sign():
     for weights in ("1:0:0", "0:1:0", "0:0:1"):
         assert arms[f"{weights} flipped"].scale == -arms[weights].scale == -2.0
         assert arms[f"{weights} flipped"].weights == arms[weights].weights
+
+
+def test_the_weights_suite_begins_with_the_arms_it_always_had():
+    names = [arm.name for arm in weights_suite(RewardGuidance())]
+    singles = ["1:0:0", "0:1:0", "0:0:1"]
+    assert names[:8] == [UNGUIDED, "1:1:1", *singles, *(f"{weights} flipped" for weights in singles)]
+    assert names[8:] == ["0.1:0.1:0.8", "0.1:0.1:0.6", "0.5:0.5:0", "0.5:0.5:0 floor TA"]
+
+
+@pytest.mark.parametrize("suite", SUITES)
+def test_every_suite_has_an_unguided_arm_and_names_each_arm_once(suite):
+    names = [arm.name for arm in SUITES[suite](RewardGuidance(weights="1:1:1"))]
+    assert names[0] == UNGUIDED and len(set(names)) == len(names)
+
+
+def test_rivals_keep_the_user_s_weights():
+    arms = {arm.name: arm for arm in rivals_suite(RewardGuidance(weights="0:0:1"))}
+    assert {str(arm.guidance.weights) for arm in arms.values() if arm.guidance} == {"0:0:1"}
+    assert str(arms["best of 2"].search.weights) == str(arms["resampling"].search.weights) == "0:0:1"
+
+
+def test_motion_of_a_known_change():
+    clips = torch.zeros(2, 3, 5, 8, 8)
+    clips[1, :, 1::2] = 0.4
+    torch.testing.assert_close(features.motion(clips), torch.tensor([0.0, 0.4]))
+
+
+def test_high_frequency_separates_a_coarse_from_a_fine_wave():
+    place = torch.arange(64) * 2 * math.pi
+    waves = torch.stack([(place * cycles / 64).sin() for cycles in (4, 30)])  # below and above half the highest
+    clips = waves[:, None, None, None, :].expand(2, 3, 2, 64, 64)
+    torch.testing.assert_close(features.high_frequency(clips), torch.tensor([0.0, 1.0]), atol=1e-4, rtol=0)
+    mixed = (2 * clips[:1] + clips[1:]) / 3  # energies 4 to 1
+    assert features.high_frequency(mixed).item() == pytest.approx(0.2, abs=1e-4)
+    assert features.high_frequency(torch.full((1, 3, 2, 8, 8), 0.7)).item() == 0
+
+
+def test_saturation_is_the_distance_of_the_colour_channels():
+    grey, red = torch.full((3, 2, 4, 4), 0.5), torch.zeros(3, 2, 4, 4)
+    red[0] = 0.8
+    torch.testing.assert_close(features.saturation(torch.stack([grey, red])), torch.tensor([0.0, 0.8]))
+
+
+def test_diversity_is_the_mean_pairwise_distance_and_blind_to_grain():
+    clips = torch.stack([torch.full((3, 2, 8, 8), value) for value in (0.0, 0.3, 0.6)])
+    assert features.diversity(clips) == pytest.approx((0.3 + 0.3 + 0.6) / 3)
+    grain = torch.tensor([1.0, -1.0]).repeat(4).expand(3, 2, 8, 8) * 0.2
+    assert features.diversity(torch.stack([clips[1] + grain, clips[1] - grain])) == pytest.approx(0, abs=1e-6)
+
+
+def test_a_random_direction_is_as_strong_as_the_gradient_and_unrelated_to_it():
+    reward, sigma = TowardTarget(), torch.tensor([0.3, 0.7])
+    latents = torch.randn(2, 4, 3, 8, 8, generator=torch.Generator().manual_seed(1))  # not the control's seed
+    control = RandomDirection(reward)
+    random, _ = axis_gradients(latents, sigma, control, Conditioning(), calibrated=False)
+    true, _ = axis_gradients(latents, sigma, reward, Conditioning(), calibrated=False)
+    torch.testing.assert_close(random.flatten(2).norm(dim=2), true.flatten(2).norm(dim=2))
+    cosine = torch.nn.functional.cosine_similarity(random.flatten(2), true.flatten(2), dim=2)
+    assert cosine.abs().max() < 0.15
+
+
+def test_gains_are_in_units_of_the_baseline_s_spread():
+    baseline = torch.tensor([[0.0, 0.0], [2.0, 10.0]])
+    change = gains(baseline + torch.tensor([1.0, 1.0]), baseline)
+    spread = baseline.std(dim=0)
+    torch.testing.assert_close(change[0, :2], 1 / spread)
+    torch.testing.assert_close(change[:, 2], change[:, :2].mean(dim=1))
+
+
+def test_rank_correlation_matches_scipy():
+    stats = pytest.importorskip("scipy.stats")
+    generator = torch.Generator().manual_seed(0)
+    one, other = torch.randint(0, 4, (2, 12), generator=generator).double()  # with ties
+    assert spearman(one, other).item() == pytest.approx(stats.spearmanr(one, other).statistic)
+    assert ranks(one).tolist() == pytest.approx((stats.rankdata(one) - 1 + 0.5).tolist())
+    assert spearman(one, torch.ones(12)).item() == 0
+
+
+def test_the_interval_of_a_slider_narrows_with_the_number_of_prompts():
+    weights = torch.tensor([0.0, 0.5, 1.0, 2.0])
+    noise = torch.randn(4, 400, generator=torch.Generator().manual_seed(0))
+    few, many = (slider_correlation(weights, weights[:, None] + 3 * noise[:, :n]) for n in (10, 400))
+    assert many.high - many.low < few.high - few.low and many.low > 0.5
+
+
+def test_hacking_is_gain_that_only_the_target_sees():
+    assert hacking_index(2.0, 2.0) == 0 and hacking_index(0.0, 2.0) == 1 and hacking_index(-1.0, 2.0) == 1.5
+    assert hacking_index(1.0, -0.5) is None
+    assert str(estimate(torch.zeros(3))) == "+0.00 [+0.00, +0.00]"
+
+
+def test_peak_memory_sees_what_was_freed_again():
+    with peak_memory(torch.device("cpu")) as before:
+        pass
+    with peak_memory(torch.device("cpu")) as during:
+        torch.ones(2**25).sum()  # 128 MiB
+    if before.mib is None:
+        pytest.skip("this system does not tell")
+    assert during.mib > before.mib + 100
+
+
+def test_an_unknown_judge_is_refused():
+    with pytest.raises(ValueError, match="Expected judges from oracle.*, but got jury."):
+        panel(["oracle", "jury"])

@@ -203,7 +203,7 @@ def test_the_paper_s_settings_have_no_window_limit_or_calibration():
     assert (paper.scale, paper.start, paper.stop, paper.every) == (100.0, 0.0, 1.0, 1)
     assert (paper.max_coefficient, paper.max_push, paper.damping, paper.calibrated) == (None, None, 0.0, False)
     assert (paper.reuse, paper.balanced, paper.conflicts, paper.floor) == (False, False, "sum", None)
-    assert (paper.parallel, paper.smoothing) == (1.0, 0.0)
+    assert (paper.parallel, paper.smoothing, paper.reads) == (1.0, 0.0, "noisy")
 
 
 @pytest.mark.parametrize(
@@ -250,6 +250,7 @@ def test_a_window_without_a_step_index_is_refused(settings):
         ({"max_coefficient": 0}, "Expected `max_coefficient` to be above 0, or None for no limit, but got 0."),
         ({"max_push": -1}, "Expected `max_push` to be above 0, or None for no limit, but got -1."),
         ({"conflicts": "fight"}, "Expected `conflicts` to be 'sum' or 'project', but got 'fight'."),
+        ({"reads": "tea"}, "Expected `reads` to be 'noisy' or 'clean', but got 'tea'."),
         ({"parallel": 1.5}, "Expected `parallel` to be between 0 and 1, but got 1.5."),
         ({"smoothing": -0.5}, "Expected `smoothing` to be between 0 and 1, but got -0.5."),
         ({"smoothing_samples": 0}, "Expected `smoothing_samples` to be a whole number of 1 or more, but got 0."),
@@ -431,3 +432,11 @@ def test_a_floor_on_an_unknown_axis_is_refused():
 def test_a_floor_is_read_from_text_or_a_list(floor):
     guidance = RewardGuidance(floor=floor)
     assert guidance.floor == ("VQ", "TA") and RewardGuidance(**guidance.to_dict()) == guidance
+
+
+def test_a_reward_that_knows_no_noise_reads_the_predicted_clean_latents():
+    guidance = RewardGuidance(weights="1:1", reads="clean", scale=0.1, max_push=None)
+    clean = batch(1) - 0.5 * batch(0)
+    grad, _ = reward_gradient(clean, 0.0, Bumpy(), weights="1:1")
+    guided = guided_velocity(batch(1), batch(0), 0.5, Bumpy(), guidance=guidance)
+    torch.testing.assert_close(guided, batch(0) - 0.1 * 3.0 * grad)

@@ -34,10 +34,11 @@ GUIDANCE = (
     "conflicts",
     "floor",
     "parallel",
+    "reads",
     "smoothing",
     "smoothing_samples",
 )
-CONFLICTS = ("sum", "project")  # as in nrg_sampler.guidance, which would bring torch in
+CONFLICTS, READS = ("sum", "project"), ("noisy", "clean")  # as in nrg_sampler.guidance, which would bring torch in
 DTYPES = ("float32", "bfloat16", "float16")
 DEFAULT_FOLDER = Path("outputs")
 
@@ -136,6 +137,7 @@ def add_guidance(parser: argparse.ArgumentParser) -> None:
     _add_switch(group, "--balanced", "give the gradients of the axes one norm")
     group.add_argument("--conflicts", choices=CONFLICTS, help="project what axes have against each other out of them")
     group.add_argument("--floor", metavar="AXES", help="axes that the push must not lower, as TA or VQ,TA")
+    group.add_argument("--reads", choices=READS, help="differentiate at the noisy or at the predicted clean latents")
     group.add_argument("--parallel", type=number, metavar="F", help="share kept of the push along the clean latents")
     group.add_argument(
         "--smoothing", type=number, metavar="F", help="average the gradient over this share of the noise"

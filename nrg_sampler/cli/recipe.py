@@ -25,7 +25,7 @@ def from_arguments(arguments: argparse.Namespace) -> Recipe:
     sampling = {name: getattr(arguments, option) for option, name in SAMPLING.items()}
     return Recipe(
         prompt=arguments.prompt,
-        guidance=_guidance(arguments),
+        guidance=guidance_from(arguments),
         sampling={name: value for name, value in sampling.items() if value is not None},
         model=model,
         reward=arguments.reward,
@@ -36,6 +36,11 @@ def from_arguments(arguments: argparse.Namespace) -> Recipe:
     )
 
 
-def _guidance(arguments: argparse.Namespace) -> RewardGuidance:
+def guidance_from(arguments: argparse.Namespace) -> RewardGuidance:
+    """Return the guidance that the options ask for.
+
+    Raises:
+        ValueError: If a setting is out of its range.
+    """
     given = {name: getattr(arguments, name) for name in GUIDANCE if getattr(arguments, name) is not None}
     return replace(RewardGuidance.paper() if arguments.paper else RewardGuidance(), **given)

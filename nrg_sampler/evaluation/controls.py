@@ -1,0 +1,35 @@
+"""A control that must not help: a random direction as strong as the reward's gradient."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from nrg_sampler.rewards.base import Conditioning, Reward
+from nrg_sampler.rewards.gradient import axis_gradients
+
+
+class RandomDirection:
+    """A reward whose gradient has the norm of another one's, on every axis and sample, and a random direction.
+
+    Args:
+        reward: Whose norms, axes and statistics it takes.
+        seed: Of the directions.
+    """
+
+    def __init__(self, reward: Reward, seed: int = 0) -> None:
+        self._reward = reward
+        self._generator = torch.Generator().manual_seed(seed)
+        self.axes = reward.axes
+        self.mean = getattr(reward, "mean", (0.0,) * len(self.axes))
+        self.std = getattr(reward, "std", (1.0,) * len(self.axes))
+        self.recommended_scale = getattr(reward, "recommended_scale", 1.0)
+
+    def __call__(self, latents: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
+        """Return numbers linear in the latents, shape ``(B, axes)``; only their gradient means anything."""
+        grads, _ = axis_gradients(latents, sigma, self._reward, conditioning, calibrated=False)  # (A, B, ...)
+        fresh = torch.randn(grads.shape, generator=self._generator).to(grads)
+        norms = (grads.flatten(2).norm(dim=2) / fresh.flatten(2).norm(dim=2)).T  # (B, A)
+        along = (fresh * latents).flatten(2).sum(dim=2).T  # (B, A)
+        linear: Tensor = norms * along
+        return linear
