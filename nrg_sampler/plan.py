@@ -25,7 +25,7 @@ class Pace:
 
     Args:
         step: One unguided denoising step.
-        reward: What guidance adds to a step.
+        reward: One gradient of the reward.
         rest: The prompt and the decoding, once a video.
         memory_mb: Memory in use while it ran: on a GPU its peak, else that of the process.
     """
@@ -36,22 +36,23 @@ class Pace:
     memory_mb: float
 
     @classmethod
-    def of(cls, clip: Clip, moments: Sequence[float], device: str) -> Pace:
+    def of(cls, clip: Clip, moments: Sequence[float], gradients: int, device: str) -> Pace:
         """Read the pace off a finished run.
 
         Args:
             clip: What is known about it.
             moments: When each step ended, at least two.
+            gradients: How many of the reward it was to take; those at pure noise are not taken.
             device: Where it ran.
         """
-        seconds = [row["seconds"] for row in clip.trace[1:] if "seconds" in row]  # the first one warms up
-        whole = (moments[-1] - moments[0]) / (len(moments) - 1)
-        guided = sum(seconds) / max(1, len(clip.trace[1:]))
-        reward = sum(seconds) / len(seconds) if seconds else 0.0
+        seconds = [row.get("seconds", 0.0) for row in clip.trace] or [0.0]
+        steps = moments[-1] - moments[0] - sum(seconds[1:])  # the first step ends at the first moment
+        step = max(0.0, steps / (len(moments) - 1))
+        taken = gradients - sum(row.get("skipped") == "sigma" for row in clip.trace)
         return cls(
-            step=max(0.0, whole - guided),
-            reward=reward,
-            rest=max(0.0, clip.seconds - whole * len(moments)),
+            step=step,
+            reward=sum(seconds) / max(1, taken),
+            rest=max(0.0, clip.seconds - sum(seconds) - step * len(moments)),
             memory_mb=_memory_mb(device),
         )
 
@@ -115,7 +116,8 @@ def plan(pipe: Any, recipe: Recipe, pace: Pace | None = None) -> Plan:
     modules = {name: part for name, part in pipe.components.items() if hasattr(part, "parameters")}
     reward = modules.pop("reward_model", None)
     share = _count(reward) / max(1, _count(pipe.transformer))
-    extra = guided * share * (1 + BACKWARD)
+    gradients = recipe.guidance.gradients(steps)
+    extra = gradients * share * (1 + BACKWARD)
     counted = Plan(
         steps=steps,
         guided_steps=guided,
@@ -130,7 +132,7 @@ def plan(pipe: Any, recipe: Recipe, pace: Pace | None = None) -> Plan:
     unguided = steps * pace.step + pace.rest
     return replace(
         counted,
-        seconds=round(unguided + guided * pace.reward, 2),
+        seconds=round(unguided + gradients * pace.reward, 2),
         unguided_seconds=round(unguided, 2),
         memory_mb=round(pace.memory_mb, 1),
     )
@@ -145,7 +147,7 @@ def measure(sampler: Sampler, steps: int = 2) -> Pace:
     _, clip = type(sampler)(short, sampler.pipe).sample(
         seed=0, on_step=lambda step, latents: moments.append(time.perf_counter())
     )
-    return Pace.of(clip, moments, sampler.recipe.device)
+    return Pace.of(clip, moments, everywhere.gradients(steps), sampler.recipe.device)
 
 
 def _memory_mb(device: str) -> float:

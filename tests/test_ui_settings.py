@@ -8,13 +8,16 @@ from typing import Any
 import pytest
 
 from nrg_sampler.guidance import RewardGuidance
+from nrg_sampler.ui.controls import CONTROLS
 from nrg_sampler.ui.jobs import consecutive_seeds, lattice
 from nrg_sampler.ui.presets import CUSTOM, EXAMPLES, PRESETS, preset_of
-from nrg_sampler.ui.settings import CONTROLS, OWN_SCHEDULER, Settings
+from nrg_sampler.ui.settings import OWN_SCHEDULER, Settings
 
 GOOD = {
     "prompt": "a red circle", "weights": "1:0.5:0", "strength": 2.0, "steps": 25, "cfg": 4.0, "seed": 7, "model": "m",
     "start": 0.1, "stop": 0.9, "max_coefficient": None, "max_push": 0.2, "damping": 1.0, "every": 2, "scheduler": "unipc",
+    "floor": "VQ,TA", "conflicts": "project", "parallel": 0.5, "reuse": True, "smoothing": 0.2, "smoothing_samples": 3,
+    "balanced": True, "calibrated": False,
 }  # fmt: skip
 
 BAD: dict[str, tuple[dict[str, Any], str]] = {
@@ -34,9 +37,15 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "steps as text": ({"steps": "25"}, "Expected a number for steps, but got '25'."),
     "true steps": ({"steps": True}, "Expected a number for steps, but got True."),
     "endless CFG": ({"cfg": float("inf")}, "Expected a number for CFG, but got inf."),
-    "absurd strength": ({"strength": 1e6}, "Expected strength between -10 and 10, but got 1000000."),
+    "absurd strength": ({"strength": 1e6}, "Expected strength between -1000 and 1000, but got 1000000."),
+    "unknown setting": ({"momentum": 1}, "Expected settings from start, stop,"),
+    "unknown floor": (
+        {"floor": "beauty"},
+        "Expected floor from none, TA, VQ, MQ, VQ,TA, MQ,TA, VQ,MQ, but got 'beauty'.",
+    ),
+    "half a switch": ({"balanced": 1}, "Expected true or false for balance the axes, but got 1."),
     "window": ({"start": 0.9, "stop": 0.1}, "Expected `start` to be at most `stop` (0.1), but got 0.9."),
-    "no push": ({"max_push": 0.0}, "Expected `max_push` to be above 0, or None for no limit, but got 0.0."),
+    "no push": ({"max_push": 0.0}, "Expected cap between 0.01 and 10, but got 0."),
     "absurd cap": ({"max_push": 50.0}, "Expected cap between 0.01 and 10, but got 50."),
     "every half step": ({"every": 1.5}, "Expected a whole number for every n-th step, but got 1.5."),
     "scheduler": ({"scheduler": "ddim"}, "Expected a scheduler from euler, unipc, dpm++, heun, but got 'ddim'."),
@@ -48,8 +57,10 @@ def test_values_are_read_back_equal() -> None:
     assert settings.values() == {**GOOD, "weights": "1:0.5:0"}
     assert Settings.read(settings.values()) == settings
     assert settings.guidance == RewardGuidance(
-        weights="1:0.5:0", scale=2, start=0.1, stop=0.9, every=2, max_coefficient=None, max_push=0.2, damping=1
-    )
+        weights="1:0.5:0", scale=2, start=0.1, stop=0.9, every=2, max_coefficient=None, max_push=0.2, damping=1,
+        floor="VQ,TA", conflicts="project", parallel=0.5, reuse=True, smoothing=0.2, smoothing_samples=3,
+        balanced=True, calibrated=False,
+    )  # fmt: skip
 
 
 def test_whole_numbers_come_as_floats_from_a_browser() -> None:
@@ -70,11 +81,12 @@ def test_bad_values_are_one_sentence(changes: dict[str, Any], message: str) -> N
     assert message in str(error.value)
 
 
-def test_controls_are_settings_of_the_guidance_and_hold_its_defaults() -> None:
+def test_every_setting_of_the_guidance_has_a_control_that_reads_its_default_back() -> None:
     usual = RewardGuidance()
-    assert CONTROLS.keys() <= {item.name for item in fields(RewardGuidance)}
+    assert CONTROLS.keys() == {item.name for item in fields(RewardGuidance)} - {"weights", "scale"}
     for name, control in CONTROLS.items():
-        assert control.low <= getattr(usual, name) <= control.high
+        value = getattr(usual, name)
+        assert control.read(control.show(value)) == control.read(value) == value
 
 
 def test_presets_have_plain_names_and_weights_that_sample() -> None:

@@ -37,9 +37,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     import torch
 
-    from nrg_sampler.recipe import default_device, present
     from nrg_sampler.evaluation.cost import cost_rows
     from nrg_sampler.evaluation.workloads import WORKLOADS
+    from nrg_sampler.recipe import default_device, present
 
     device = present(arguments.device or default_device())
     for name in arguments.config:

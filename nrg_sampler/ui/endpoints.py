@@ -34,8 +34,8 @@ def add_endpoints(studio: Studio) -> None:
     ) -> tuple[FileData, Entries]:
         """Sample a video guided by the reward.
 
-        Returns the mp4 and its manifest. `settings` may hold start, stop, max_coefficient, max_push, damping, every
-        and scheduler.
+        Returns the mp4 and its manifest. `settings` may hold any further setting of the guidance, such as stop or
+        floor, and scheduler.
         """
         video, manifest = _answer(api.generate, studio, request, locals())
         return _file(video), manifest

@@ -8,11 +8,13 @@ from typing import Any
 
 import gradio as gr
 
+from nrg_sampler.guidance import RewardGuidance
 from nrg_sampler.schedulers import SCHEDULERS
+from nrg_sampler.ui.controls import CONTROLS, Choice, Control, Switch
 from nrg_sampler.ui.handlers import PARTS, Studio, View, blank
 from nrg_sampler.ui.jobs import CANDIDATES, FINENESS
 from nrg_sampler.ui.presets import AXIS_NAMES, CUSTOM, EXAMPLES, PRESETS, preset_of
-from nrg_sampler.ui.settings import CONTROLS, OWN_SCHEDULER, PROMPT_LENGTH, Control
+from nrg_sampler.ui.settings import OWN_SCHEDULER, PROMPT_LENGTH
 
 RUNS: dict[str, Any] = {
     "concurrency_limit": 32,
@@ -86,9 +88,11 @@ class Page:
             self._more()
 
     def _more(self) -> None:
-        with gr.Row():
-            for name, control in CONTROLS.items():
-                self.controls[name] = _component(name, control)
+        pairs = list(CONTROLS.items())
+        for pair in zip(pairs[::2], pairs[1::2], strict=True):
+            with gr.Row(equal_height=True):
+                for name, control in pair:
+                    self.controls[name] = _component(name, control)
         models = list(self.studio.engine.models)
         with gr.Row():
             self.controls["scheduler"] = gr.Dropdown(
@@ -272,10 +276,12 @@ def _named(axis: str) -> dict[str, Any]:
 
 
 def _component(name: str, control: Control) -> Any:
-    from nrg_sampler.guidance import RewardGuidance
-
-    usual = getattr(RewardGuidance(), name)
+    usual = control.show(getattr(RewardGuidance(), name))
     about: dict[str, Any] = {"label": control.label, "info": control.info, "elem_id": f"nrg-{name}", "min_width": 140}
+    if isinstance(control, Choice):
+        return gr.Dropdown(list(control.options), value=usual, **about)
+    if isinstance(control, Switch):
+        return gr.Checkbox(usual, **about)
     if control.optional:
         return gr.Number(usual, minimum=control.low, maximum=control.high, step=control.step, **about)
     return _slider(control.low, control.high, usual, control.step, **about)

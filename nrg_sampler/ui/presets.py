@@ -22,9 +22,9 @@ AXIS_NAMES = {
 }
 EXAMPLES = (
     "a red circle moving right",
-    "a green star moving up on a striped background",
+    "a green star moving up",
     "a large blue ring growing",
-    "a small yellow square circling clockwise",
+    "a pink square falling",
     "a purple triangle swaying from side to side",
 )
 

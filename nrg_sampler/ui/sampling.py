@@ -93,7 +93,8 @@ def sample_parts(engine: Engine, parts: Sequence[Part], run: Run) -> Iterator[Sa
         frames, clip = sampler.sample(part.settings.seed, part.arm, watch.step)
         run.stop_if_cancelled()
         if len(watch.moments) > 1 and part.arm == "guided":
-            engine.learn(part.settings, Pace.of(clip, watch.moments, engine.device))
+            gradients = part.settings.guidance.gradients(steps)
+            engine.learn(part.settings, Pace.of(clip, watch.moments, gradients, engine.device))
         yield Sampled(index, part.settings, frames, clip, sampler)
 
 
