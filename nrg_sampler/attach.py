@@ -9,20 +9,26 @@ from __future__ import annotations
 
 import functools
 import types
+import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
-from nrg_sampler.families import Family, family_of, require_flow
+from nrg_sampler.capture import captured_calls, conditioning_of
+from nrg_sampler.families import UNKNOWN, Family, family_of, require_flow
 from nrg_sampler.flow import PURE_NOISE, working_dtype
 from nrg_sampler.guidance import DirectionMemory, RewardGuidance, guided_velocity
+from nrg_sampler.layouts import IMAGE, VIDEO, Call, Layout
+from nrg_sampler.paths import STRAIGHT, path_of
 from nrg_sampler.rewards.base import Conditioning, Reward, check_reward
-from nrg_sampler.trace import GuidanceTrace
+from nrg_sampler.trace import GuidanceTrace, GuidanceWarning
+
+Guide: TypeAlias = Callable[[Tensor, Tensor, bool], Tensor]  # output, latents, whether each token has its timestep
 
 _attached: weakref.WeakSet[Any] = weakref.WeakSet()
 
@@ -39,7 +45,7 @@ def attach(
             video = pipe(prompt).frames[0]
 
     Args:
-        pipe: A diffusers pipeline that samples a rectified flow with latents ``(B, C, T, H, W)``.
+        pipe: A diffusers pipeline that samples a rectified flow; ``nrg-sampler families`` lists what was tested.
         reward: Differentiable reward with named ``axes``, on the latents' device; may be ``None`` if the scale is 0.
         guidance: The settings.
         **overrides: Single settings that replace those of ``guidance``.
@@ -51,7 +57,8 @@ def attach(
         ValueError: If pipeline, scheduler, reward or settings do not fit, or guidance is attached already.
 
     Warns:
-        GuidanceWarning: On leaving, if gradients were not finite or guidance changed nothing.
+        GuidanceWarning: If the kind of pipeline is unknown; on leaving, if gradients were not finite or guidance
+            changed nothing.
     """
     guidance = replace(guidance or RewardGuidance(), **overrides)
     trace = GuidanceTrace(tuple(getattr(reward, "axes", ())), guidance.scale)
@@ -60,9 +67,9 @@ def attach(
         return
     family = _check(pipe, reward, guidance)
     with ExitStack() as cleanup:
-        prompt = cleanup.enter_context(_captured_prompt(pipe, family))
-        guide_step = _GuidedSteps(pipe.scheduler, family, reward, guidance, prompt, trace)
-        cleanup.enter_context(_replaced_step(pipe.scheduler, guide_step))
+        calls = cleanup.enter_context(captured_calls(pipe, family))
+        steps = GuidedSteps(pipe.scheduler, family, reward, guidance, trace)
+        cleanup.enter_context(_replaced_step(pipe.scheduler, lambda *given: steps(calls.take(), *given)))
         _attached.add(pipe)
         cleanup.callback(_attached.discard, pipe)
         yield trace
@@ -70,54 +77,37 @@ def attach(
 
 
 def _check(pipe: Any, reward: Any, guidance: RewardGuidance) -> Family:
-    require_flow(pipe.scheduler)
     family = family_of(type(pipe))
-    if pipe in _attached or "step" in vars(pipe.scheduler):
+    require_flow(pipe.scheduler)
+    parts = (pipe.scheduler, getattr(pipe, "guider", None))
+    guides_itself = any(isinstance(getattr(part, "trace", None), GuidanceTrace) for part in parts)
+    if pipe in _attached or "step" in vars(pipe.scheduler) or guides_itself:
         raise ValueError(
             "Expected a pipeline without guidance, but guidance is attached to it or to its scheduler already; "
             "leave the other `attach` block first, or give the pipeline a scheduler of its own."
         )
     check_reward(reward, pipe)
     guidance.resolve(reward.axes)
+    if family is UNKNOWN:
+        warnings.warn(
+            f"{type(pipe).__name__} is not among the pipelines this was tested with; guiding it as a rectified flow "
+            "with `encoder_hidden_states` as its prompt. See `nrg-sampler families`.",
+            GuidanceWarning,
+            stacklevel=4,
+        )
     return family
 
 
-class _Prompt:
-    """The prompt's features as the denoiser saw them last."""
+class GuidedSteps:
+    """Guide what the pipeline hands to the scheduler, step after step.
 
-    def __init__(self, family: Family) -> None:
-        self._family = family
-        self._embeds: Tensor | None = None
-
-    def see(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Keep the first call since the last step: pipelines with two calls a step put the positive prompt first."""
-        if self._embeds is None:
-            position = self._family.prompt_position
-            positional = args[position] if len(args) > position else None
-            self._embeds = kwargs.get(self._family.prompt_argument, positional)
-
-    def take(self, batch: int) -> Conditioning:
-        """Return the conditioning of ``batch`` latents and wait for the next call."""
-        conditioning, self._embeds = Conditioning(self._embeds), None
-        return conditioning.for_batch(batch)
-
-
-@contextmanager
-def _captured_prompt(pipe: Any, family: Family) -> Iterator[_Prompt]:
-    prompt = _Prompt(family)
-    denoisers = [getattr(pipe, name, None) for name in family.denoisers]
-    hooks = [
-        module.register_forward_pre_hook(prompt.see, with_kwargs=True) for module in denoisers if module is not None
-    ]
-    try:
-        yield prompt
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-class _GuidedSteps:
-    """Guide the velocity of each step and keep count of them."""
+    Args:
+        scheduler: The scheduler whose steps these are.
+        family: What is particular about the pipeline.
+        reward: The reward.
+        guidance: The settings.
+        trace: Records every step.
+    """
 
     def __init__(
         self,
@@ -125,31 +115,39 @@ class _GuidedSteps:
         family: Family,
         reward: Any,
         guidance: RewardGuidance,
-        prompt: _Prompt,
         trace: GuidanceTrace,
     ) -> None:
         self._scheduler, self._family = scheduler, family
         self._reward, self._guidance = reward, guidance
-        self._prompt, self._trace = prompt, trace
+        self._trace = trace
         self._memory = DirectionMemory()
         self._schedule: Tensor | None = None
-        self._sigmas: list[float] = []
+        self._path = STRAIGHT
+        self._levels: list[float] = []
         self._first = 0
 
-    def __call__(self, velocity: Tensor, latents: Tensor) -> Tensor:
-        """Return the guided velocity in float32, or ``velocity`` itself where the step is left alone."""
-        conditioning = self._prompt.take(latents.shape[0])
-        self._check_latents(latents)
+    def __call__(self, call: Call, output: Tensor, latents: Tensor, tokenwise: bool = False) -> Tensor:
+        """Return the guided output of the model in float32, or ``output`` itself where the step is left alone.
+
+        Args:
+            call: What the denoiser was told, its arguments by name.
+            output: What the scheduler takes for the velocity, shape of ``latents``.
+            latents: Noisy latents in the pipeline's own layout.
+            tokenwise: Whether every token has a timestep of its own.
+        """
         index = self._scheduler.step_index
         if self._scheduler.sigmas is not self._schedule:
-            self._begin(index)
+            self._begin(index, call, latents, tokenwise)
+        level, path, views = self._levels[index], self._path, self._views
+        video = path.latents(views.unpack(latents), level)
+        velocity = path.velocity(views.unpack(output), views.unpack(latents), level)
         order = self._scheduler.order  # Heun calls twice per denoising step
-        return guided_velocity(
-            latents,
+        guided = guided_velocity(
+            video,
             velocity,
-            self._sigmas[index],
-            self._reward,
-            conditioning,
+            path.sigma(level),
+            self._reward_of(call, video),
+            conditioning_of(call, self._family, latents.shape[0]),
             self._guidance,
             step_index=(index - self._first) // order,
             num_inference_steps=-(-(len(self._scheduler.timesteps) - self._first) // order),
@@ -157,48 +155,83 @@ class _GuidedSteps:
             memory=self._memory,
             dtype=working_dtype(velocity),
         )
+        if guided is velocity:
+            return output
+        return views.pack(path.output(guided, views.unpack(latents), level), output)
 
-    def _begin(self, index: int) -> None:
+    def _begin(self, index: int, call: Call, latents: Tensor, tokenwise: bool) -> None:
         self._schedule, self._first = self._scheduler.sigmas, index
-        self._sigmas = self._schedule.tolist()  # once a run, so that no step waits for the device
-        if max(self._sigmas) > 1 + 1 - PURE_NOISE:
+        self._levels = self._schedule.tolist()  # once a run, as the sizes below, so that no step waits for the device
+        self._path = path_of(self._scheduler, self._family.exploding, tokenwise)
+        if max(self._levels) > self._path.highest + 1 - PURE_NOISE:
             raise ValueError(
-                f"Expected sigmas between 0 and 1, but the scheduler starts at {max(self._sigmas):g}; "
+                f"Expected sigmas between 0 and 1, but the scheduler starts at {max(self._levels):g}; "
                 "use a rectified-flow schedule."
             )
+        self._views = self._layout(latents).views(call, latents)
         self._trace.begin_run()
         self._memory = DirectionMemory()
 
-    def _check_latents(self, latents: Tensor) -> None:
-        if latents.ndim != self._family.latent_ndim:
+    def _layout(self, latents: Tensor) -> Layout:
+        layout = self._family.layout or (IMAGE if latents.ndim == IMAGE.ndim else VIDEO)
+        if latents.ndim != layout.ndim:
             raise ValueError(
-                f"Expected latents of shape (B, C, T, H, W) at the scheduler, but got {tuple(latents.shape)}; "
+                f"Expected latents of shape {layout.shape} at the scheduler, but got {tuple(latents.shape)}; "
                 "call `guided_velocity` in a sampling loop of your own for another layout."
             )
+        return layout
+
+    def _reward_of(self, call: Call, video: Tensor) -> Any:
+        given = self._family.given
+        return self._reward if given is None else _Completed(self._reward, given.completed(video, call))
+
+
+class _Completed:
+    """A reward of latents that something given has to be put into; in all else the reward it is made from."""
+
+    def __init__(self, reward: Any, complete: Callable[[Tensor], Tensor]) -> None:
+        self._reward, self._complete = reward, complete
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._reward, name)
+
+    def __call__(self, latents: Tensor, sigma: Tensor, conditioning: Conditioning) -> Any:
+        return self._reward(self._complete(latents), sigma, conditioning)
 
 
 @contextmanager
-def _replaced_step(scheduler: Any, guide_step: Callable[[Tensor, Tensor], Tensor]) -> Iterator[None]:
-    original = type(scheduler).step
+def _replaced_step(scheduler: Any, guide: Guide) -> Iterator[None]:
     attached_to = weakref.ref(scheduler)
-
-    @functools.wraps(original)  # some pipelines look at the signature to see what `step` takes
-    def step(self: Any, model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
-        is_copy = attached_to() is not self  # a deep copy of the scheduler samples something else
-        if is_copy:
-            return original(self, model_output, timestep, sample, *args, **kwargs)
-        if self.step_index is None:
-            self._init_step_index(timestep)
-        guided = guide_step(model_output, sample)
-        result = original(self, guided, timestep, sample, *args, **kwargs)
-        return result if guided is model_output else _cast(result, sample.dtype)
-
+    # a deep copy of the scheduler samples something else
+    step = guided_step(type(scheduler).step, lambda stepping: guide if attached_to() is stepping else None)
     # A bound method rather than a closure: deepcopy binds it to the copy, which would otherwise step this scheduler.
     scheduler.step = types.MethodType(step, scheduler)
     try:
         yield
     finally:
         del scheduler.step
+
+
+def guided_step(original: Any, guide_of: Callable[[Any], Guide | None]) -> Any:
+    """Return the ``step`` of a scheduler's class with guidance before it.
+
+    Args:
+        original: The plain ``step``.
+        guide_of: Returns what guides a scheduler of the class; ``None`` if nothing does.
+    """
+
+    @functools.wraps(original)  # some pipelines look at the signature to see what `step` takes
+    def step(self: Any, model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
+        guide = guide_of(self)
+        if guide is None:
+            return original(self, model_output, timestep, sample, *args, **kwargs)
+        if self.step_index is None:
+            self._init_step_index(timestep)
+        guided = guide(model_output, sample, kwargs.get("per_token_timesteps") is not None)
+        result = original(self, guided, timestep, sample, *args, **kwargs)
+        return result if guided is model_output else _cast(result, sample.dtype)
+
+    return step
 
 
 def _cast(result: Any, dtype: torch.dtype) -> Any:

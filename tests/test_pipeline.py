@@ -305,7 +305,10 @@ def test_a_truncated_reward_is_named(folder, latent_reward_folder, tmp_path):
     ("index", "message"),
     [
         (None, "Expected a diffusers pipeline in .*, but found none"),
-        ({"_class_name": "StableDiffusionPipeline"}, "Expected one of the pipelines WanPipeline, .* StableDiffusion"),
+        (
+            {"_class_name": "StableDiffusionPipeline"},
+            "Expected a pipeline of a rectified flow, but StableDiffusionPip",
+        ),
         ({"_class_name": "NoSuchPipeline"}, "Expected a pipeline class of diffusers in .*, but got 'NoSuchPipeline'"),
     ],
 )

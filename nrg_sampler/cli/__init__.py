@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Protocol, TextIO
 
-from nrg_sampler.cli import app, bench, compare, environment, evaluate, generate
+from nrg_sampler.cli import app, bench, compare, environment, evaluate, families, generate
 from nrg_sampler.cli.parser import OneLineParser
 
 
@@ -35,6 +35,7 @@ COMMANDS: dict[str, Command] = {
     "evaluate": evaluate,
     "bench": bench,
     "app": app,
+    "families": families,
     "env": environment,
 }
 

@@ -1,0 +1,72 @@
+"""``nrg-sampler families``: the pipelines that can be guided, and those that cannot and why."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from typing import Any
+
+HELP = "List the diffusers pipelines that can be guided, and those that cannot and why."
+EXAMPLE = "families --json"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print one JSON object, for programs")
+    form.add_argument("--markdown", action="store_true", help="print the tables of the README")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    if arguments.json:
+        print(json.dumps(listed()))
+    else:
+        print(markdown() if arguments.markdown else plain())
+    return 0
+
+
+def listed() -> dict[str, list[dict[str, Any]]]:
+    """Return the table as plain JSON values: ``supported`` and ``refused``."""
+    from nrg_sampler.families import FAMILIES, REFUSED
+
+    supported = [
+        {
+            "name": family.name,
+            "pipelines": list(family.pipelines),
+            "latents": family.layout.shape if family.layout else None,
+            "classifier_free_guidance": family.cfg,
+        }
+        for family in FAMILIES
+    ]
+    return {"supported": supported, "refused": [{"name": name, "reason": why} for name, why in REFUSED.items()]}
+
+
+def plain() -> str:
+    """Return the table for a terminal."""
+    table = listed()
+    width = max(len(name) for row in table["supported"] for name in row["pipelines"])
+    lines = [f"{name:<{width}}  {row['name']}" for row in table["supported"] for name in row["pipelines"]]
+    refused = [f"{row['name']}: {row['reason']}" for row in table["refused"]]
+    return "\n".join([*lines, "", "Refused:", *refused])
+
+
+def markdown() -> str:
+    """Return the tables of the README."""
+    table = listed()
+    supported = [
+        (row["name"], _code(row["pipelines"]), f"`{row['latents']}`", row["classifier_free_guidance"])
+        for row in table["supported"]
+    ]
+    reasons = dict.fromkeys(row["reason"] for row in table["refused"])
+    refused = [(_code([row["name"] for row in table["refused"] if row["reason"] == why]), why) for why in reasons]
+    head = ("family", "pipelines", "latents at the scheduler", "classifier-free guidance")
+    return f"{_table(head, supported)}\n\n{_table(('refused', 'because'), refused)}"
+
+
+def _code(names: Sequence[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
