@@ -16,6 +16,8 @@ from nrg_sampler.rewards.base import Conditioning, Reward, RewardWeights
 from nrg_sampler.trace import GuidanceTrace, GuidanceWarning
 
 if TYPE_CHECKING:
+    from nrg_sampler.guided_scheduler import RewardGuidedScheduler
+    from nrg_sampler.guiders import RewardGuider
     from nrg_sampler.pipeline import NRGFlowPipeline
     from nrg_sampler.rewards.latent import LatentReward
 
@@ -28,13 +30,20 @@ __all__ = [
     "NRGFlowPipeline",
     "Reward",
     "RewardGuidance",
+    "RewardGuidedScheduler",
+    "RewardGuider",
     "RewardWeights",
     "attach",
     "guide",
     "guided_velocity",
 ]
 
-_LAZY = {"LatentReward": "nrg_sampler.rewards.latent", "NRGFlowPipeline": "nrg_sampler.pipeline"}
+_LAZY = {
+    "LatentReward": "nrg_sampler.rewards.latent",
+    "NRGFlowPipeline": "nrg_sampler.pipeline",
+    "RewardGuidedScheduler": "nrg_sampler.guided_scheduler",
+    "RewardGuider": "nrg_sampler.guiders",
+}
 
 
 def __getattr__(name: str) -> Any:

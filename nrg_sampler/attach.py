@@ -23,7 +23,7 @@ from nrg_sampler.capture import captured_calls, conditioning_of
 from nrg_sampler.families import UNKNOWN, Family, family_of, require_flow
 from nrg_sampler.flow import PURE_NOISE, working_dtype
 from nrg_sampler.guidance import DirectionMemory, RewardGuidance, guided_velocity
-from nrg_sampler.layouts import IMAGE, VIDEO, Call, Layout
+from nrg_sampler.layouts import IMAGE, VIDEO, Call, GivenFrame, Layout
 from nrg_sampler.paths import STRAIGHT, path_of
 from nrg_sampler.rewards.base import Conditioning, Reward, check_reward
 from nrg_sampler.trace import GuidanceTrace, GuidanceWarning
@@ -183,20 +183,25 @@ class GuidedSteps:
 
     def _reward_of(self, call: Call, video: Tensor) -> Any:
         given = self._family.given
-        return self._reward if given is None else _Completed(self._reward, given.completed(video, call))
+        frame = given.frame(call, video) if given else None
+        return self._reward if given is None or frame is None else _WithFrame(self._reward, given, frame)
 
 
-class _Completed:
-    """A reward of latents that something given has to be put into; in all else the reward it is made from."""
+class _WithFrame:
+    """A reward of latents without the frame that was given; in all else the reward it is made from."""
 
-    def __init__(self, reward: Any, complete: Callable[[Tensor], Tensor]) -> None:
-        self._reward, self._complete = reward, complete
+    def __init__(self, reward: Any, given: GivenFrame, frame: Tensor) -> None:
+        self._reward, self._given, self._frame = reward, given, frame
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._reward, name)
 
     def __call__(self, latents: Tensor, sigma: Tensor, conditioning: Conditioning) -> Any:
-        return self._reward(self._complete(latents), sigma, conditioning)
+        velocity = conditioning.velocity
+        if velocity is not None:  # the frame is clean and stays where it is
+            velocity = self._given.completed(velocity, torch.zeros_like(self._frame))
+        latents = self._given.completed(latents, self._frame)
+        return self._reward(latents, sigma, replace(conditioning, velocity=velocity))
 
 
 @contextmanager

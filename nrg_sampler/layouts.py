@@ -125,13 +125,14 @@ class GivenFrame(NamedTuple):
     read: Callable[[Call], Tensor | None]
     in_latents: bool
 
-    def completed(self, latents: Tensor, call: Call) -> Callable[[Tensor], Tensor]:
-        """Return a function that gives ``latents`` ``(B, C, T, H, W)`` the frame that the denoiser saw."""
-        frame = self.read(call)
-        if frame is None:
-            return lambda latents: latents
-        seen = frame[: latents.shape[0], : latents.shape[1]].detach().to(latents).clone()
-        return lambda latents: torch.cat([seen.to(latents), latents[:, :, int(self.in_latents) :]], dim=2)
+    def frame(self, call: Call, latents: Tensor) -> Tensor | None:
+        """Return the frame that the denoiser saw, for latents ``(B, C, T, H, W)``; ``None`` if none was given."""
+        seen = self.read(call)
+        return None if seen is None else seen[: latents.shape[0], : latents.shape[1]].detach().to(latents).clone()
+
+    def completed(self, latents: Tensor, frame: Tensor) -> Tensor:
+        """Return latents ``(B, C, T, H, W)`` with the frame at its place."""
+        return torch.cat([frame.to(latents), latents[:, :, int(self.in_latents) :]], dim=2)
 
 
 def _first_of_mixed(call: Call) -> Tensor | None:
