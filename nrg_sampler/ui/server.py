@@ -36,8 +36,8 @@ def build(engine: Engine, root: Path) -> gr.Blocks:
     studio = Studio(engine, Visits(root, engine))
     blocks: gr.Blocks
     with gr.Blocks(title="nrg-sampler", analytics_enabled=False, delete_cache=(3600, 7200)) as blocks:
+        add_endpoints(studio)  # first: a private handler of the same name would take the name
         Page(studio).build()
-        add_endpoints(studio)
     blocks.queue(max_size=WAITING)
     return blocks
 

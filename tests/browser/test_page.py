@@ -10,7 +10,7 @@ import pytest
 
 pytestmark = [
     pytest.mark.browser,
-    pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
 ]
 
 PHONE = pytest.mark.parametrize("visit", [(420, False), (420, True)], indirect=True, ids=["light", "dark"])
