@@ -50,7 +50,8 @@ def test_rivals_and_what_cannot_be_sampled_here(tmp_path, capsys):
 
     assert evaluate("--suite", "noise-aware", *SMALL, out=tmp_path) == 0
     printed = capsys.readouterr()
-    assert "left out 'clean latents', 'clean latents, read at x0'; name the reward with --clean-reward" in printed.err
+    assert "left out 'clean latents', 'clean latents, read at x0'" in printed.err
+    assert "name the reward with --clean-reward" in printed.err
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from tiny import TowardTarget
 
 from nrg_sampler.evaluation import features
 from nrg_sampler.evaluation.arms import SUITES, UNGUIDED, Arm, rivals_suite, weights_suite
-from nrg_sampler.evaluation.controls import RandomDirection
+from nrg_sampler.evaluation.controls import RandomDirection, pixel_control
 from nrg_sampler.evaluation.gains import estimate, gains, hacking_index, ranks, slider_correlation, spearman
 from nrg_sampler.evaluation.grading import COLUMNS, Graded, diversity_of_arms, grade_arms, read_grades
 from nrg_sampler.evaluation.memory import peak_memory
@@ -262,6 +262,20 @@ def test_a_random_direction_is_as_strong_as_the_gradient_and_unrelated_to_it():
     torch.testing.assert_close(random.flatten(2).norm(dim=2), true.flatten(2).norm(dim=2))
     cosine = torch.nn.functional.cosine_similarity(random.flatten(2), true.flatten(2), dim=2)
     assert cosine.abs().max() < 0.15
+
+
+def test_a_judge_of_pixels_can_be_made_to_guide_as_a_control(wan):
+    from nrg_sampler import NRGFlowPipeline
+    from nrg_sampler.evaluation.judges import PixelJudge
+
+    torch.manual_seed(0)
+    judge = PixelJudge(words=["red"], widths=(8, 8), dim=16, num_heads=2, depth=1).eval().requires_grad_(False)
+    wan.reward_model = None
+    pipe = NRGFlowPipeline.from_pipe(wan, reward_model=pixel_control(judge, wan))
+    pipe.set_progress_bar_config(disable=True)
+    options = {"height": 16, "width": 16, "num_frames": 3, "num_inference_steps": 3, "max_sequence_length": 8}
+    guided = pipe("a red circle", reward_weights="0:1:0", output_type="latent", **options).frames
+    assert guided.isfinite().all() and pipe.trace.rows()[-1]["push_ratio"] > 0
 
 
 def test_gains_are_in_units_of_the_baseline_s_spread():

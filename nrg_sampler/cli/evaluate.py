@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
 from collections.abc import Sequence
@@ -75,7 +76,8 @@ def _models(arguments: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
     """The bundled pipeline, and the rewards besides its own that arms name."""
     from nrg_sampler import NRGFlowPipeline
     from nrg_sampler.checkpoints import load_reward
-    from nrg_sampler.evaluation.controls import RandomDirection
+    from nrg_sampler.evaluation.controls import RandomDirection, pixel_control
+    from nrg_sampler.evaluation.panel import load_pixel_judge
     from nrg_sampler.sampler import quiet_unless_watched
 
     quiet_unless_watched()
@@ -84,6 +86,8 @@ def _models(arguments: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
     rewards: dict[str, Any] = {"random": RandomDirection(pipe.reward_model)}
     if arguments.clean_reward is not None:
         rewards["clean"] = load_reward(arguments.clean_reward).to(arguments.device)
+    with contextlib.suppress(ValueError):  # where no pixel judge is installed, its arm is left out
+        rewards["pixel"] = pixel_control(load_pixel_judge(), pipe).to(arguments.device)
     return pipe, rewards
 
 

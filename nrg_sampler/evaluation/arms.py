@@ -25,8 +25,9 @@ class Arm:
         steps: Denoising steps, as a multiple of the other arms'.
         search: How the best of several candidates is found; ``None`` takes the one of the prompt's own seed.
         judge: Who chooses among finished candidates: a judge's name, or ``None`` for the reward.
-        reward: Which reward guides: ``"target"``, ``"clean"`` (trained on clean latents) or ``"random"``, a random
-            direction with the norm of the target's gradient.
+        reward: Which reward guides: ``"target"``; ``"clean"``, trained on clean latents; ``"pixel"``, the pixel judge
+            through the predicted clean latents and the VAE; ``"random"``, a random direction with the norm of the
+            target's gradient.
     """
 
     name: str
@@ -71,6 +72,7 @@ def noise_aware_suite(base: RewardGuidance) -> list[Arm]:
         Arm("noised latents", motion),
         Arm("clean latents", motion, reward="clean"),
         Arm("clean latents, read at x0", replace(motion, reads="clean"), reward="clean"),
+        Arm("pixels through x0", motion, reward="pixel"),
     ]
 
 

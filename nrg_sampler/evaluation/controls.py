@@ -1,12 +1,15 @@
-"""A control that must not help: a random direction as strong as the reward's gradient."""
+"""Controls: a random direction as strong as the reward's gradient, and a judge of pixels made to guide."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from nrg_sampler.rewards.base import Conditioning, Reward
+from nrg_sampler.rewards.base import Conditioning, Reward, recommended_scale
 from nrg_sampler.rewards.gradient import axis_gradients
+from nrg_sampler.rewards.pixel import PixelReward
 
 
 class RandomDirection:
@@ -33,3 +36,23 @@ class RandomDirection:
         along = (fresh * latents).flatten(2).sum(dim=2).T  # (B, A)
         linear: Tensor = norms * along
         return linear
+
+
+def pixel_control(judge: Any, pipe: Any) -> PixelReward:
+    """Return a reward that asks a judge of clean pixels about the predicted clean latents, as the paper's Table 7 does.
+
+    It asks without a prompt, so only the axes that see none mean anything.
+
+    Args:
+        judge: A ``PixelJudge``.
+        pipe: The pipeline whose VAE decodes, and whose reward's strength is taken.
+    """
+
+    def grades(frames: Tensor) -> Tensor:
+        scores: Tensor = judge(frames, [""] * len(frames))
+        return scores
+
+    strength = recommended_scale(pipe.reward_model)
+    return PixelReward(
+        grades, pipe.vae, judge.axes, noise_aware=False, mean=judge.mean, std=judge.std, recommended_scale=strength
+    )

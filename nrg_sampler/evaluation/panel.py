@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
+from nrg_sampler.checkpoints import bundled_folder
+from nrg_sampler.rewards.base import normalised
 from nrg_sampler.shapes.oracle import grade
-from nrg_sampler.shapes.scenes import Prompt
+from nrg_sampler.shapes.scenes import Prompt, caption
 
 
 class Judge(Protocol):
@@ -24,8 +27,34 @@ def oracle() -> Judge:
     return grade
 
 
+def pixel() -> Judge:
+    """Return the bundled pixel judge, a network that shares nothing with the reward.
+
+    Raises:
+        ValueError: If it is not installed.
+    """
+    judge = load_pixel_judge()
+
+    def grades(clips: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+        with torch.no_grad():
+            return normalised(judge, judge(clips, [caption(prompt) for prompt in prompts]))
+
+    return grades
+
+
+def load_pixel_judge() -> Any:
+    """Load the bundled pixel judge, frozen.
+
+    Raises:
+        ValueError: If it is not installed.
+    """
+    from nrg_sampler.evaluation.judges import PixelJudge
+
+    return PixelJudge.from_pretrained(bundled_folder("judge"), dtype=torch.float32).eval().requires_grad_(False)
+
+
 # A judge is made when it is first asked for; to add one, name it here.
-JUDGES: dict[str, Callable[[], Judge]] = {"oracle": oracle}
+JUDGES: dict[str, Callable[[], Judge]] = {"oracle": oracle, "pixel": pixel}
 
 
 def panel(names: Sequence[str]) -> dict[str, Judge]:

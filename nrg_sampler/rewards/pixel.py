@@ -84,6 +84,16 @@ class PixelReward(nn.Module):
         self.std = tuple(std or (1.0,) * len(self.axes))
         self.recommended_scale = recommended_scale
 
+    @property
+    def device(self) -> torch.device:
+        """Where it computes; diffusers asks every component of a pipeline."""
+        return next(self.decoder.vae.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the VAE's weights."""
+        return next(self.decoder.vae.parameters()).dtype
+
     def check_compatible(self, pipe: Any) -> None:
         """Refuse a pipeline whose latents this VAE does not decode.
 
