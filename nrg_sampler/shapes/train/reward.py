@@ -16,7 +16,7 @@ from nrg_sampler.flow import noised
 from nrg_sampler.rewards.base import Conditioning
 from nrg_sampler.rewards.latent import LatentReward
 from nrg_sampler.shapes.oracle import ATTRIBUTE_WEIGHTS, AXES
-from nrg_sampler.shapes.scenes import ATTRIBUTES, SIZES, Prompt, caption
+from nrg_sampler.shapes.scenes import ATTRIBUTES, SIZES, Prompt, caption, split_of
 from nrg_sampler.shapes.train.base import TrainingAttention, fixed_length, new_optimizers
 from nrg_sampler.shapes.train.loop import LoopSettings, fit
 from nrg_sampler.shapes.train.pool import ATTRIBUTE_ORDER, Pool, rendered_pool, sampled_pool
@@ -31,10 +31,11 @@ GROUP = 4  # clips compared with each other under one prompt and one noise: six 
 ANNOTATOR_NOISE = 0.25  # in standard deviations of a score over the pool
 TIE = 0.25  # smaller perceived differences are called a tie, same unit
 COMBINATION = 3  # the first three attributes, (shape, colour, motion), are what the splits hold out
-FIRST_POOLS = {"rendered": 5000, "sampled": 1600}
+FIRST_POOLS = {"rendered": 10000, "sampled": 1600}
 POOLS = {**FIRST_POOLS, "guided": 1600}
 HELD_OUT = 0.1  # size of a held-out pool as a share of the training pool
-MIXTURE = {"same": 0.5, "near": 0.25, "mixed": 0.25}  # shares of the kinds of groups in training
+MIXTURE = {"same": 0.35, "alike": 0.25, "near": 0.2, "mixed": 0.2}  # shares of the kinds of groups in training
+EDITED = 0.5  # share of the groups that are compared under a changed prompt
 RECOMMENDED_SCALE = 20.0  # by win rates on validation prompts
 SIGMA_BINS = ((0.0, 0.2), (0.2, 0.4), (0.4, 0.6), (0.6, 0.8), (0.8, 1.0))
 OPTIONS = {**ATTRIBUTES, "size": tuple(SIZES)}
@@ -73,6 +74,7 @@ class PairSampler:
     """Draws groups of clips to compare under one prompt.
 
     - ``"same"``: samples of that prompt, which is what guidance has to choose between;
+    - ``"alike"``: clips made for its shape, colour and motion, with faults or without;
     - ``"near"``: clips made for it, and clips that differ in shape, colour or motion alone;
     - ``"mixed"``: two clips made for it if there are two, and any others.
     """
@@ -84,6 +86,8 @@ class PairSampler:
         for row, (group, labels) in enumerate(zip(pool.group.tolist(), pool.labels.tolist(), strict=True)):
             self.members.setdefault(group, []).append(row)
             self.alike.setdefault(tuple(labels[:COMBINATION]), []).append(row)
+        tables = pool.tables.split([len(OPTIONS[name]) for name in ATTRIBUTE_ORDER], dim=1)
+        self.shown = torch.stack([table.argmax(dim=1) for table in tables], dim=1)  # (N, 5)
         self.sampled = [rows for rows in self.members.values() if len(rows) >= GROUP]
         own = scores(pool, torch.arange(len(pool.group)), pool.labels)
         self.spread = own.std(dim=0)  # (3,)
@@ -93,18 +97,44 @@ class PairSampler:
         if kind == "same":
             return rng.sample(rng.choice(self.sampled), GROUP)
         first = rng.randrange(len(self.pool.group))
+        combination = tuple(self.pool.labels[first, :COMBINATION].tolist())
+        if kind == "alike":
+            return [first, *rng.choices(self.alike[combination], k=GROUP - 1)]
         if kind == "near":
-            combination = tuple(self.pool.labels[first, :COMBINATION].tolist())
             near = [self.alike[other] for other in neighbours(combination) if other in self.alike]
             return [first, rng.choice(self.alike[combination]), *(rng.choice(rng.choice(near)) for _ in range(2))]
         same = [row for row in self.members[int(self.pool.group[first])] if row != first]
         kept = rng.sample(same, min(1, len(same)))
         return [first, *kept, *(rng.randrange(len(self.pool.group)) for _ in range(GROUP - 1 - len(kept)))]
 
-    def draw_groups(self, kinds: Sequence[str], rng: random.Random) -> tuple[Tensor, Tensor]:
-        """Rows ``(groups, GROUP)`` and prompt labels ``(groups, 5)``, one group for each of ``kinds``."""
+    def draw_groups(self, kinds: Sequence[str], rng: random.Random, edited: float = 0.0) -> tuple[Tensor, Tensor]:
+        """Rows ``(groups, GROUP)`` and prompt labels ``(groups, 5)``, one group for each of ``kinds``.
+
+        ``edited`` is the share of groups whose prompt is changed, see `edit`.
+        """
         chosen = torch.tensor([self.draw(kind, rng) for kind in kinds])
-        return chosen, self.pool.labels[chosen[:, 0]]
+        labels = self.pool.labels[chosen[:, 0]]
+        for group, rows in enumerate(chosen.tolist()):
+            if rng.random() < edited:
+                labels[group] = torch.tensor(self.edit(labels[group].tolist(), rows, rng))
+        return chosen, labels
+
+    def edit(self, labels: list[int], rows: list[int], rng: random.Random) -> list[int]:
+        """Change a prompt toward what clips of its group show, or to anything, within the training split.
+
+        Under the prompts they were made for, which of a few clips is the best can be learned by heart; under changed
+        prompts it cannot, and the reward has to look.
+        """
+        while True:
+            changed = list(labels)
+            for place, name in enumerate(ATTRIBUTE_ORDER):
+                chance = rng.random()
+                if labels[place] == len(OPTIONS[name]) or chance < 0.5:
+                    continue
+                shown = int(self.shown[rng.choice(rows), place])
+                changed[place] = shown if chance < 0.8 else rng.randrange(len(OPTIONS[name]))
+            if split_of(to_prompt(changed)) == "train":
+                return changed
 
     def preferences(self, rows: Tensor, labels: Tensor, generator: torch.Generator | None) -> Tensor:
         """1, -1 or 0 for each pair and axis, ``(groups, pairs, 3)``; with a generator the annotator errs."""
@@ -149,7 +179,7 @@ def train_first_reward(folder: Path, steps: int = 1600, **options: Any) -> Itera
     yield from _train(folder, "first-reward", FIRST_POOLS, steps=steps, **options)
 
 
-def train_reward(folder: Path, steps: int = 3000, **options: Any) -> Iterator[dict[str, float]]:
+def train_reward(folder: Path, steps: int = 2800, **options: Any) -> Iterator[dict[str, float]]:
     """Train ``folder/reward``; needs the earlier stages.
 
     Args:
@@ -186,7 +216,9 @@ def _train(
 
     def loss(step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         rng = random.Random(seed * 1_000_003 + step)
-        rows, labels = sampler.draw_groups(rng.choices(*zip(*MIXTURE.items()), k=batch // GROUP), rng)
+        rows, labels = sampler.draw_groups(
+            rng.choices(list(MIXTURE), list(MIXTURE.values()), k=batch // GROUP), rng, EDITED
+        )
         wanted = sampler.preferences(rows, labels, generator).to(device)
         raw = rate(reward, pool, rows, labels, pipe, rng, generator, sigma=None)  # (groups, GROUP, 3)
         difference = raw[:, LEFT] - raw[:, RIGHT]
