@@ -1,0 +1,115 @@
+"""Latents on disk: every clip and prompt is encoded once, and only with the model and settings it is used with."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from nrg_sampler.files import replacing, writable_folder
+
+INDEX = "index.json"
+
+
+class LatentCache:
+    """Tensors by name in safetensors shards, in a folder of their own for each model and setting.
+
+    A shard appears when it is complete, and its checksum is kept beside it: what an interruption cut off or a disk
+    damaged is found when the cache is opened, dropped and encoded again.
+
+    Args:
+        folder: Where caches are kept.
+        settings: Everything that decides what the tensors are: fingerprint of the model, sizes, frame rate.
+
+    Raises:
+        ValueError: If the folder cannot be written.
+    """
+
+    def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
+        self.settings = dict(settings)
+        digest = hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()
+        self.folder = writable_folder(folder / digest[:16])
+        self._shards: dict[str, dict[str, Any]] = {}
+        self._place: dict[str, str] = {}  # name -> shard
+        self.dropped = self._open()
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._place
+
+    def __len__(self) -> int:
+        return len(self._place)
+
+    def missing(self, names: Iterable[str]) -> list[str]:
+        """Those of ``names`` that are not there yet, each once, in order."""
+        return [name for name in dict.fromkeys(names) if name not in self._place]
+
+    def add(self, tensors: Mapping[str, Tensor]) -> None:
+        """Write a shard."""
+        names = sorted(tensors)
+        shard = f"shard-{hashlib.sha256(json.dumps(names).encode()).hexdigest()[:12]}.safetensors"
+        with replacing(self.folder / shard) as partial:
+            save_file({name: tensors[name].contiguous() for name in names}, partial)
+            checksum = _sha256(partial)
+        self._shards[shard] = {"sha256": checksum, "names": names}
+        self._place.update(dict.fromkeys(names, shard))
+        self._write_index()
+
+    def get(self, name: str) -> Tensor:
+        """Read one tensor.
+
+        Raises:
+            KeyError: If it was never added.
+        """
+        with safe_open(self.folder / self._place[name], framework="pt") as shard:
+            tensor: Tensor = shard.get_tensor(name)
+        return tensor
+
+    def _open(self) -> list[str]:
+        """Read the index and return the shards that are not what they were."""
+        file = self.folder / INDEX
+        try:
+            shards = json.loads(file.read_text())["shards"] if file.exists() else {}
+        except (ValueError, KeyError):
+            shards = {}
+        dropped = []
+        for shard, about in shards.items():
+            path = self.folder / shard
+            if not path.is_file() or _sha256(path) != about["sha256"]:
+                dropped.append(shard)
+                continue
+            self._shards[shard] = about
+            self._place.update(dict.fromkeys(about["names"], shard))
+        if dropped or not file.exists():
+            self._write_index()
+        return dropped
+
+    def _write_index(self) -> None:
+        with replacing(self.folder / INDEX) as partial:
+            partial.write_text(json.dumps({"settings": self.settings, "shards": self._shards}, indent=1) + "\n")
+
+
+def clip_name(file: Path) -> str:
+    """Name a clip by the content of its file, so that a changed file is another clip."""
+    return f"clip/{_sha256(file)}"
+
+
+def prompt_name(prompt: str) -> str:
+    """Name the features of a prompt."""
+    return f"prompt/{hashlib.sha256(prompt.encode()).hexdigest()}"
+
+
+def _sha256(file: Path) -> str:
+    with open(file, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def half(tensor: Tensor) -> Tensor:
+    """What is kept: half precision, on the CPU."""
+    return tensor.detach().to("cpu", torch.float16)

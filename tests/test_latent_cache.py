@@ -1,0 +1,61 @@
+"""The latent cache: complete shards or none, and never those of another model."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from nrg_sampler.training.cache import LatentCache, clip_name
+
+
+def test_gives_back_what_was_added_also_after_a_restart(tmp_path):
+    cache = LatentCache(tmp_path, {"model": "a"})
+    assert cache.missing(["x", "y", "x"]) == ["x", "y"]
+    cache.add({"x": torch.arange(3.0)})
+    cache.add({"y": torch.ones(2)})
+    again = LatentCache(tmp_path, {"model": "a"})
+    assert again.missing(["x", "y", "z"]) == ["z"] and len(again) == 2 and "x" in again
+    assert torch.equal(again.get("x"), torch.arange(3.0))
+
+
+def test_another_model_or_setting_has_a_cache_of_its_own(tmp_path):
+    LatentCache(tmp_path, {"model": "a", "fps": 8}).add({"x": torch.zeros(1)})
+    assert "x" not in LatentCache(tmp_path, {"model": "a", "fps": 16})
+    assert "x" in LatentCache(tmp_path, {"fps": 8, "model": "a"})
+
+
+@pytest.mark.parametrize("damage", ["truncate", "change", "remove"])
+def test_a_damaged_shard_is_dropped_and_encoded_again(tmp_path, damage):
+    cache = LatentCache(tmp_path, {})
+    cache.add({"x": torch.zeros(64)})
+    cache.add({"y": torch.ones(64)})
+    shard = cache.folder / cache._place["x"]
+    content = shard.read_bytes()
+    if damage == "remove":
+        shard.unlink()
+    else:
+        shard.write_bytes(content[:-8] if damage == "truncate" else content[:-1] + b"\1")
+    again = LatentCache(tmp_path, {})
+    assert again.dropped == [shard.name] and again.missing(["x", "y"]) == ["x"]
+    again.add({"x": torch.zeros(64)})
+    assert not LatentCache(tmp_path, {}).dropped
+
+
+def test_a_damaged_index_begins_anew(tmp_path):
+    cache = LatentCache(tmp_path, {})
+    cache.add({"x": torch.zeros(1)})
+    (cache.folder / "index.json").write_text("{")
+    assert len(LatentCache(tmp_path, {})) == 0
+    cache.add({"y": torch.zeros(1)})
+    assert json.loads((cache.folder / "index.json").read_text())["settings"] == {}
+
+
+def test_clips_are_named_by_content(tmp_path):
+    first, second = tmp_path / "a.mp4", tmp_path / "b.mp4"
+    for file in (first, second):
+        file.write_bytes(b"same")
+    assert clip_name(first) == clip_name(second)
+    second.write_bytes(b"other")
+    assert clip_name(first) != clip_name(second)
