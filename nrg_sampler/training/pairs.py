@@ -1,0 +1,76 @@
+"""Preference pairs as tensors: what a training step or an evaluation reads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from nrg_sampler.rewards.base import Conditioning
+from nrg_sampler.training.cache import LatentCache, clip_name, prompt_name
+from nrg_sampler.training.preferences import PreferenceTable
+
+
+@dataclass(frozen=True)
+class PairBatch:
+    """Some pairs.
+
+    Args:
+        clean: Clean latents of A and B, shape ``(B, 2, C, T, H, W)``.
+        conditioning: The prompt of each pair.
+        preference: 1, -1, 0 or NaN, shape ``(B, axes)``.
+        scores: A teacher's scores, shape ``(B, axes, 2)``, if there are any.
+    """
+
+    clean: Tensor
+    conditioning: Conditioning
+    preference: Tensor
+    scores: Tensor | None = None
+
+
+class PairData:
+    """Pairs whose clips and prompts are in a cache.
+
+    Args:
+        table: The pairs; their files are read once more for their checksum only.
+        cache: Holds the latents and features.
+    """
+
+    def __init__(self, table: PreferenceTable, cache: LatentCache) -> None:
+        self.axes, self._cache = table.axes, cache
+        self._clips = [(clip_name(pair.first), clip_name(pair.second)) for pair in table.pairs]
+        self._prompts = [prompt_name(pair.prompt) for pair in table.pairs]
+        self.preference = table.preferences()  # (N, axes)
+        self.overall = torch.tensor([pair.overall for pair in table.pairs])  # (N,)
+        self.scores = table.scores()  # (N, axes, 2)
+
+    def __len__(self) -> int:
+        return len(self._clips)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one clip's latents."""
+        return tuple(self._cache.get(self._clips[0][0]).shape)
+
+    def batch(self, indices: Sequence[int], device: torch.device) -> PairBatch:
+        """Read some pairs, in float32."""
+        clean = torch.stack([torch.stack([self._cache.get(name) for name in self._clips[index]]) for index in indices])
+        features = [self._cache.get(self._prompts[index]).float() for index in indices]
+        embeds = pad_sequence(features, batch_first=True)  # (B, L, D)
+        lengths = torch.tensor([len(feature) for feature in features])
+        mask = torch.arange(embeds.shape[1]) < lengths[:, None]
+        rows = torch.as_tensor(indices)
+        return PairBatch(
+            clean.float().to(device),
+            Conditioning(embeds.to(device), mask.to(device)),
+            self.preference[rows].to(device),
+            None if self.scores is None else self.scores[rows].to(device),
+        )
+
+
+def subset(table: PreferenceTable, kept: Sequence[bool]) -> PreferenceTable:
+    """Return the pairs of a table where ``kept`` is true."""
+    return PreferenceTable(table.axes, [pair for pair, keep in zip(table.pairs, kept, strict=True) if keep])

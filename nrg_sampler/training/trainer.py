@@ -1,0 +1,315 @@
+"""Train a latent reward on preference pairs, through accelerate: a generator that yields what happened."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from nrg_sampler.flow import noised
+from nrg_sampler.rewards.base import Conditioning
+from nrg_sampler.rewards.latent import LatentReward
+from nrg_sampler.training.checkpoint import load_checkpoint, save_checkpoint
+from nrg_sampler.training.losses import LOSSES, Comparison
+from nrg_sampler.training.pairs import PairBatch, PairData
+from nrg_sampler.training.recipe import Recipe
+from nrg_sampler.training.trunk import TRUNK_MODULES, merge_trunk, open_trunk
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+PULL = 1e-3  # logits have no natural origin: a light pull to 0 keeps them where half precision is fine
+NEARLY_CLEAN = (0.02, 0.1)  # noise levels at which mean and standard deviation are measured
+
+
+@dataclass(frozen=True)
+class TrainerSettings:
+    """Settings of a training run.
+
+    Args:
+        steps: Optimiser steps in all.
+        batch: Pairs per step, over all processes and accumulated parts together.
+        lr: Learning rate of queries, reads and heads.
+        trunk_lr: Learning rate of the trunk or of its adapters.
+        warmup: Steps over which the rates rise from 0; then they fall to 0 along a cosine.
+        weight_decay: Of AdamW.
+        ema: Decay of the moving average of the weights, which is what is saved.
+        clip: Largest gradient norm.
+        seed: Step ``n`` draws all its randomness from ``(seed, n)``, so a resumed run sees the same data.
+        save_every: Steps between checkpoints.
+
+    Raises:
+        ValueError: If a number is out of its range.
+    """
+
+    steps: int = 1000
+    batch: int = 16
+    lr: float = 2e-4
+    trunk_lr: float = 5e-5
+    warmup: int = 50
+    weight_decay: float = 0.01
+    ema: float = 0.998
+    clip: float = 1.0
+    seed: int = 0
+    save_every: int = 100
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch", "save_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"Expected `{name}` to be at least 1, but got {getattr(self, name)}.")
+        for name in ("lr", "trunk_lr", "clip"):
+            if not (getattr(self, name) > 0 and math.isfinite(getattr(self, name))):
+                raise ValueError(f"Expected `{name}` to be above 0, but got {getattr(self, name)}.")
+        if not 0 <= self.ema < 1:
+            raise ValueError(f"Expected `ema` from 0 to below 1, but got {self.ema}.")
+        if self.warmup < 0 or self.weight_decay < 0:
+            raise ValueError(
+                f"Expected `warmup` and `weight_decay` of 0 or more, but got {self.warmup} and {self.weight_decay}."
+            )
+
+
+def train(
+    reward: LatentReward,
+    data: PairData,
+    recipe: Recipe,
+    settings: TrainerSettings,
+    folder: Path,
+    accelerator: Accelerator,
+) -> Iterator[dict[str, float]]:
+    """Train ``reward`` in place, from the last whole checkpoint; at the end it holds the averaged weights.
+
+    The loss of a step depends neither on how many processes share it nor on how it is accumulated, save for rounding.
+
+    Args:
+        reward: As ``LatentReward.from_transformer`` made it; a merged, plain reward again at the end.
+        data: The pairs.
+        recipe: What to train on and how.
+        settings: For how long.
+        folder: Where checkpoints are kept.
+        accelerator: Decides devices, processes, precision and accumulation.
+
+    Yields:
+        ``{"step", "loss", ..., "grad_norm", "lr", "seconds"}`` after each step, the same in every process.
+
+    Raises:
+        ValueError: If the batch cannot be shared evenly, or the checkpoints are of another run.
+    """
+    from diffusers.optimization import get_cosine_schedule_with_warmup
+    from diffusers.training_utils import EMAModel
+
+    parts = accelerator.num_processes * accelerator.gradient_accumulation_steps
+    if settings.batch % parts:
+        raise ValueError(
+            f"Expected a batch that {accelerator.num_processes} processes with "
+            f"{accelerator.gradient_accumulation_steps} accumulated parts each can share evenly, but got "
+            f"{settings.batch} pairs; use a multiple of {parts}."
+        )
+    torch.manual_seed(settings.seed)  # adapters begin with random numbers
+    open_trunk(reward, recipe.trunk, recipe.lora_rank)
+    optimizer = _optimizer(reward, settings)
+    schedule = get_cosine_schedule_with_warmup(optimizer, settings.warmup, settings.steps)
+    model, prepared = accelerator.prepare(reward, optimizer)
+    average = EMAModel(reward.parameters(), decay=settings.ema)
+    step = _resume(folder, reward, optimizer, schedule, average, _identity(recipe, settings, data))
+    average.to(accelerator.device)
+    reward.train()
+    while step < settings.steps:
+        started = time.monotonic()
+        numbers = _step(model, reward, data, recipe, settings, step, prepared, accelerator)
+        schedule.step()
+        average.step(reward.parameters())
+        step += 1
+        if accelerator.is_main_process and (step % settings.save_every == 0 or step == settings.steps):
+            state = {
+                "model": reward.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "schedule": schedule.state_dict(),
+                "average": average.state_dict(),
+                "step": step,
+                "identity": _identity(recipe, settings, data),
+            }
+            save_checkpoint(folder, step, state)
+        numbers |= {"lr": schedule.get_last_lr()[0], "seconds": time.monotonic() - started}
+        yield {"step": step, **numbers}
+    average.copy_to(reward.parameters())
+    merge_trunk(reward)
+    reward.requires_grad_(False).eval()
+
+
+def _optimizer(reward: LatentReward, settings: TrainerSettings) -> torch.optim.Optimizer:
+    trunk, rest = [], []
+    for name, parameter in reward.named_parameters():
+        if parameter.requires_grad:
+            (trunk if name.startswith(TRUNK_MODULES) else rest).append(parameter)
+    groups = [{"params": rest, "lr": settings.lr}, {"params": trunk, "lr": settings.trunk_lr}]
+    used = [group for group in groups if group["params"]]
+    return torch.optim.AdamW(used, betas=(0.9, 0.98), weight_decay=settings.weight_decay)
+
+
+def _identity(recipe: Recipe, settings: TrainerSettings, data: PairData) -> str:
+    """What a checkpoint may only be continued with."""
+    fixed = {name: value for name, value in vars(settings).items() if name != "save_every"}
+    return repr((vars(recipe), fixed, data.axes, len(data)))
+
+
+def _resume(folder: Path, reward: LatentReward, optimizer: Any, schedule: Any, average: Any, identity: str) -> int:
+    state = load_checkpoint(folder)
+    if state is None:
+        return 0
+    if state["identity"] != identity:
+        raise ValueError(
+            f"Expected checkpoints of this recipe and these pairs in {folder}, but they are of {state['identity']}; "
+            f"repeat those settings, or name another folder."
+        )
+    reward.load_state_dict(state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+    schedule.load_state_dict(state["schedule"])
+    average.load_state_dict(state["average"])
+    return int(state["step"])
+
+
+def _step(
+    model: Any,
+    reward: LatentReward,
+    data: PairData,
+    recipe: Recipe,
+    settings: TrainerSettings,
+    step: int,
+    optimizer: Any,
+    accelerator: Accelerator,
+) -> dict[str, float]:
+    """One optimiser step over ``settings.batch`` pairs, of which this process sees its share."""
+    drawn = draw_indices(len(data), settings, step)
+    count = _counted(data, recipe, drawn).to(accelerator.device)  # of the whole step: every process knows it
+    accumulated, processes = accelerator.gradient_accumulation_steps, accelerator.num_processes
+    size = settings.batch // (accumulated * processes)
+    totals: dict[str, float] = {}
+    norm = torch.zeros(())
+    for part in range(accumulated):
+        first = (part * processes + accelerator.process_index) * size
+        places = range(first, first + size)
+        batch = data.batch([drawn[place] for place in places], accelerator.device)
+        with accelerator.accumulate(model):
+            comparison = compare(model, batch, recipe, settings.seed, step, places)
+            found = LOSSES[recipe.loss](comparison)
+            raw = torch.cat([comparison.first, comparison.second])
+            pull = PULL * raw.square().sum() / (2 * settings.batch * raw.shape[1])
+            share = found.per_axis(count).sum() + pull
+            # accelerate divides by the accumulated parts, and processes average their gradients
+            accelerator.backward(share * accumulated * processes)
+            if accelerator.sync_gradients:
+                norm = accelerator.clip_grad_norm_(reward.parameters(), settings.clip)
+            if not accelerator.sync_gradients or torch.isfinite(norm):
+                optimizer.step()
+            optimizer.zero_grad()
+        for name, value in {"loss": share.item(), **found.means(count), **_right(comparison)}.items():
+            totals[name] = totals.get(name, 0.0) + value
+    return {**_reduced(totals, accelerator), "grad_norm": float(norm)}
+
+
+def draw_indices(count: int, settings: TrainerSettings, step: int) -> list[int]:
+    """Pairs of a step: every pair once before any comes again, in an order of its own each time."""
+    start, order = step * settings.batch, []
+    while len(order) < settings.batch:
+        epoch, offset = divmod(start + len(order), count)
+        shuffled = torch.randperm(count, generator=torch.Generator().manual_seed(settings.seed * 1_000_003 + epoch))
+        order += shuffled[offset : offset + settings.batch - len(order)].tolist()
+    return order
+
+
+def _counted(data: PairData, recipe: Recipe, drawn: Sequence[int]) -> Tensor:
+    """How many pairs of a step have a loss on each axis, ``(axes,)``."""
+    rows = torch.as_tensor(drawn)
+    said, scores = data.preference[rows], None if data.scores is None else data.scores[rows].unbind(-1)
+    nothing = torch.zeros_like(said)
+    return LOSSES[recipe.loss](Comparison(nothing, nothing, said, nothing[:, 0], *(scores or ()))).counted.sum(dim=0)
+
+
+def compare(model: Any, batch: PairBatch, recipe: Recipe, seed: int, step: int, places: Sequence[int]) -> Comparison:
+    """Score both clips of each pair as the recipe shows them.
+
+    Args:
+        model: The reward, or what a process wraps it in.
+        batch: The pairs.
+        recipe: Noise level, noise and prompt dropout.
+        seed: Of the run.
+        step: Of the run.
+        places: Where in the step the pairs stand; each draws its noise from ``(seed, step, place)``, so that it is
+            the same in whichever process it ends up.
+    """
+    generators = [torch.Generator().manual_seed((seed * 1_000_003 + step) * 65_537 + place) for place in places]
+    device, shape = batch.clean.device, tuple(batch.clean.shape[2:])
+    sigma = torch.cat([recipe.sample_sigma(1, generator) for generator in generators]).to(device)
+    noise = torch.cat([recipe.sample_noise(1, 2, shape, generator) for generator in generators]).to(device)
+    dropped = torch.cat([recipe.sample_dropped(1, generator) for generator in generators]).to(device)
+    embeds, mask = batch.conditioning.prompt_embeds, batch.conditioning.prompt_mask
+    assert embeds is not None and mask is not None  # PairData gives both
+    conditioning = Conditioning(embeds * ~dropped[:, None, None], mask & ~dropped[:, None])
+    raw = score_pairs(model, batch.clean, noise, sigma, conditioning)  # (B, 2, axes)
+    scores = () if batch.scores is None else batch.scores.unbind(-1)
+    return Comparison(raw[:, 0], raw[:, 1], batch.preference, sigma, *scores)
+
+
+def score_pairs(model: Any, clean: Tensor, noise: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
+    """Raw rewards of pairs, shape ``(B, 2, axes)``, in one call of the model.
+
+    Args:
+        model: The reward.
+        clean: Shape ``(B, 2, C, T, H, W)``.
+        noise: Same shape.
+        sigma: Shape ``(B,)``.
+        conditioning: One prompt a pair.
+    """
+    embeds, mask = conditioning.prompt_embeds, conditioning.prompt_mask
+    both = Conditioning(
+        None if embeds is None else embeds.repeat_interleave(2, dim=0),
+        None if mask is None else mask.repeat_interleave(2, dim=0),
+    )
+    levels = sigma.repeat_interleave(2)
+    raw: Tensor = model(noised(clean.flatten(0, 1), noise.flatten(0, 1), levels), levels, both)
+    return raw.float().unflatten(0, (-1, 2))
+
+
+def _right(comparison: Comparison) -> dict[str, float]:
+    """How many preferences are ranked right, and of how many."""
+    decided = comparison.preference.abs() == 1
+    right = (comparison.difference.detach().sign() == comparison.preference) & decided
+    return {"right": float(right.sum()), "decided": float(decided.sum())}
+
+
+def _reduced(totals: dict[str, float], accelerator: Accelerator) -> dict[str, float]:
+    """Sum over processes; the ranked pairs become an accuracy."""
+    values = torch.tensor(list(totals.values()), dtype=torch.float64, device=accelerator.device)
+    summed = dict(zip(totals, accelerator.reduce(values, "sum").tolist(), strict=True))
+    right, decided = summed.pop("right"), summed.pop("decided")
+    return {**summed, "accuracy": right / decided if decided else math.nan}
+
+
+@torch.no_grad()
+def calibrate(reward: LatentReward, data: PairData, device: torch.device, seed: int, limit: int = 256) -> None:
+    """Store mean and standard deviation of the raw reward over nearly clean clips of the data.
+
+    Args:
+        reward: Gets them in its config.
+        data: The pairs; their clips stand for samples of the model.
+        device: Where the reward is.
+        seed: Of noise and noise levels.
+        limit: Pairs at most.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    low, high = NEARLY_CLEAN
+    raw = []
+    for index in torch.randperm(len(data), generator=generator)[:limit].tolist():
+        batch = data.batch([index], device)
+        sigma = low + (high - low) * torch.rand(1, generator=generator)
+        noise = torch.randn(batch.clean.shape, generator=generator)
+        raw.append(score_pairs(reward, batch.clean, noise.to(device), sigma.to(device), batch.conditioning)[0])
+    values = torch.cat(raw)  # (2 * pairs, axes)
+    spread = values.std(dim=0).clamp(min=1e-6)
+    reward.register_to_config(mean=values.mean(dim=0).tolist(), std=spread.tolist())
