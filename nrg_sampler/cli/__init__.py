@@ -12,7 +12,17 @@ import warnings
 from collections.abc import Sequence
 from typing import Protocol, TextIO
 
-from nrg_sampler.cli import app, bench, compare, environment, evaluate, families, generate
+from nrg_sampler.cli import (
+    app,
+    bench,
+    compare,
+    environment,
+    evaluate,
+    evaluate_reward,
+    families,
+    generate,
+    train_reward,
+)
 from nrg_sampler.cli.parser import OneLineParser
 
 
@@ -33,6 +43,8 @@ COMMANDS: dict[str, Command] = {
     "generate": generate,
     "compare": compare,
     "evaluate": evaluate,
+    "train-reward": train_reward,
+    "evaluate-reward": evaluate_reward,
     "bench": bench,
     "app": app,
     "families": families,

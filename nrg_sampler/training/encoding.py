@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -35,7 +35,7 @@ class PairEncoder:
 
         family_of(type(pipe))
         require_flow(pipe.scheduler)
-        self.transformer = getattr(pipe, "transformer", None) or getattr(pipe, "transformer_2", None)
+        self.transformer: Any = getattr(pipe, "transformer", None) or getattr(pipe, "transformer_2", None)
         if not isinstance(self.transformer, WanTransformer3DModel):
             raise ValueError(
                 f"Expected a pipeline with a WanTransformer3DModel, but {type(pipe).__name__} has "
@@ -91,8 +91,10 @@ class PairEncoder:
         prompts = {pair.prompt: prompt_name(pair.prompt) for pair in table.pairs}
         unusable: dict[Any, str] = {}
         waiting: dict[str, Tensor] = {}
-        todo = [(prompt, name, self.prompt) for prompt, name in prompts.items()]
-        todo += [(file, name, lambda file: self.clip(read_clip(file, self.settings))) for file, name in names.items()]
+        todo: list[tuple[Any, str, Callable[[Any], Tensor]]] = [
+            *((prompt, name, self.prompt) for prompt, name in prompts.items()),
+            *((file, name, lambda file: self.clip(read_clip(file, self.settings))) for file, name in names.items()),
+        ]
         for count, (what, name, encode) in enumerate(todo, start=1):
             if name not in cache and name not in waiting:
                 try:

@@ -133,7 +133,8 @@ def read_preferences(file: Path, axes: Sequence[str] | None = None, videos: Path
     if missing or not chosen:
         wanted = ", ".join(missing) if missing else "an axis with the labels A, B, same or invalid"
         raise ValueError(f"Expected the column {wanted} in {file}, but it has {', '.join(columns)}; rename yours.")
-    table, seen = PreferenceTable(chosen, []), {}
+    table = PreferenceTable(chosen, [])
+    seen: dict[tuple[str, ...], int] = {}
     for number, row in rows:
         try:
             pair = _pair(number, row, chosen, scored, videos or file.parent)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from nrg_sampler.flow import noised
 from nrg_sampler.rewards.base import Conditioning
@@ -143,7 +143,8 @@ def train(
 
 
 def _optimizer(reward: LatentReward, settings: TrainerSettings) -> torch.optim.Optimizer:
-    trunk, rest = [], []
+    trunk: list[nn.Parameter] = []
+    rest: list[nn.Parameter] = []
     for name, parameter in reward.named_parameters():
         if parameter.requires_grad:
             (trunk if name.startswith(TRUNK_MODULES) else rest).append(parameter)
@@ -215,7 +216,8 @@ def _step(
 
 def draw_indices(count: int, settings: TrainerSettings, step: int) -> list[int]:
     """Pairs of a step: every pair once before any comes again, in an order of its own each time."""
-    start, order = step * settings.batch, []
+    start = step * settings.batch
+    order: list[int] = []
     while len(order) < settings.batch:
         epoch, offset = divmod(start + len(order), count)
         shuffled = torch.randperm(count, generator=torch.Generator().manual_seed(settings.seed * 1_000_003 + epoch))
@@ -273,7 +275,8 @@ def score_pairs(model: Any, clean: Tensor, noise: Tensor, sigma: Tensor, conditi
     )
     levels = sigma.repeat_interleave(2)
     raw: Tensor = model(noised(clean.flatten(0, 1), noise.flatten(0, 1), levels), levels, both)
-    return raw.float().unflatten(0, (-1, 2))
+    in_pairs: Tensor = raw.float().unflatten(0, (-1, 2))
+    return in_pairs
 
 
 def _right(comparison: Comparison) -> dict[str, float]:

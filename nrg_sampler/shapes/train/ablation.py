@@ -158,7 +158,7 @@ def _trained(
     recipe, sampler = cell.recipe, PairSampler(pool)
     origin = scores(pool, torch.arange(len(pool.group)), pool.labels).mean(dim=0)  # (3,)
     torch.manual_seed(cell.seed)
-    reward = LatentReward.from_transformer(
+    reward: LatentReward = LatentReward.from_transformer(
         pipe.transformer, **recipe.reward_options(), axes=AXES, text_axes=("TA",)
     ).to(device)
     open_trunk(reward, recipe.trunk, LORA_RANK)

@@ -137,7 +137,7 @@ def grade_groups(judge: PixelJudge, pixels: Tensor, rows: Tensor, labels: Tensor
     texts = [caption(to_prompt(row), rng) for row in labels.tolist() for _ in range(GROUP)]
     clips = pixels[rows.flatten()].to(device).float() / 255
     with torch.autocast(device.type, torch.bfloat16):
-        raw = judge(clips, texts)
+        raw: Tensor = judge(clips, texts)
     return raw.float().view(len(rows), GROUP, -1)
 
 

@@ -1,0 +1,227 @@
+"""``nrg-sampler train-reward``: from a preference file to a noise-aware reward with known accuracy."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nrg_sampler.cli.pairs import add_pairs, encoded, given_clip, load_pipeline, share
+from nrg_sampler.cli.parser import number, positive, whole_number
+
+if TYPE_CHECKING:
+    from nrg_sampler.rewards.latent import LatentReward
+    from nrg_sampler.training.pairs import PairData
+    from nrg_sampler.training.prepare import Prepared
+    from nrg_sampler.training.recipe import Recipe
+    from nrg_sampler.training.trainer import TrainerSettings
+
+HELP = "Train a noise-aware latent reward on preference pairs of video files."
+EXAMPLE = "train-reward pairs.csv --model shapes --out my-reward --steps 500"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    from nrg_sampler.rewards.reads import POOLINGS
+    from nrg_sampler.training.losses import LOSSES
+    from nrg_sampler.training.recipe import SIGMA_SAMPLINGS, TRUNKS
+
+    add_pairs(parser)
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the reward goes to DIR/reward")
+    parser.add_argument("--axes", nargs="+", metavar="NAME", help="columns that are axes (default: all with labels)")
+    parser.add_argument(
+        "--text-axes", nargs="*", metavar="NAME", help="axes that see the prompt (default: TA, or all without a TA)"
+    )
+    parser.add_argument("--hold-out", type=share, default=0.1, metavar="F", help="share of pairs to test on (0.1)")
+    parser.add_argument("--fraction", type=share, default=1.0, metavar="F", help="share of the others to train on (1)")
+    parser.add_argument("--data", metavar="TEXT", help="for the model card: what the pairs are")
+    parser.add_argument("--license", default="other", metavar="ID", help="for the model card (default: other)")
+    recipe = parser.add_argument_group("recipe (defaults: see the class Recipe)")
+    recipe.add_argument("--loss", choices=tuple(LOSSES))
+    recipe.add_argument("--pooling", choices=POOLINGS, help="how axes read the trunk's features")
+    recipe.add_argument("--shared-query", dest="separate_queries", action="store_false", default=None)
+    recipe.add_argument("--blocks", dest="num_blocks", type=whole_number(1), metavar="K", help="of the transformer")
+    recipe.add_argument("--token-reads", dest="num_token_reads", type=whole_number(0), metavar="N")
+    recipe.add_argument("--trunk", choices=TRUNKS, help="what of the blocks is trained")
+    recipe.add_argument("--lora-rank", type=whole_number(1), metavar="N")
+    recipe.add_argument("--sigma-sampling", choices=tuple(SIGMA_SAMPLINGS))
+    recipe.add_argument("--shift", type=positive, metavar="X", help="of shifted sigmas")
+    recipe.add_argument("--independent-noise", dest="same_noise", action="store_false", default=None)
+    recipe.add_argument("--clean", dest="noised", action="store_false", default=None, help="train on clean latents")
+    recipe.add_argument("--prompt-dropout", type=number, metavar="F", help="share of prompts withheld")
+    training = parser.add_argument_group("training")
+    training.add_argument("--steps", type=whole_number(1), metavar="N")
+    training.add_argument("--batch", type=whole_number(1), metavar="N", help="pairs per step, over all processes")
+    training.add_argument("--lr", type=positive, metavar="X")
+    training.add_argument("--trunk-lr", type=positive, metavar="X")
+    training.add_argument("--warmup", type=whole_number(0), metavar="N")
+    training.add_argument("--ema", type=number, metavar="X")
+    training.add_argument("--seed", type=whole_number(0), metavar="N")
+    training.add_argument("--save-every", type=whole_number(1), metavar="N", help="steps between checkpoints")
+    training.add_argument("--accumulate", type=whole_number(1), default=1, metavar="N", help="parts of a batch")
+    training.add_argument("--mixed-precision", choices=("no", "bf16"), default="no")
+    training.add_argument("--tensorboard", action="store_true", help="log to OUT/tensorboard as well")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from nrg_sampler.files import writable_folder
+    from nrg_sampler.rewards.latent import LatentReward, latent_space
+    from nrg_sampler.training.prepare import clip_settings
+    from nrg_sampler.training.recipe import Recipe
+    from nrg_sampler.training.trainer import TrainerSettings, calibrate, train
+
+    recipe: Recipe = _of(Recipe, arguments)
+    settings: TrainerSettings = _of(TrainerSettings, arguments)
+    writable_folder(arguments.out)
+    accelerator = _accelerator(arguments)
+    pipe = load_pipeline(arguments, accelerator.device)
+    clips = clip_settings(arguments.model, given_clip(arguments))
+    with accelerator.main_process_first():
+        prepared = encoded(arguments, pipe, clips, arguments.axes, quiet=not accelerator.is_main_process)
+    training, held_out = _split(prepared, arguments)
+    reward = LatentReward.from_transformer(
+        prepared.encoder.transformer,
+        **recipe.reward_options(),
+        axes=training.axes,
+        text_axes=_text_axes(training.axes, arguments.text_axes),
+        latent_space=latent_space(pipe.vae),
+    ).float()
+    del pipe, prepared.encoder
+    reward.to(accelerator.device)
+    steps = train(reward, training, recipe, settings, arguments.out / "checkpoints", accelerator)
+    last = _follow(steps, settings.steps, arguments, accelerator)
+    if accelerator.is_main_process:
+        calibrate(reward, training, accelerator.device, settings.seed)
+        accuracy = _accuracy(reward, held_out, accelerator.device) if held_out is not None else None
+        reward.register_to_config(about=_about(arguments, recipe, settings, training, accuracy, vars(clips)))
+        reward.to("cpu").save_pretrained(arguments.out / "reward")
+        _report(arguments, prepared, training, held_out, last, accuracy)
+    accelerator.end_training()
+    return 0
+
+
+def _of(kind: Any, arguments: argparse.Namespace) -> Any:
+    """Make a settings object of the options that were given."""
+    values = {item.name: getattr(arguments, item.name, None) for item in fields(kind)}
+    return kind(**{name: value for name, value in values.items() if value is not None})
+
+
+def _accelerator(arguments: argparse.Namespace) -> Any:
+    from accelerate import Accelerator
+    from accelerate.utils import DistributedDataParallelKwargs, is_tensorboard_available
+
+    if arguments.tensorboard and not is_tensorboard_available():
+        raise ImportError("--tensorboard needs TensorBoard; install it with pip install tensorboard.")
+    accelerator = Accelerator(
+        cpu=arguments.cpu,
+        mixed_precision=arguments.mixed_precision,
+        gradient_accumulation_steps=arguments.accumulate,
+        log_with="tensorboard" if arguments.tensorboard else None,
+        project_dir=arguments.out / "tensorboard" if arguments.tensorboard else None,
+        # Without text axes the prompt's layers take no part.
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=True)],
+    )
+    if arguments.tensorboard:
+        accelerator.init_trackers("reward")
+    return accelerator
+
+
+def _split(prepared: Prepared, arguments: argparse.Namespace) -> tuple[PairData, PairData | None]:
+    """Pairs to train on, and held-out ones if there are any."""
+    from nrg_sampler.training.pairs import PairData, subset
+    from nrg_sampler.training.preferences import split_pairs
+
+    pairs = prepared.table.pairs
+    tested = list(split_pairs(pairs, arguments.hold_out, "held-out"))
+    chosen = split_pairs(pairs, arguments.fraction, "fraction")  # a larger share holds all of a smaller one
+    trained = [keep and not test for keep, test in zip(chosen, tested, strict=True)]
+    if not any(trained):
+        raise ValueError(
+            f"Expected pairs to train on, but --hold-out {arguments.hold_out:g} and --fraction {arguments.fraction:g} "
+            f"leave none of {len(pairs)}; hold out less, or add pairs."
+        )
+    held_out = PairData(subset(prepared.table, tested), prepared.cache) if any(tested) else None
+    return PairData(subset(prepared.table, trained), prepared.cache), held_out
+
+
+def _text_axes(axes: tuple[str, ...], given: list[str] | None) -> tuple[str, ...]:
+    return tuple(given) if given is not None else ("TA",) if "TA" in axes else axes
+
+
+def _follow(
+    steps: Iterator[dict[str, float]], total: int, arguments: argparse.Namespace, accelerator: Any
+) -> dict[str, float]:
+    """Run the training with a progress bar and a log; returns the numbers of the last step."""
+    from tqdm.auto import tqdm
+
+    shown = accelerator.is_main_process
+    last: dict[str, float] = {}
+    with tqdm(total=total, unit="step", disable=not shown or not sys.stderr.isatty()) as bar:
+        for last in steps:
+            bar.update(last["step"] - bar.n)
+            bar.set_postfix(loss=f"{last['loss']:.4f}", accuracy=f"{last['accuracy']:.3f}")
+            accelerator.log(last, step=int(last["step"]))
+            if shown:
+                with open(arguments.out / "training.jsonl", "a") as log:
+                    log.write(json.dumps(last) + "\n")
+    return last
+
+
+def _accuracy(reward: LatentReward, data: PairData, device: Any) -> dict[str, Any]:
+    import torch
+
+    from nrg_sampler.evaluation.preference_accuracy import accuracy_by_bin, score_differences
+
+    differences = torch.cat([found for found, _ in score_differences(reward, data, device)])
+    return accuracy_by_bin(differences, data)
+
+
+def _about(
+    arguments: argparse.Namespace,
+    recipe: Recipe,
+    settings: TrainerSettings,
+    training: PairData,
+    accuracy: dict[str, Any] | None,
+    clips: dict[str, Any],
+) -> dict[str, Any]:
+    """What the model card and later evaluations need to know."""
+    base = arguments.model if not Path(arguments.model).exists() else Path(arguments.model).resolve().name
+    data = arguments.data or arguments.pairs.name
+    return {
+        "base_model": base,
+        "data": f"{data}, {len(training)} pairs",
+        "license": arguments.license,
+        "training_pairs": len(training),
+        "training": {**vars(recipe), "steps": settings.steps, "batch": settings.batch, "lr": settings.lr},
+        "clips": clips,
+        "accuracy": accuracy,
+    }
+
+
+def _report(
+    arguments: argparse.Namespace,
+    prepared: Prepared,
+    training: PairData,
+    held_out: PairData | None,
+    last: dict[str, float],
+    accuracy: dict[str, Any] | None,
+) -> None:
+    report = {
+        "reward": str(arguments.out / "reward"),
+        "axes": list(training.axes),
+        "pairs": len(training),
+        "held_out": 0 if held_out is None else len(held_out),
+        "bad_rows": [{"row": bad.row, "reason": bad.reason} for bad in prepared.table.bad],
+        "loss": last.get("loss"),
+        "accuracy": accuracy,
+    }
+    if arguments.json:
+        print(json.dumps(report))
+        return
+    print(f"wrote {report['reward']}: {', '.join(training.axes)}, trained on {len(training)} pairs")
+    for level, by_axis in (accuracy or {}).items():
+        cells = ", ".join(f"{axis} {100 * found['accuracy']:.1f} %" for axis, found in by_axis.items())
+        print(f"held-out accuracy at sigma {level}: {cells} ({report['held_out']} pairs)")
