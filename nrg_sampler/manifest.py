@@ -135,7 +135,7 @@ def changes(clips: Sequence[Clip]) -> dict[str, dict[str, float]]:
 
 def format_change(change: Mapping[str, float]) -> str:
     """Return one line such as ``VQ +0.31 · MQ +0.05 · TA -0.02``."""
-    return " · ".join(f"{axis} {value:+.2f}" for axis, value in change.items())
+    return " · ".join(f"{axis} {round(value, 2) + 0.0:+.2f}" for axis, value in change.items())  # + 0.0: never -0.00
 
 
 def versions() -> dict[str, str]:

@@ -23,8 +23,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    from nrg_sampler.recipe import present
+
     login = _login(arguments.auth)
     models = _models(arguments.model, arguments.reward)
+    device = present(arguments.device) if arguments.device else None
     try:
         from nrg_sampler.ui.server import serve
     except ModuleNotFoundError as error:
@@ -33,7 +36,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise ImportError('Expected gradio for the page, but it is missing: pip install "nrg-sampler[app]"') from error
     serve(
         models,
-        device=arguments.device,
+        device=device,
         server_name=arguments.host,
         server_port=arguments.port,
         share=arguments.share,

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-WIDTH, HEIGHT = 300, 150
-LEFT, RIGHT, TOP, BOTTOM = 38, 8, 12, 22
+WIDTH, HEIGHT = 250, 130
+LEFT, RIGHT, TOP, BOTTOM = 40, 6, 8, 20
 Series = Mapping[str, Sequence[float | None]]
 
 
@@ -20,7 +20,7 @@ def curves(trace: Sequence[Mapping[str, Any]]) -> str:
     axes = next((list(row["reward"]) for row in trace if "reward" in row), [])
     rewards = {axis: [row["reward"][axis] if "reward" in row else None for row in trace] for axis in axes}
     charts = (
-        chart("Reward", "raw reading of the noisy clip", rewards),
+        chart("Reward", "raw, of the noisy clip", rewards),
         chart("Push", "% of the velocity", {"push": [_scaled(row, "push_ratio", 100) for row in trace]}, zero=True),
         chart(
             "Cost", "ms a step for the reward", {"cost": [_scaled(row, "seconds", 1000) for row in trace]}, zero=True
@@ -62,7 +62,7 @@ def chart(title: str, unit: str, series: Series, zero: bool = False) -> str:
     legend = (
         "".join(f'<i class="line-{n}">{escape(name)}</i>' for n, name in enumerate(series)) if len(series) > 1 else ""
     )
-    head = f"<figcaption><b>{escape(title)}</b> <span>{escape(unit)}</span>{legend}</figcaption>"
+    head = f"<figcaption><b>{escape(title)}{legend}</b><span>{escape(unit)}</span></figcaption>"
     label = f"{title}, {unit}, over {steps} steps"
     return (
         f'<figure>{head}<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(label)}">'

@@ -89,11 +89,12 @@ def plan_line(plan: Plan | None, clips: int = 2) -> str:
         return '<p class="nrg-plan">The model loads with the first run.</p>'
     count = 2 * plan.evaluations if clips == 2 else clips * plan.evaluations
     reward = plan.reward_evaluations * (1 if clips == 2 else clips)
-    parts = [f"{count} network evaluations + {reward:.0f} for the reward"]
+    parts = [f"{count} + {reward:.0f} network evaluations"]
     if plan.seconds is not None and plan.unguided_seconds is not None and plan.memory_mb is not None:
         seconds = plan.seconds + plan.unguided_seconds if clips == 2 else clips * plan.seconds
-        parts += [f"about {duration(seconds)}", f"{plan.memory_mb / 1024:.1f} GB in use"]
-    return f'<p class="nrg-plan">{" · ".join(parts)}</p>'
+        parts += [f"about {duration(seconds)}", f"{plan.memory_mb / 1024:.1f} GB"]
+    about = "Of the video model + of the reward, in evaluations of the whole transformer; time and memory as seen here"
+    return f'<p class="nrg-plan" title="{about}">{" · ".join(parts)}</p>'
 
 
 def message(text: str, kind: str = "error") -> str:
