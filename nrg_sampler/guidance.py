@@ -138,13 +138,27 @@ class RewardGuidance:
         """Return whether a guided step takes the last direction, if there is one yet."""
         return self.reuse and step_index % self.every != 0
 
-    def gradients(self, num_inference_steps: int) -> int:
-        """Return how many gradients of the reward one run takes."""
+    def asked_steps(self, num_inference_steps: int) -> int:
+        """Return in how many steps of a run the reward is asked."""
         if self.scale == 0:
             return 0
         guided = [step for step in range(num_inference_steps) if self.skips(step, num_inference_steps) is None]
-        asked = sum(not self.reuses(step) or step == guided[0] for step in guided)
-        return asked * (self.smoothing_samples if self.smoothing and self.reads == "noisy" else 1)
+        return sum(not self.reuses(step) or step == guided[0] for step in guided)
+
+    def gradients(self, num_inference_steps: int) -> int:
+        """Return how many gradients of the reward one run takes."""
+        samples = self.smoothing_samples if self.smoothing and self.reads == "noisy" else 1
+        return self.asked_steps(num_inference_steps) * samples
+
+    def differentiated(self, axes: Sequence[str]) -> tuple[str, ...]:
+        """Return the axes that are differentiated one at a time; none if their weighted sum is."""
+        weights, floor = self.resolve(axes)
+        apart = self.balanced or self.conflicts != "sum" or floor
+        return tuple(axis for axis in axes if axis in weights or axis in floor) if apart else ()
+
+    def passes_back(self, axes: Sequence[str]) -> int:
+        """Return how many backward passes one gradient takes."""
+        return max(1, len(self.differentiated(axes)))
 
     def resolve(self, axes: Sequence[str]) -> tuple[dict[str, float], tuple[str, ...]]:
         """Return the weight of each axis that has one, and the floored axes.
@@ -222,14 +236,13 @@ def reward_direction(
     latents, velocity = latents.to(dtype), velocity.to(dtype)
     if getattr(reward, "needs_velocity", False):
         conditioning = replace(conditioning or Conditioning(), velocity=velocity)
-    apart = guidance.balanced or guidance.conflicts != "sum" or floor
-    names = tuple(axis for axis in reward.axes if axis in weights or axis in floor)
+    names = guidance.differentiated(reward.axes)
     clean = clean_from(latents, velocity, sigma)
 
     def gradients(at: Tensor) -> tuple[Tensor, Tensor]:
         """Return those of the axes, or of their weighted sum alone, which takes a single pass back."""
         level = 0.0 if guidance.reads == "clean" else sigma
-        if apart:
+        if names:
             return axis_gradients(at, level, reward, conditioning, names, guidance.calibrated)
         grad, raw = reward_gradient(at, level, reward, conditioning, guidance.weights, guidance.calibrated)
         return grad[None], raw
@@ -244,7 +257,7 @@ def reward_direction(
     else:
         grads, raw = gradients(latents)
 
-    direction = _combined(grads, names, weights, guidance) if apart else grads[0]
+    direction = _combined(grads, names, weights, guidance) if names else grads[0]
     if guidance.parallel != 1:
         direction = directions.less_parallel(direction, clean, guidance.parallel)
     floored = torch.zeros(len(latents), dtype=torch.bool, device=latents.device)

@@ -63,6 +63,7 @@ class Manifest:
         clips: The sampled videos in the file.
         versions: Of the packages that can change the outcome.
         scheduler: One of :data:`nrg_sampler.schedulers.SCHEDULERS`, or ``None`` for the model's own.
+        search: Fields of :class:`nrg_sampler.search.Search`, or ``None`` if only one candidate was sampled.
         format: Version of this layout.
     """
 
@@ -80,6 +81,7 @@ class Manifest:
     clips: list[Clip]
     versions: dict[str, str]
     scheduler: str | None = None
+    search: dict[str, Any] | None = None
     format: int = FORMAT
 
     def write(self, path: Path) -> None:
@@ -110,7 +112,7 @@ class Manifest:
         if entries["format"] != FORMAT:
             found = entries["format"]
             raise ValueError(f"Expected a manifest of format {FORMAT}, but {path} has {found}: update nrg-sampler.")
-        entries = {"scheduler": None, **entries}  # written before there was a choice
+        entries = {"scheduler": None, "search": None, **entries}  # written before there was a choice
         if wanted != entries.keys():
             odd = ", ".join(sorted(wanted ^ entries.keys()))
             raise ValueError(f"Expected the entries of a manifest, but {path} lacks or adds: {odd}.")

@@ -64,9 +64,11 @@ class Plan:
     Args:
         steps: Denoising steps.
         guided_steps: How many of them the reward guides.
-        evaluations: Of the whole transformer, without the reward.
+        gradients: How often it is differentiated for that.
+        candidates: Videos that the one is chosen from.
+        evaluations: Of the whole transformer, without the reward; at most, if candidates are given up on the way.
         reward_evaluations: What the reward adds, in evaluations of the transformer by the number of parameters.
-        ratio: Guided over unguided.
+        ratio: All of it over one unguided video.
         weights_mb: Size of the pipeline.
         reward_mb: Size of the reward.
         seconds: Expected time of a guided video; ``None`` if the pace is not known.
@@ -76,6 +78,8 @@ class Plan:
 
     steps: int
     guided_steps: int
+    gradients: int
+    candidates: int
     evaluations: int
     reward_evaluations: float
     ratio: float
@@ -86,10 +90,11 @@ class Plan:
     memory_mb: float | None = None
 
     def __str__(self) -> str:
+        best = f" for each of {self.candidates} candidates" if self.candidates > 1 else ""
         lines = [
-            f"{self.steps} steps, {self.evaluations} evaluations of the transformer.",
-            f"The reward guides {self.guided_steps} steps at the cost of about {self.reward_evaluations} evaluations: "
-            f"{self.ratio} times an unguided run.",
+            f"{self.steps} steps{best}, {self.evaluations} evaluations of the transformer.",
+            f"The reward guides {self.guided_steps} steps by {self.gradients} gradients at the cost of about "
+            f"{self.reward_evaluations} evaluations: {self.ratio} times an unguided run.",
             f"Best of {self.ratio} unguided videos costs the same.",
             f"Weights {self.weights_mb} MB and {self.reward_mb} MB for the reward.",
         ]
@@ -112,18 +117,22 @@ def plan(pipe: Any, recipe: Recipe, pace: Pace | None = None) -> Plan:
     sampling = {**WAN_DEFAULTS, **pipe.sampling_defaults, **recipe.sampling}
     steps = int(sampling["num_inference_steps"])
     guided = sum(recipe.guidance.skips(step, steps) is None for step in range(steps)) if recipe.guidance.scale else 0
-    evaluations = steps * (2 if sampling["guidance_scale"] > 1 else 1)
+    gradients = recipe.guidance.gradients(steps)
+    single = steps * (2 if sampling["guidance_scale"] > 1 else 1)
+    candidates = recipe.search["candidates"] if recipe.search else 1
     modules = {name: part for name, part in pipe.components.items() if hasattr(part, "parameters")}
     reward = modules.pop("reward_model", None)
     share = _count(reward) / max(1, _count(pipe.transformer))
-    gradients = recipe.guidance.gradients(steps)
-    extra = gradients * share * (1 + BACKWARD)
+    passes_back = recipe.guidance.passes_back(reward.axes) if gradients else 1
+    extra = candidates * gradients * share * (1 + BACKWARD * passes_back)
     counted = Plan(
         steps=steps,
         guided_steps=guided,
-        evaluations=evaluations,
+        gradients=gradients,
+        candidates=candidates,
+        evaluations=candidates * single,
         reward_evaluations=round(extra, 1),
-        ratio=round(1 + extra / evaluations, 2),
+        ratio=round(candidates + extra / single, 2),
         weights_mb=round(sum(map(_megabytes, modules.values())), 1),
         reward_mb=round(_megabytes(reward), 1),
     )
@@ -132,7 +141,7 @@ def plan(pipe: Any, recipe: Recipe, pace: Pace | None = None) -> Plan:
     unguided = steps * pace.step + pace.rest
     return replace(
         counted,
-        seconds=round(unguided + gradients * pace.reward, 2),
+        seconds=round(candidates * (unguided + recipe.guidance.asked_steps(steps) * pace.reward), 2),
         unguided_seconds=round(unguided, 2),
         memory_mb=round(pace.memory_mb, 1),
     )
@@ -142,7 +151,7 @@ def measure(sampler: Sampler, steps: int = 2) -> Pace:
     """Time a run of a few steps; its video is thrown away."""
     everywhere = replace(sampler.recipe.guidance, start=0.0, stop=1.0, every=1)
     sampling = {**sampler.recipe.sampling, "num_inference_steps": steps}
-    short = replace(sampler.recipe, guidance=everywhere, sampling=sampling)
+    short = replace(sampler.recipe, guidance=everywhere, sampling=sampling, search=None)
     moments: list[float] = []
     _, clip = type(sampler)(short, sampler.pipe).sample(
         seed=0, on_step=lambda step, latents: moments.append(time.perf_counter())

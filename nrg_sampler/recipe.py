@@ -24,6 +24,7 @@ class Recipe:
         dtype: Name of the weights' dtype.
         fps: Frames per second of the file, or ``None`` for what the model was made for.
         scheduler: One of :data:`nrg_sampler.schedulers.SCHEDULERS`, or ``None`` for the model's own.
+        search: Fields of :class:`nrg_sampler.search.Search`, or ``None`` to sample one candidate.
     """
 
     prompt: str
@@ -35,6 +36,7 @@ class Recipe:
     dtype: str
     fps: float | None
     scheduler: str | None = None
+    search: dict[str, Any] | None = None
 
     @classmethod
     def from_manifest(cls, manifest: Manifest, device: str | None = None) -> Recipe:
@@ -57,6 +59,7 @@ class Recipe:
             dtype=manifest.dtype,
             fps=manifest.fps,
             scheduler=manifest.scheduler,
+            search=manifest.search,
         )
 
     def guidance_entries(self) -> dict[str, Any]:

@@ -15,8 +15,9 @@ import torch
 from nrg_sampler.checkpoints import BUNDLED, bundled_folder, pipeline_source, read_sampling
 from nrg_sampler.manifest import Clip, Manifest, model_fingerprint, versions
 from nrg_sampler.recipe import Recipe
-from nrg_sampler.rewards import Conditioning
+from nrg_sampler.rewards import Conditioning, RewardWeights
 from nrg_sampler.schedulers import make_scheduler
+from nrg_sampler.search import Search, candidate_seeds, search
 from nrg_sampler.video import Frames, to_uint8
 
 DEFAULT_FPS = 16  # of Wan models
@@ -39,20 +40,64 @@ class Sampler:
         self.recipe = recipe
         self.pipe = _with_scheduler(pipe or load(recipe), recipe.scheduler)
         _check_guidance(recipe, self.pipe.reward_model)
+        self._search = _search(recipe, self.pipe.reward_model)
         self.fps = recipe.fps or float(read_sampling(pipeline_source(recipe.model)).get("fps", DEFAULT_FPS))
         self.fingerprints = _fingerprints(recipe)
 
     def sample(self, seed: int, name: str = "guided", on_step: OnStep | None = None) -> tuple[Frames, Clip]:
-        """Sample one video.
+        """Sample one video, or the best of several candidates if the recipe has a search.
 
         Args:
             seed: Of the noise; drawn on the CPU, so that every device starts from the same.
-            name: ``"guided"``, or ``"unguided"`` for the same without the reward.
+            name: ``"guided"``, or ``"unguided"`` for the same without the reward and without a search.
             on_step: Called after each step with its number from 0 and the latents; it stops the run by raising.
 
         Returns:
             The frames, uint8, shape ``(T, H, W, 3)``, and what is known about them.
         """
+        if self._search is None or name == "unguided":
+            return self._sample_one(seed, name, on_step)
+        seeds = candidate_seeds(seed, self._search.candidates)
+        if self._search.moments:
+            return self._resample(seeds, name)
+        best, seconds = None, 0.0
+        for candidate in seeds:  # one at a time, in the memory of one
+            frames, clip = self._sample_one(candidate, name, on_step)
+            seconds += clip.seconds
+            score = self._score(clip)
+            if best is None or score > best[0]:
+                best = score, frames, clip
+        assert best is not None
+        return best[1], replace(best[2], seconds=round(seconds, 3))
+
+    def _score(self, clip: Clip) -> float:
+        assert self._search is not None
+        weights = RewardWeights.parse(self._search.weights).resolve(self.pipe.reward_model.axes)
+        readings = clip.scores["reward"]
+        return sum(weight * readings[axis] for weight, axis in zip(weights, self.pipe.reward_model.axes, strict=True))
+
+    def _resample(self, seeds: list[int], name: str) -> tuple[Frames, Clip]:
+        assert self._search is not None
+        guidance = self.recipe.guidance
+        started = time.perf_counter()
+        self.pipe.set_progress_bar_config(desc=f"{len(seeds)} candidates, {name}", disable=not sys.stderr.isatty())
+        found = search(
+            self.pipe,
+            self.recipe.prompt,
+            self._search,
+            [seeds],
+            reward_guidance=guidance,
+            output_type="np",
+            **self.recipe.sampling,
+        )
+        seconds = time.perf_counter() - started
+        frames = to_uint8(found.frames[0])
+        trace = json.loads(self.pipe.trace.to_json())["steps"] if guidance.scale else []
+        return frames, Clip.of(
+            name, frames, seconds, scores=self._judge(frames, found.latents, found.prompt_embeds), trace=trace
+        )
+
+    def _sample_one(self, seed: int, name: str, on_step: OnStep | None) -> tuple[Frames, Clip]:
         guidance = replace(self.recipe.guidance, scale=0.0) if name == "unguided" else self.recipe.guidance
         last: dict[str, torch.Tensor] = {}
 
@@ -96,6 +141,7 @@ class Sampler:
             clips=list(clips),
             versions={**versions(), "hardware": _hardware(recipe.device)},
             scheduler=recipe.scheduler,
+            search=recipe.search,
         )
 
     def _judge(self, frames: Frames, latents: torch.Tensor, prompt_embeds: torch.Tensor) -> Scores:
@@ -188,6 +234,19 @@ def _check_guidance(recipe: Recipe, reward: Any) -> None:
             "unguided with --scale 0."
         )
     recipe.guidance.resolve(reward.axes)
+
+
+def _search(recipe: Recipe, reward: Any) -> Search | None:
+    if recipe.search is None:
+        return None
+    if reward is None:
+        raise ValueError(
+            f"Expected a reward to choose candidates by, but {recipe.model!r} comes without one; name its folder with "
+            "--reward, or sample one candidate."
+        )
+    settings = Search(**recipe.search)
+    RewardWeights.parse(settings.weights).resolve(reward.axes)
+    return settings
 
 
 def _fingerprints(recipe: Recipe) -> dict[str, str]:

@@ -12,20 +12,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from nrg_sampler.pipeline import NRGFlowPipeline
 from nrg_sampler.rewards.base import Conditioning, Reward, RewardWeights, WeightsLike
 from nrg_sampler.rewards.gradient import weighted_score
+
+if TYPE_CHECKING:
+    from nrg_sampler.pipeline import NRGFlowPipeline
 
 Judge = Callable[[Tensor, Sequence[str]], Tensor]
 
 TENSORS = ("latents", "prompt_embeds", "negative_prompt_embeds")  # what changes with the batch in a sampling loop
 # Pipelines whose loop holds nothing else of the batch, so that it can shrink on the way.
 THINNABLE = ("WanPipeline", "WanVideoToVideoPipeline")
+OTHER_CANDIDATE = 1_000_000  # between the seeds of the candidates of one seed
 HISTORY = ("model_outputs", "last_sample", "prev_derivative", "sample")  # of multistep and two-stage solvers
 
 
@@ -63,11 +66,21 @@ class Search:
         weights = RewardWeights.parse(self.weights)
         weights.require_some()
         object.__setattr__(self, "weights", weights)
+        object.__setattr__(self, "moments", tuple(self.moments))
 
     @classmethod
     def best_of(cls, n: int, weights: WeightsLike = None) -> Search:
         """Return the search that finishes ``n`` candidates and keeps the best."""
         return cls(candidates=n, moments=(), weights=weights)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the settings as plain JSON values; ``Search(**settings)`` reads them back."""
+        weights = RewardWeights.parse(self.weights)
+        return {
+            **vars(self),
+            "moments": list(self.moments),
+            "weights": None if weights.values is None else list(weights.values),
+        }
 
     def cost(self) -> tuple[float, float]:
         """Return the least and the most network evaluations it can take, in multiples of a single run.
@@ -80,6 +93,11 @@ class Search:
     def steps(self, num_inference_steps: int) -> set[int]:
         """Return after how many denoising steps candidates are drawn."""
         return {max(1, round(moment * num_inference_steps)) for moment in self.moments}
+
+
+def candidate_seeds(seed: int, candidates: int) -> list[int]:
+    """Return the seed of each candidate; the first is ``seed`` itself, so that a search contains the plain run."""
+    return [seed + OTHER_CANDIDATE * index for index in range(candidates)]
 
 
 class Found(NamedTuple):
@@ -113,7 +131,7 @@ def search(
         pipe: A pipeline with a reward, which reads the noisy latents.
         prompt: One prompt or several; the candidates of all are sampled together.
         settings: The search.
-        seeds: One seed a candidate for each prompt; from 0 on by default.
+        seeds: One seed a candidate for each prompt; those of seed 0 by default.
         **arguments: Passed to the pipeline, ``reward_scale`` and ``reward_guidance`` among them.
 
     Raises:

@@ -173,3 +173,48 @@ def test_a_model_or_reward_that_does_not_fit_is_one_line_and_exit_code_2(
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith("nrg-sampler: error: ") and message in last
     assert not list(Path().glob("outputs/*"))
+
+
+def test_the_best_of_several_seeds_is_the_one_the_reward_prefers(
+    model: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    from nrg_sampler.search import candidate_seeds
+
+    options = [*model, *SIZE, "--weights", "1:2:0", "--scale", "0"]
+    assert cli.main(["generate", "a red circle", *options, "--seed", "2", "--best-of", "3", "--out", "best.mp4"]) == 0
+    best = Manifest.read(Path("best.json"))
+    scores = {}
+    for seed in candidate_seeds(2, 3):
+        cli.main(["generate", "a red circle", *options, "--seed", str(seed), "--out", f"{seed}.mp4"])
+        (clip,) = Manifest.read(Path(f"{seed}.json")).clips
+        scores[clip.sha256] = clip.scores["reward"]["VQ"] + 2 * clip.scores["reward"]["MQ"]
+    assert best.clips[0].sha256 == max(scores, key=lambda sha: scores[sha])
+    assert best.search == {"candidates": 3, "moments": [], "temperature": 1.0, "weights": [1.0, 2.0, 0.0]}
+    capsys.readouterr()
+    assert cli.main(["generate", "--replay", "best.json"]) == 0
+    assert "identical" in capsys.readouterr().out
+
+
+def test_a_search_on_the_way_is_replayed_and_planned(model: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["generate", "a red circle", *model, *SIZE, "--search", "--best-of", "4", "--out", "a.mp4"]) == 0
+    manifest = Manifest.read(Path("a.json"))
+    assert manifest.search and manifest.search["moments"] == [0.2, 0.3, 0.4] and len(manifest.clips) == 1
+    assert manifest.clips[0].scores["reward"].keys() == {"VQ", "MQ", "TA"} and manifest.clips[0].trace
+    capsys.readouterr()
+    assert cli.main(["generate", "--replay", "a.json"]) == 0
+    assert "identical" in capsys.readouterr().out
+    settings = [*SIZE[:-2], "--steps", "10", "--guidance-scale", "5", "--best-of", "4", "--floor", "TA", "--json"]
+    plans = {}
+    for weights in ("1:0:0", "0:0:1"):
+        assert cli.main(["generate", "a red circle", *model, *settings, "--weights", weights, "--plan"]) == 0
+        plans[weights] = json.loads(capsys.readouterr().out)
+    assert (plans["1:0:0"]["candidates"], plans["1:0:0"]["evaluations"], plans["1:0:0"]["gradients"]) == (4, 80, 10)
+    # one pass forward and one back, against one forward and one back for each of two axes
+    assert plans["1:0:0"]["reward_evaluations"] == pytest.approx(1.5 * plans["0:0:1"]["reward_evaluations"], abs=0.1)
+    assert plans["0:0:1"]["ratio"] == pytest.approx(4 + plans["0:0:1"]["reward_evaluations"] / 20, abs=0.01)
+
+
+def test_a_search_without_a_reward_is_refused(model: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    options = [*model[:2], *SIZE, "--scale", "0", "--best-of", "2"]
+    assert cli.main(["generate", "a red circle", *options]) == 2
+    assert "Expected a reward to choose candidates by, but" in capsys.readouterr().err

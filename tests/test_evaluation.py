@@ -17,12 +17,12 @@ from nrg_sampler.evaluation.grading import COLUMNS, Graded, diversity_of_arms, g
 from nrg_sampler.evaluation.memory import peak_memory
 from nrg_sampler.evaluation.panel import panel
 from nrg_sampler.evaluation.report import markdown, summarise
-from nrg_sampler.evaluation.sampling import OTHER_CANDIDATE, ArmSampler
+from nrg_sampler.evaluation.sampling import ArmSampler
 from nrg_sampler.evaluation.winrate import bootstrap_interval, win_rate
 from nrg_sampler.guidance import RewardGuidance
 from nrg_sampler.rewards.base import Conditioning
 from nrg_sampler.rewards.gradient import axis_gradients
-from nrg_sampler.search import Search
+from nrg_sampler.search import Search, candidate_seeds
 from nrg_sampler.shapes.scenes import prompts
 
 
@@ -129,7 +129,7 @@ def test_a_judge_may_choose_among_candidates_and_more_steps_are_a_multiple(tmp_p
     sampler = ArmSampler(pipe, judges={"oracle": judge}, sampling={"num_inference_steps": 10})
     two = prompts("test")[:2]
     sampled = sampler.sample(Arm("b", search=Search.best_of(3), judge="oracle"), two, [4, 5])
-    assert pipe.calls[-1][1] == [seed + OTHER_CANDIDATE * i for seed in (4, 5) for i in range(3)]
+    assert pipe.calls[-1][1] == candidate_seeds(4, 3) + candidate_seeds(5, 3)
     assert seen == [[two[0]] * 3 + [two[1]] * 3]
     assert sampled.clips.shape == (2, 3, 13, 64, 64) and sampled.evaluations == 2 * 3
     sampler.sample(Arm("m", steps=1.4), two, [4, 5])

@@ -22,6 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--plan", action="store_true", help="say what it would cost, after timing two steps, and write nothing"
     )
+    options.add_search(parser)
     options.add_model(parser)
     options.add_sampling(parser)
     options.add_guidance(parser)

@@ -96,6 +96,19 @@ def add_prompt(parser: argparse.ArgumentParser, required: bool = True) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object a video, for programs")
 
 
+def add_search(parser: argparse.ArgumentParser) -> None:
+    """Add how many candidates a video is chosen from."""
+    group = parser.add_argument_group("search")
+    group.add_argument(
+        "--best-of", type=whole_number(1), metavar="N", help="sample N candidates and keep the reward's favourite"
+    )
+    group.add_argument(
+        "--search",
+        action="store_true",
+        help="give candidates up on the way, by the reward's reading of their noisy latents (default: 6 candidates)",
+    )
+
+
 def add_model(parser: argparse.ArgumentParser) -> None:
     """Add which pipeline and reward, and where they run."""
     group = parser.add_argument_group("model")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import replace
+from typing import Any
 
 from nrg_sampler.checkpoints import BUNDLED
 from nrg_sampler.cli.parser import GUIDANCE, SAMPLING
@@ -33,6 +34,7 @@ def from_arguments(arguments: argparse.Namespace) -> Recipe:
         dtype=arguments.dtype or ("bfloat16" if half else "float32"),
         fps=arguments.fps,
         scheduler=arguments.scheduler,
+        search=_search(arguments),
     )
 
 
@@ -44,3 +46,15 @@ def guidance_from(arguments: argparse.Namespace) -> RewardGuidance:
     """
     given = {name: getattr(arguments, name) for name in GUIDANCE if getattr(arguments, name) is not None}
     return replace(RewardGuidance.paper() if arguments.paper else RewardGuidance(), **given)
+
+
+def _search(arguments: argparse.Namespace) -> dict[str, Any] | None:
+    """The search of ``generate``, by the weights that guide; other subcommands have none."""
+    best_of: int | None = getattr(arguments, "best_of", None)
+    resampling = bool(getattr(arguments, "search", False))
+    if best_of is None and not resampling:
+        return None
+    from nrg_sampler.search import Search
+
+    settings = Search(weights=arguments.weights) if resampling else Search.best_of(1, arguments.weights)
+    return (settings if best_of is None else replace(settings, candidates=best_of)).to_dict()

@@ -26,6 +26,8 @@ FROM_FILE = (
     "scheduler",
     "paper",
     "plan",
+    "best_of",
+    "search",
     *SAMPLING,
     *GUIDANCE,
 )

@@ -16,10 +16,8 @@ from nrg_sampler.evaluation.memory import peak_memory
 from nrg_sampler.evaluation.panel import Judge
 from nrg_sampler.pipeline import NRGFlowPipeline
 from nrg_sampler.rewards.base import Conditioning, Reward, normalised
-from nrg_sampler.search import best_of_n, search
+from nrg_sampler.search import best_of_n, candidate_seeds, search
 from nrg_sampler.shapes.scenes import Prompt, caption
-
-OTHER_CANDIDATE = 1_000_000  # between the seeds of a prompt's candidates; the first is the prompt's own
 
 
 class Sampled(NamedTuple):
@@ -106,7 +104,7 @@ class ArmSampler:
         if arm.search is None:
             return _plain(pipe, texts, seeds, arguments)
         n = arm.search.candidates
-        candidates = [[seed + OTHER_CANDIDATE * index for index in range(n)] for seed in seeds]
+        candidates = [candidate_seeds(seed, n) for seed in seeds]
         if arm.judge is None:
             found = search(pipe, texts, arm.search, candidates, **arguments)
         else:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from nrg_sampler.guidance import CONFLICTS
+from nrg_sampler.guidance import CONFLICTS, READS
 
 
 @dataclass(frozen=True)
@@ -120,6 +120,7 @@ CONTROLS: dict[str, Control] = {
     "parallel": Number("Parallel share", "Of the push along the clip itself; less saturates less.", 0.0, 1.0, 0.05),
     "every": Number("Every n-th step", "Ask the reward only each n-th step.", 1, 10, 1),
     "reuse": Switch("Reuse the direction", "Push with the last one in between."),
+    "reads": Choice("Read at", "Latents the reward sees: the noisy or the predicted clean.", {r: r for r in READS}),
     "smoothing": Number("Smoothing", "Share of the noise exchanged for an average.", 0.0, 1.0, 0.05),
     "smoothing_samples": Number("Samples of it", "Gradients in the average.", 1, 16, 1),
     "balanced": Switch("Balance the axes", "One norm for every axis' gradient."),
