@@ -93,18 +93,18 @@ class Step:
     ) -> None:
         with _default_dtype(dtype), torch.device(device):
             self.workload = workload
-            self.transformer = workload.build()
+            self.transformer: Any = workload.build()
             self.reward: Any = workload.build_reward(num_blocks)
             self.latents, self.prompt = workload.random_inputs(device, dtype)
         if checkpointing:
             self.reward.enable_gradient_checkpointing()
-        self.modules = (self.transformer, self.reward)
+        self.modules: tuple[torch.nn.Module, ...] = (self.transformer, self.reward)
 
     def velocity(self) -> Tensor:
         """Evaluate the transformer as often as an unguided step does."""
         with torch.no_grad():
             inputs = self.workload.inputs(self.latents, self.prompt)
-            outputs = [self.transformer(**inputs)[0] for _ in range(self.workload.evaluations)]
+            outputs: list[Tensor] = [self.transformer(**inputs)[0] for _ in range(self.workload.evaluations)]
         return outputs[0] if len(outputs) == 1 else outputs[1] + CFG * (outputs[0] - outputs[1])
 
     def unguided(self) -> Tensor:
@@ -136,7 +136,7 @@ class MemoryCounter(TorchDispatchMode):
     """
 
     def __init__(self, modules: Iterable[torch.nn.Module] = ()) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._alive: dict[int, Any] = {}
         self._bytes = self.peak_bytes = 0
         for module in modules:
@@ -175,11 +175,11 @@ def count(call: Callable[[], Any], modules: Iterable[torch.nn.Module]) -> Counte
 
 
 def _attention(query: Any, key: Any, value: Any, *rest: Any, **named: Any) -> int:
-    return sdpa_flop_count(query, key, value)
+    return int(sdpa_flop_count(query, key, value))
 
 
 def _attention_backward(grad: Any, query: Any, key: Any, value: Any, *rest: Any, **named: Any) -> int:
-    return sdpa_backward_flop_count(grad, query, key, value)
+    return int(sdpa_backward_flop_count(grad, query, key, value))
 
 
 # The counter knows the fused attention of accelerators; this is the processor's, which fake tensors go through.

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nrg_sampler.rewards.base import Conditioning, Reward
+from nrg_sampler.rewards.base import Conditioning
 
 # Weights of a block that do not act on every latent token: modulation from the timestep, the prompt's own stream, and
 # what turns the prompt into keys and values.
@@ -50,7 +50,7 @@ class Workload:
         transformer = getattr(diffusers, self.transformer)(**{**self.config, **layers})
         return transformer.eval().requires_grad_(False)
 
-    def build_reward(self, num_blocks: int) -> Reward:
+    def build_reward(self, num_blocks: int) -> Any:
         """Return a reward on the first ``num_blocks`` blocks: the latent reward of Wan, the bare trunk elsewhere."""
         if self.transformer != "WanTransformer3DModel":
             return TrunkReward(self.build(num_blocks), self.inputs)
@@ -95,9 +95,9 @@ class TrunkReward(nn.Module):
         inputs: Makes the keyword arguments of ``trunk`` from latents and the prompt.
     """
 
-    axes = ("mean",)
+    axes: tuple[str, ...] = ("mean",)
 
-    def __init__(self, trunk: nn.Module, inputs: Callable[[Tensor, Tensor], dict[str, Any]]) -> None:
+    def __init__(self, trunk: Any, inputs: Callable[[Tensor, Tensor], dict[str, Any]]) -> None:
         super().__init__()
         self.trunk, self.inputs = trunk, inputs
 
@@ -110,7 +110,8 @@ class TrunkReward(nn.Module):
         assert conditioning.prompt_embeds is not None
         dtype = next(self.trunk.parameters()).dtype
         (features,) = self.trunk(**self.inputs(latents.to(dtype), conditioning.prompt_embeds))
-        return features.flatten(1).float().mean(dim=1, keepdim=True)  # type: ignore[no-any-return]
+        mean: Tensor = features.flatten(1).float().mean(dim=1, keepdim=True)
+        return mean
 
 
 def blocks_of(transformer: Any) -> list[nn.Module]:
