@@ -6,13 +6,14 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 
 from nrg_sampler.checkpoints import BUNDLED, bundled_folder, pipeline_source, read_sampling
+from nrg_sampler.evaluation.judge import Judge
 from nrg_sampler.manifest import Clip, Manifest, model_fingerprint, versions
 from nrg_sampler.recipe import Recipe
 from nrg_sampler.rewards import Conditioning, RewardWeights
@@ -31,13 +32,14 @@ class Sampler:
     Args:
         recipe: What to sample.
         pipe: The loaded pipeline of the recipe, which stays as it is; loaded here by default.
+        judges: Who grades the finished clips, by name, besides the reward and, for the bundled model, the oracle.
 
     Raises:
         ValueError: If the model, the reward or the prompt does not fit.
     """
 
-    def __init__(self, recipe: Recipe, pipe: Any = None) -> None:
-        self.recipe = recipe
+    def __init__(self, recipe: Recipe, pipe: Any = None, judges: Mapping[str, Judge] | None = None) -> None:
+        self.recipe, self.judges = recipe, judges or {}
         self.pipe = _with_scheduler(pipe or load(recipe), recipe.scheduler)
         _check_guidance(recipe, self.pipe.reward_model)
         self._search = _search(recipe, self.pipe.reward_model)
@@ -148,7 +150,8 @@ class Sampler:
         reward = self.pipe.reward_model
         target = target_scores(reward, latents, prompt_embeds) if reward is not None else None
         measured = oracle_scores(frames, self.recipe.prompt) if self.recipe.model == BUNDLED else None
-        return {judge: scores for judge, scores in (("reward", target), ("oracle", measured)) if scores}
+        own = {judge: scores for judge, scores in (("reward", target), ("oracle", measured)) if scores}
+        return {**own, **judge_scores(self.judges, frames, self.recipe.prompt, self.fps)}
 
 
 def target_scores(reward: Any, latents: torch.Tensor, prompt_embeds: torch.Tensor) -> dict[str, float]:
@@ -164,6 +167,19 @@ def target_scores(reward: Any, latents: torch.Tensor, prompt_embeds: torch.Tenso
     with torch.no_grad():
         raw = reward(latents.float(), latents.new_zeros(len(latents)).float(), Conditioning(prompt_embeds.float()))
     return _by_axis(reward.axes, normalised(reward, raw)[0])
+
+
+def judge_scores(judges: Mapping[str, Judge], frames: Frames, prompt: str, fps: float) -> Scores:
+    """Ask judges about one video.
+
+    Args:
+        judges: Who grades, by name.
+        frames: Shape ``(T, H, W, 3)``.
+        prompt: What was asked for.
+        fps: Frames per second.
+    """
+    clip = torch.from_numpy(frames.copy()).permute(3, 0, 1, 2)[None] / 255  # (1, 3, T, H, W)
+    return {name: _by_axis(judge.axes, judge(clip, [prompt], fps)[0]) for name, judge in judges.items()}
 
 
 def oracle_scores(frames: Frames, prompt: str) -> dict[str, float] | None:

@@ -21,6 +21,7 @@ from nrg_sampler.cli import (
     evaluate_reward,
     families,
     generate,
+    score,
     train_reward,
 )
 from nrg_sampler.cli.parser import OneLineParser
@@ -42,6 +43,7 @@ class Command(Protocol):
 COMMANDS: dict[str, Command] = {
     "generate": generate,
     "compare": compare,
+    "score": score,
     "evaluate": evaluate,
     "train-reward": train_reward,
     "evaluate-reward": evaluate_reward,

@@ -13,6 +13,7 @@ from typing import Any
 
 from nrg_sampler.cli.parser import DEFAULT_FOLDER
 from nrg_sampler.cli.recipe import from_arguments
+from nrg_sampler.evaluation.judge import load_judges
 from nrg_sampler.files import slug, writable_folder
 from nrg_sampler.manifest import Manifest, changes, format_change
 from nrg_sampler.sampler import Sampler
@@ -23,6 +24,7 @@ INTERRUPTED = 130
 JUDGES = {
     "reward": "reward  {}   (the guiding reward's reading of the finished clip, in its standard deviations)",
     "oracle": "oracle  {}   (measured in the pixels, 0 to 1)",
+    "videoreward": "videoreward  {}   (the published judge, in its standard deviations)",
 }
 
 
@@ -44,7 +46,7 @@ def run_seeds(arguments: argparse.Namespace, make: Make) -> int:
         return 0
     manifests: list[Manifest] = []
     try:
-        sampler = Sampler(recipe)
+        sampler = Sampler(recipe, judges=load_judges(arguments.judge or (), recipe.device))
         for seed, path in paths.items():
             manifests.append(make(sampler, seed, path))
             report(manifests[-1], path, as_json=arguments.json)
@@ -104,7 +106,7 @@ def _print_changes(title: str, found: Sequence[dict[str, Any]]) -> None:
     print(f"  {title}")
     for judge in found[0]:
         mean = {axis: fmean(change[judge].get(axis, 0.0) for change in found) for axis in found[0][judge]}
-        print("  " + JUDGES[judge].format(format_change(mean)), flush=True)
+        print("  " + JUDGES.get(judge, f"{judge}  {{}}").format(format_change(mean)), flush=True)
 
 
 def _free(path: Path) -> Path:

@@ -24,6 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add_model(parser)
     options.add_sampling(parser)
     options.add_guidance(parser)
+    options.add_judges(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:

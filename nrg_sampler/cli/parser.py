@@ -122,6 +122,13 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--dtype", choices=DTYPES, help="of the weights (default: bfloat16 on cuda, else float32)")
 
 
+def add_judges(parser: argparse.ArgumentParser) -> None:
+    """Add who grades the finished video."""
+    parser.add_argument(
+        "--judge", action="append", metavar="NAME", help="who grades: oracle, videoreward:FOLDER; may be repeated"
+    )
+
+
 def add_sampling(parser: argparse.ArgumentParser) -> None:
     """Add the pipeline's own arguments; left out, they are what the model was made for."""
     group = parser.add_argument_group("sampling (default: as the model was made for)")

@@ -28,6 +28,7 @@ FROM_FILE = (
     "plan",
     "best_of",
     "search",
+    "judge",
     *SAMPLING,
     *GUIDANCE,
 )

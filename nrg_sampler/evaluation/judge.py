@@ -1,0 +1,107 @@
+"""Judges of finished clips: who grades, by name, so that a command or a table can ask for them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from nrg_sampler.rewards.base import RewardWeights, WeightsLike
+
+
+@runtime_checkable
+class Judge(Protocol):
+    """Score finished clips on named axes, higher is better. It grades; it does not guide."""
+
+    axes: tuple[str, ...]
+
+    def __call__(self, clips: Tensor, prompts: Sequence[str], fps: float) -> Tensor:
+        """Return scores, shape ``(B, axes)``.
+
+        Args:
+            clips: Shape ``(B, 3, T, H, W)``, in ``[0, 1]``.
+            prompts: What was asked of each.
+            fps: Frames per second of the clips.
+        """
+        ...
+
+
+class OracleJudge:
+    """Measurements of the pixels of a clip of the shapes world, each axis from 0 to 1; no network."""
+
+    axes: tuple[str, ...] = ("VQ", "MQ", "TA")
+
+    def __call__(self, clips: Tensor, prompts: Sequence[str], fps: float) -> Tensor:
+        """Grade clips; the rate does not matter.
+
+        Raises:
+            ValueError: If a prompt is not of that world, or the clips are too short.
+        """
+        from nrg_sampler.shapes.oracle import grade
+        from nrg_sampler.shapes.scenes import parse
+
+        asked = [parse(prompt) for prompt in prompts]
+        known = [prompt for prompt in asked if prompt is not None]
+        if len(known) < len(asked):
+            raise ValueError(
+                f"Expected a prompt of the bundled world for the oracle, but got {prompts[asked.index(None)]!r}; "
+                "name another judge for other videos."
+            )
+        return grade(clips, known)
+
+
+def _oracle(source: str, device: str) -> Judge:
+    if source:
+        raise ValueError(f"Expected 'oracle' alone, but got 'oracle:{source}'; it has no files.")
+    return OracleJudge()
+
+
+def _videoreward(source: str, device: str) -> Judge:
+    from nrg_sampler.rewards.videoreward import VideoReward
+
+    if not source:
+        raise ValueError("Expected the folder of VideoReward, but got none; write videoreward:FOLDER.")
+    return VideoReward.from_pretrained(source, device=device)
+
+
+# A judge is made when it is asked for, from what follows its name and a colon, and the device; to add one, name it here.
+JUDGES: dict[str, Callable[[str, str], Judge]] = {"oracle": _oracle, "videoreward": _videoreward}
+
+
+def load_judge(name: str, device: str = "cpu") -> Judge:
+    """Make a judge.
+
+    Args:
+        name: ``"oracle"`` or ``"videoreward:FOLDER"``.
+        device: Where its network runs, if it has one.
+
+    Raises:
+        ValueError: If there is no such judge, or its folder does not fit.
+    """
+    kind, _, source = name.partition(":")
+    if kind not in JUDGES:
+        raise ValueError(f"Expected a judge from {', '.join(JUDGES)}, but got {name!r}.")
+    return JUDGES[kind](source, device)
+
+
+def load_judges(names: Iterable[str], device: str = "cpu") -> dict[str, Judge]:
+    """Make several, by the part of their name before the colon."""
+    return {name.partition(":")[0]: load_judge(name, device) for name in names}
+
+
+def chooser(judge: Judge, fps: float, weights: WeightsLike = None) -> Callable[[Tensor, Sequence[str]], Tensor]:
+    """Return the weighted sum of a judge's axes, as ``best_of_n`` takes it.
+
+    Args:
+        judge: Who scores.
+        fps: Frames per second of the clips.
+        weights: One weight per axis of the judge; 1 for each by default.
+    """
+    resolved = torch.tensor(RewardWeights.parse(weights).resolve(judge.axes))
+
+    def score(clips: Tensor, prompts: Sequence[str]) -> Tensor:
+        return judge(clips, prompts, fps).cpu() @ resolved
+
+    return score
