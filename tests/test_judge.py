@@ -11,6 +11,7 @@ import torch
 from nrg_sampler import cli
 from nrg_sampler.evaluation import judge as judges
 from nrg_sampler.evaluation.judge import Judge, OracleJudge, chooser, load_judge
+from nrg_sampler.evaluation.panel import panel
 from nrg_sampler.shapes.oracle import grade
 from nrg_sampler.shapes.render import draw, render
 from nrg_sampler.shapes.scenes import Prompt, caption, sample_scene
@@ -55,7 +56,7 @@ def test_the_oracle_judge_is_the_oracle(clips):
 
 
 def test_says_what_is_wrong(clips):
-    with pytest.raises(ValueError, match="Expected a judge from oracle, videoreward, but got 'nobody'"):
+    with pytest.raises(ValueError, match="Expected a judge from oracle, pixel, videoreward, but got 'nobody'"):
         load_judge("nobody")
     with pytest.raises(ValueError, match="Expected the folder of VideoReward, but got none; write videoreward:FOLDER"):
         load_judge("videoreward")
@@ -65,6 +66,26 @@ def test_says_what_is_wrong(clips):
         ValueError, match="Expected a prompt of the bundled world for the oracle, but got 'the weather'"
     ):
         OracleJudge()(clips, [ASKED, "the weather"], 8.0)
+
+
+def test_a_saved_pixel_judge_grades_in_its_standard_deviations(clips, tmp_path):
+    from nrg_sampler.evaluation.judges import PixelJudge
+
+    words = sorted(set(ASKED.split()))
+    network = PixelJudge(words=words, widths=(8, 8), dim=16, num_heads=2, depth=1, mean=(1.0,) * 3, std=(2.0,) * 3)
+    network.save_pretrained(tmp_path)
+    found = load_judge(f"pixel:{tmp_path}")(clips, [ASKED] * 2, 8.0)
+    with torch.no_grad():
+        torch.testing.assert_close(found, (network.eval()(clips, [ASKED] * 2) - 1) / 2, rtol=1e-3, atol=1e-3)
+    with pytest.raises(ValueError, match="Expected a pixel judge in nowhere, but found none"):
+        load_judge("pixel:nowhere")
+
+
+def test_tables_take_the_same_judges(clips, brightness):
+    found = panel(["oracle", "brightness"])
+    assert torch.equal(found["oracle"](clips, [STAR] * 2), grade(clips, [STAR] * 2))
+    found["brightness"](clips, [STAR] * 2)
+    assert brightness.calls == [((2, 3, 13, 64, 64), [ASKED] * 2, 8.0)]
 
 
 def test_a_chooser_weighs_the_axes(clips):
@@ -112,7 +133,7 @@ def test_compare_says_what_changed_by_the_judge(brightness, tmp_path, capsys):
 BAD = {
     "no prompt": (["star.mp4"], "Expected --prompt, for there is no manifest beside star.mp4"),
     "no video": (["none.mp4", "--prompt", "x"], "Expected a video file, but none.mp4 does not exist"),
-    "no judge": (["star.mp4", "--prompt", "x", "--judge", "nobody"], "Expected a judge from oracle, videoreward"),
+    "no judge": (["star.mp4", "--prompt", "x", "--judge", "nobody"], "Expected a judge from oracle, pixel, videoreward"),
     "no folder": (
         ["star.mp4", "--prompt", "x", "--judge", "videoreward:nowhere"], "Expected the published VideoReward settings",
     ),

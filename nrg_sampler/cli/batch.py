@@ -24,6 +24,7 @@ INTERRUPTED = 130
 JUDGES = {
     "reward": "reward  {}   (the guiding reward's reading of the finished clip, in its standard deviations)",
     "oracle": "oracle  {}   (measured in the pixels, 0 to 1)",
+    "pixel": "pixel  {}   (the pixel judge, in its standard deviations)",
     "videoreward": "videoreward  {}   (the published judge, in its standard deviations)",
 }
 

@@ -32,7 +32,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--split", default="test", choices=("validation", "test"), help="prompts: tune on validation only"
     )
     parser.add_argument("--arms", nargs="+", metavar="ARM", help="only these arms and the unguided one (default: all)")
-    parser.add_argument("--judges", default="oracle", metavar="NAMES", help="who grades, as oracle,pixel")
+    parser.add_argument(
+        "--judges", default="oracle", metavar="NAMES", help="who grades, as oracle,pixel or oracle,videoreward:FOLDER"
+    )
     parser.add_argument("--clean-reward", type=Path, metavar="FOLDER", help="a reward trained on clean latents")
     parser.add_argument("--steps", type=whole_number(1), help="denoising steps (default: the model's)")
     parser.add_argument("--batch", type=whole_number(1), default=10, help="clips sampled together (default: 10)")
@@ -77,7 +79,7 @@ def _models(arguments: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
     from nrg_sampler import NRGFlowPipeline
     from nrg_sampler.checkpoints import load_reward
     from nrg_sampler.evaluation.controls import RandomDirection, pixel_control
-    from nrg_sampler.evaluation.panel import load_pixel_judge
+    from nrg_sampler.evaluation.judge import load_pixel_judge
     from nrg_sampler.sampler import quiet_unless_watched
 
     quiet_unless_watched()

@@ -125,7 +125,10 @@ def add_model(parser: argparse.ArgumentParser) -> None:
 def add_judges(parser: argparse.ArgumentParser) -> None:
     """Add who grades the finished video."""
     parser.add_argument(
-        "--judge", action="append", metavar="NAME", help="who grades: oracle, videoreward:FOLDER; may be repeated"
+        "--judge",
+        action="append",
+        metavar="NAME",
+        help="who grades: oracle, pixel, videoreward:FOLDER; may be repeated",
     )
 
 

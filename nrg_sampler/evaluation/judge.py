@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Protocol, runtime_checkable
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from nrg_sampler.rewards.base import RewardWeights, WeightsLike
+from nrg_sampler.rewards.base import RewardWeights, WeightsLike, normalised
 
 
 @runtime_checkable
@@ -52,6 +53,27 @@ class OracleJudge:
         return grade(clips, known)
 
 
+class PixelClipJudge:
+    """A trained judge of pixels, which needs no rate; grades in its standard deviations.
+
+    Args:
+        judge: A ``PixelJudge``.
+    """
+
+    def __init__(self, judge: Any) -> None:
+        self.axes, self._judge = judge.axes, judge
+
+    @torch.no_grad()
+    def __call__(self, clips: Tensor, prompts: Sequence[str], fps: float) -> Tensor:
+        """Grade clips.
+
+        Raises:
+            ValueError: If a prompt has words that the judge never saw.
+        """
+        device = next(self._judge.parameters()).device
+        return normalised(self._judge, self._judge(clips.to(device), prompts)).cpu()
+
+
 def _oracle(source: str, device: str) -> Judge:
     if source:
         raise ValueError(f"Expected 'oracle' alone, but got 'oracle:{source}'; it has no files.")
@@ -66,15 +88,39 @@ def _videoreward(source: str, device: str) -> Judge:
     return VideoReward.from_pretrained(source, device=device)
 
 
+def load_pixel_judge(folder: str | Path | None = None) -> Any:
+    """Load a pixel judge, frozen; the bundled one by default.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    from nrg_sampler.checkpoints import bundled_folder, readable
+    from nrg_sampler.evaluation.judges import PixelJudge
+
+    folder = Path(folder) if folder else bundled_folder("judge")
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"Expected a pixel judge in {folder}, but found none; name the folder as pixel:FOLDER.")
+    with readable(folder):
+        return PixelJudge.from_pretrained(folder, dtype=torch.float32).eval().requires_grad_(False)
+
+
+def _pixel(source: str, device: str) -> Judge:
+    return PixelClipJudge(load_pixel_judge(source).to(device))
+
+
 # A judge is made when it is asked for, from what follows its name and a colon, and the device; to add one, name it here.
-JUDGES: dict[str, Callable[[str, str], Judge]] = {"oracle": _oracle, "videoreward": _videoreward}
+JUDGES: dict[str, Callable[[str, str], Judge]] = {
+    "oracle": _oracle,
+    "pixel": _pixel,
+    "videoreward": _videoreward,
+}
 
 
 def load_judge(name: str, device: str = "cpu") -> Judge:
     """Make a judge.
 
     Args:
-        name: ``"oracle"`` or ``"videoreward:FOLDER"``.
+        name: ``"oracle"``, ``"pixel"`` for the bundled one, ``"pixel:FOLDER"`` or ``"videoreward:FOLDER"``.
         device: Where its network runs, if it has one.
 
     Raises:

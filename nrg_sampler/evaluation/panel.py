@@ -1,15 +1,14 @@
-"""Who grades: judges, none of which may be the reward that guides."""
+"""Who grades in the tables: judges, none of which may be the reward that guides."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from collections.abc import Sequence
+from typing import Protocol
 
-import torch
 from torch import Tensor
 
-from nrg_sampler.checkpoints import bundled_folder
-from nrg_sampler.rewards.base import normalised
+from nrg_sampler.checkpoints import BUNDLED, pipeline_source, read_sampling
+from nrg_sampler.evaluation import judge as judges
 from nrg_sampler.shapes.oracle import grade
 from nrg_sampler.shapes.scenes import Prompt, caption
 
@@ -22,48 +21,27 @@ class Judge(Protocol):
         ...
 
 
-def oracle() -> Judge:
-    """Return the oracle: measurements of the pixels, no network."""
-    return grade
+class _ByCaption:
+    """A judge that is told the caption of a prompt, and the rate of the bundled model's clips."""
 
+    def __init__(self, judge: judges.Judge) -> None:
+        self._judge = judge
+        self._fps = float(read_sampling(pipeline_source(BUNDLED))["fps"])
 
-def pixel() -> Judge:
-    """Return the bundled pixel judge, a network that shares nothing with the reward.
-
-    Raises:
-        ValueError: If it is not installed.
-    """
-    judge = load_pixel_judge()
-
-    def grades(clips: Tensor, prompts: Sequence[Prompt]) -> Tensor:
-        with torch.no_grad():
-            return normalised(judge, judge(clips, [caption(prompt) for prompt in prompts]))
-
-    return grades
-
-
-def load_pixel_judge() -> Any:
-    """Load the bundled pixel judge, frozen.
-
-    Raises:
-        ValueError: If it is not installed.
-    """
-    from nrg_sampler.evaluation.judges import PixelJudge
-
-    return PixelJudge.from_pretrained(bundled_folder("judge"), dtype=torch.float32).eval().requires_grad_(False)
-
-
-# A judge is made when it is first asked for; to add one, name it here.
-JUDGES: dict[str, Callable[[], Judge]] = {"oracle": oracle, "pixel": pixel}
+    def __call__(self, clips: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+        return self._judge(clips, [caption(prompt) for prompt in prompts], self._fps)
 
 
 def panel(names: Sequence[str]) -> dict[str, Judge]:
-    """Make the named judges.
+    """Make the named judges, those of :func:`nrg_sampler.evaluation.judge.load_judge`, by the part before the colon.
 
     Raises:
-        ValueError: If one is unknown.
+        ValueError: If one is unknown or its folder does not fit.
     """
-    unknown = [name for name in names if name not in JUDGES]
+    unknown = [name for name in names if name.partition(":")[0] not in judges.JUDGES]
     if unknown or not names:
-        raise ValueError(f"Expected judges from {', '.join(JUDGES)}, but got {', '.join(unknown) or 'none'}.")
-    return {name: JUDGES[name]() for name in dict.fromkeys(names)}
+        raise ValueError(f"Expected judges from {', '.join(judges.JUDGES)}, but got {', '.join(unknown) or 'none'}.")
+    # The oracle measures by the prompt itself: not every caption names all that was asked.
+    return {
+        name.partition(":")[0]: grade if name == "oracle" else _ByCaption(judges.load_judge(name)) for name in names
+    }
