@@ -26,6 +26,7 @@ from nrg_sampler.guidance import DirectionMemory, RewardGuidance, guided_velocit
 from nrg_sampler.layouts import IMAGE, VIDEO, Call, GivenFrame, Layout
 from nrg_sampler.paths import STRAIGHT, path_of
 from nrg_sampler.rewards.base import Conditioning, Reward, check_reward
+from nrg_sampler.shared import shared_forward
 from nrg_sampler.trace import GuidanceTrace, GuidanceWarning
 
 Guide: TypeAlias = Callable[[Tensor, Tensor, bool], Tensor]  # output, latents, whether each token has its timestep
@@ -68,6 +69,8 @@ def attach(
     family = _check(pipe, reward, guidance)
     with ExitStack() as cleanup:
         calls = cleanup.enter_context(captured_calls(pipe, family))
+        if guidance.forward == "shared":
+            reward = cleanup.enter_context(shared_forward(pipe, reward))
         steps = GuidedSteps(pipe.scheduler, family, reward, guidance, trace)
         cleanup.enter_context(_replaced_step(pipe.scheduler, lambda *given: steps(calls.take(), *given)))
         _attached.add(pipe)

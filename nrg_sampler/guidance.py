@@ -31,6 +31,7 @@ from nrg_sampler.rewards.gradient import axis_gradients, reward_gradient
 from nrg_sampler.trace import GuidanceTrace, Measurement, Stopwatch
 
 CONFLICTS = ("sum", "project")
+FORWARDS = ("separate", "shared")
 READS = ("noisy", "clean")
 
 
@@ -61,6 +62,8 @@ class RewardGuidance:
         smoothing: Share of the noise that is exchanged, in [0, 1], for the gradient to be an average over noises;
             0 takes the gradient at the latents themselves.
         smoothing_samples: Gradients in that average, each at the cost of one.
+        forward: ``"separate"``: the reward runs its own forward pass. ``"shared"``: it reads the features that the
+            denoiser computes anyway, inside ``attach`` and with a reward made for it; only the backward pass is extra.
 
     Raises:
         ValueError: If a setting is out of range.
@@ -83,6 +86,7 @@ class RewardGuidance:
     reads: str = "noisy"
     smoothing: float = 0.0
     smoothing_samples: int = 4
+    forward: str = "separate"
 
     def __post_init__(self) -> None:
         for name in ("start", "stop", "parallel", "smoothing"):
@@ -92,9 +96,12 @@ class RewardGuidance:
         for name in ("every", "smoothing_samples"):
             count = getattr(self, name)
             _expect(isinstance(count, int) and count >= 1, name, "a whole number of 1 or more", count)
-        for name, choices in (("conflicts", CONFLICTS), ("reads", READS)):
+        for name, choices in (("conflicts", CONFLICTS), ("reads", READS), ("forward", FORWARDS)):
             chosen = getattr(self, name)
             _expect(chosen in choices, name, " or ".join(map(repr, choices)), repr(chosen))
+        if self.forward == "shared":  # the denoiser sees the noisy latents, once
+            _expect(self.smoothing == 0, "smoothing", "0 with forward='shared'", self.smoothing)
+            _expect(self.reads == "noisy", "reads", "'noisy' with forward='shared'", repr(self.reads))
         for name in ("max_coefficient", "max_push"):
             limit = getattr(self, name)
             _expect(limit is None or limit > 0, name, "above 0, or None for no limit", limit)
@@ -328,6 +335,11 @@ def guided_velocity(
     if guidance.scale == 0:
         return velocity
     check_reward(reward)
+    if guidance.forward == "shared" and not hasattr(reward, "evaluate"):
+        raise ValueError(
+            "Expected forward='separate' in a sampling loop of your own, but got 'shared'; only `attach` can reach into "
+            "the denoiser."
+        )
     _check_arguments(latents, velocity, sigma)
     recorder = GuidanceTrace(tuple(reward.axes), guidance.scale) if trace is None else trace
     skipped = _skips(guidance, step_index, num_inference_steps) or _skips_sigma(sigma)

@@ -61,9 +61,10 @@ class SharedReward:
         self._given, self._leaf, self._features = given, given.detach().clone().requires_grad_(), None
         self._mode_before = torch.is_grad_enabled()
         torch.set_grad_enabled(True)
+        followed = self._leaf.view_as(self._leaf)  # not the leaf itself: counters of operations stumble over it
         if "hidden_states" in kwargs:
-            return args, {**kwargs, "hidden_states": self._leaf}
-        return (self._leaf, *args[1:]), kwargs
+            return args, {**kwargs, "hidden_states": followed}
+        return (followed, *args[1:]), kwargs
 
     def leave(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
         """Serve as hook of the last shared block: keep its features and let the rest run without a gradient."""
@@ -99,8 +100,14 @@ def shared_forward(pipe: Any, reward: Any) -> Iterator[SharedReward]:
     denoiser = pipe.transformer
     _check_pipeline(pipe, denoiser)
     _check_reward(denoiser, reward)
-    shared = SharedReward(reward)
-    last = denoiser.blocks[len(reward.blocks) - 1]
+    with following(denoiser, SharedReward(reward)) as shared:
+        yield shared
+
+
+@contextmanager
+def following(denoiser: Any, shared: SharedReward) -> Iterator[SharedReward]:
+    """Hook ``shared`` into a denoiser inside the ``with`` block, unchecked."""
+    last = denoiser.blocks[len(shared.blocks) - 1]
     hooks = [
         denoiser.register_forward_pre_hook(shared.enter, with_kwargs=True),
         last.register_forward_hook(shared.leave),

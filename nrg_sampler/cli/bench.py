@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterable
+from itertools import product
 from typing import TYPE_CHECKING
 
 from nrg_sampler.cli import parser as options
@@ -25,6 +26,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--blocks", type=options.whole_number(1), metavar="N", help="blocks in the reward (default: a quarter)"
     )
     parser.add_argument(
+        "--mode",
+        nargs="+",
+        choices=("separate", "shared"),
+        default=["separate"],
+        help="whose features the reward reads",
+    )
+    parser.add_argument(
         "--every", type=options.whole_number(1), nargs="+", default=[1, 2], metavar="N", help="guide each N-th step"
     )
     parser.add_argument("--checkpointing", action="store_true", help="compute the reward's activations twice")
@@ -42,11 +50,12 @@ def run(arguments: argparse.Namespace) -> int:
     from nrg_sampler.recipe import default_device, present
 
     device = present(arguments.device or default_device())
-    for name in arguments.config:
+    for name, mode in product(arguments.config, arguments.mode):
         half = device != "cpu" or name != "shapes"
         rows = cost_rows(
             WORKLOADS[name],
             arguments.blocks,
+            mode=mode,
             every=arguments.every,
             checkpointing=arguments.checkpointing,
             device=device,

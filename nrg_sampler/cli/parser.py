@@ -37,8 +37,13 @@ GUIDANCE = (
     "reads",
     "smoothing",
     "smoothing_samples",
+    "forward",
 )
-CONFLICTS, READS = ("sum", "project"), ("noisy", "clean")  # as in nrg_sampler.guidance, which would bring torch in
+CONFLICTS, READS, FORWARDS = (
+    ("sum", "project"),
+    ("noisy", "clean"),
+    ("separate", "shared"),
+)  # as in nrg_sampler.guidance, which would bring torch in
 DTYPES = ("float32", "bfloat16", "float16")
 DEFAULT_FOLDER = Path("outputs")
 
@@ -167,6 +172,9 @@ def add_guidance(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--smoothing-samples", type=whole_number(1), metavar="N", help="gradients in that average (default: 4)"
+    )
+    group.add_argument(
+        "--forward", choices=FORWARDS, help="let the reward run on its own, or read the features of the denoiser"
     )
     group.add_argument("--paper", action="store_true", help="the published algorithm: scale 100, no bound on the push")
 

@@ -20,6 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 from nrg_sampler.evaluation.workloads import Workload, block_costs, predicted_ratio
 from nrg_sampler.guidance import guided_velocity
 from nrg_sampler.rewards.base import Conditioning, Reward
+from nrg_sampler.shared import SharedReward, following
 from nrg_sampler.trace import GuidanceTrace
 
 SIGMA = 0.5  # cost does not depend on it
@@ -86,13 +87,20 @@ class Step:
         checkpointing: Whether the reward saves memory by computing activations twice.
         device: Where the weights are.
         dtype: Of the weights and latents.
+        shared: Whether the reward reads the transformer's features instead of running a forward pass of its own.
     """
 
     def __init__(
-        self, workload: Workload, num_blocks: int, checkpointing: bool, device: str, dtype: torch.dtype
+        self,
+        workload: Workload,
+        num_blocks: int,
+        checkpointing: bool,
+        device: str,
+        dtype: torch.dtype,
+        shared: bool = False,
     ) -> None:
         with _default_dtype(dtype), torch.device(device):
-            self.workload = workload
+            self.workload, self.shared = workload, shared
             self.transformer: Any = workload.build()
             self.reward: Any = workload.build_reward(num_blocks)
             self.latents, self.prompt = workload.random_inputs(device, dtype)
@@ -111,9 +119,16 @@ class Step:
         return self.latents - 0.02 * self.velocity()
 
     def guided(self) -> Tensor:
+        if not self.shared:
+            return self._guided_by(_BeyondTheLeaf(self.reward))
+        with following(self.transformer, SharedReward(self.reward)) as reward:
+            return self._guided_by(reward)
+
+    def _guided_by(self, reward: Any) -> Tensor:
         trace = GuidanceTrace(self.reward.axes)  # keeps the numbers on the device, as a sampled run does
-        reward, prompt = _BeyondTheLeaf(self.reward), Conditioning(self.prompt)
-        velocity = guided_velocity(self.latents, self.velocity(), SIGMA, reward, prompt, trace=trace)
+        velocity = guided_velocity(
+            self.latents, self.velocity(), SIGMA, reward, Conditioning(self.prompt), trace=trace
+        )
         return self.latents - 0.02 * velocity
 
 
@@ -190,7 +205,7 @@ CPU_ATTENTION = {
 
 
 def count_step(
-    workload: Workload, num_blocks: int, checkpointing: bool, dtype: torch.dtype
+    workload: Workload, num_blocks: int, checkpointing: bool, dtype: torch.dtype, shared: bool = False
 ) -> tuple[Counted, Counted, float]:
     """Count an unguided and a guided step at full size with fake tensors, which take no memory and no time.
 
@@ -199,10 +214,13 @@ def count_step(
     """
     # Entered while building only: what `guided_velocity` makes of plain numbers has to stay real.
     with FakeTensorMode(allow_non_fake_inputs=True):
-        step = Step(workload, num_blocks, checkpointing, "cpu", dtype)
+        step = Step(workload, num_blocks, checkpointing, "cpu", dtype, shared)
     unguided, guided = count(step.unguided, step.modules[:1]), count(step.guided, step.modules)
     costs = block_costs(step.transformer, workload.tokens)
-    return unguided, guided, predicted_ratio(costs, num_blocks, workload.evaluations, checkpointing=checkpointing)
+    predicted = predicted_ratio(
+        costs, num_blocks, workload.evaluations, shared=shared, checkpointing=checkpointing and not shared
+    )
+    return unguided, guided, predicted
 
 
 def time_step(step: Step, n: int, device: torch.device) -> tuple[float, float]:
@@ -223,6 +241,7 @@ def cost_rows(
     workload: Workload,
     num_blocks: int | None = None,
     *,
+    mode: str = "separate",
     every: Iterable[int] = (1, 2),
     checkpointing: bool = False,
     device: str = "cpu",
@@ -237,6 +256,7 @@ def cost_rows(
     Args:
         workload: What is computed.
         num_blocks: Blocks in the reward; a quarter of the transformer's by default.
+        mode: ``"separate"``, or ``"shared"`` where the reward reads the transformer's own features.
         every: Each n-th step guided; the unguided steps between are counted at their own cost.
         checkpointing: Whether the reward computes its activations twice rather than keeping them.
         device: Where to time.
@@ -244,24 +264,30 @@ def cost_rows(
         n: Timed pairs.
 
     Raises:
-        ValueError: If the transformer has fewer blocks.
+        ValueError: If the transformer has fewer blocks, or its features cannot be shared.
     """
+    shared = mode == "shared"
+    if shared and (checkpointing or workload.transformer != "WanTransformer3DModel"):
+        raise ValueError(
+            f"Expected mode 'separate' for {workload.name}{' with checkpointing' * checkpointing}, but got 'shared': "
+            "features are shared with Wan transformers, whose activations are kept."
+        )
     total = sum(workload.config.get(name, 0) for name in ("num_layers", "num_single_layers"))
     blocks = round(total / 4) if num_blocks is None else num_blocks
     if not 1 <= blocks <= total:
         raise ValueError(f"Expected a reward of 1 to {total} blocks for {workload.name}, but got {blocks}.")
-    unguided, guided, predicted = count_step(workload, blocks, checkpointing, dtype)
+    unguided, guided, predicted = count_step(workload, blocks, checkpointing, dtype, shared)
     flops = guided.flops / unguided.flops
     measured = None
     if n and _can_time(torch.device(device), unguided.flops, guided.peak_bytes):
-        measured = _measure(Step(workload, blocks, checkpointing, device, dtype), n, torch.device(device))
+        measured = _measure(Step(workload, blocks, checkpointing, device, dtype, shared), n, torch.device(device))
     for gap in every:
         ratio = None if measured is None else measured.guided_seconds / measured.unguided_seconds
         on_device = measured is not None and measured.peaks is not None
         peaks = measured.peaks if measured is not None and measured.peaks else (unguided.peak_bytes, guided.peak_bytes)
         yield CostRow(
             config=workload.name,
-            mode="separate",
+            mode=mode,
             every=gap,
             blocks=blocks,
             k_time=None if ratio is None else round(1 + (ratio - 1) / gap, 3),

@@ -110,16 +110,20 @@ def _differentiate(
     _check_device(reward, latents.device)
     with torch.inference_mode(False), torch.enable_grad():
         # Cloned in here, because tensors made in inference mode can take no part in autograd.
-        leaf = latents.detach().clone().to(working_dtype(latents)).requires_grad_()
-        levels = per_sample(sigma, leaf).clone()
-        raw = reward(leaf, levels, (conditioning or Conditioning()).copied(leaf.device))
+        given = (conditioning or Conditioning()).copied(latents.device)
+        dtype = working_dtype(latents)
+        if hasattr(reward, "evaluate"):  # the denoiser has gone part of the way already
+            leaf, raw = reward.evaluate(latents, given)
+        else:
+            leaf = latents.detach().clone().to(dtype).requires_grad_()
+            raw = reward(leaf, per_sample(sigma, leaf).clone(), given)
         _check_output(raw, leaf, reward)
-        wanted = scores(raw.to(leaf.dtype))
+        wanted = scores(raw.to(dtype))
         grads = []
         for index, score in enumerate(wanted):
             again = index + 1 < len(wanted)
             (grad,) = torch.autograd.grad(score.sum(), leaf, retain_graph=again, allow_unused=True)
-            grads.append(torch.zeros_like(leaf) if grad is None else grad)
+            grads.append(torch.zeros_like(leaf, dtype=dtype) if grad is None else grad.to(dtype))
     return torch.stack(grads), raw.detach()
 
 

@@ -70,6 +70,8 @@ class LatentReward(ModelMixin, ConfigMixin):
         num_token_reads: Rounds in which each word of the prompt reads the features on its own, before the axes in
             ``text_axes`` read the words: they judge a prompt word by word, which tells clips of one prompt apart.
         null_tokens: Learned tokens that stand where the prompt would be in the trunk.
+        prompt_in_trunk: Let the trunk read the prompt as the video model does. No axis is blind to it then, but the
+            features are the video model's own, which ``RewardGuidance(forward="shared")`` needs.
         pooling: How queries read the features: ``query`` (attention), ``mean`` or ``max``.
         separate_queries: One query per axis; otherwise one for all, which sees the prompt if any axis may.
         mean: Mean of each raw reward over the base model's samples.
@@ -95,6 +97,7 @@ class LatentReward(ModelMixin, ConfigMixin):
         num_reads: int = 2,
         num_token_reads: int = 0,
         null_tokens: int = 2,
+        prompt_in_trunk: bool = False,
         pooling: str = "query",
         separate_queries: bool = True,
         mean: Sequence[float] | None = None,
@@ -233,8 +236,15 @@ class LatentReward(ModelMixin, ConfigMixin):
         """
         self._check(latents, conditioning)
         dtype = self.patch_embedding.weight.dtype
-        features = self._features(latents.to(dtype), sigma.to(latents.device).expand(len(latents)))
-        queries = self.queries.expand(len(latents), -1, -1)  # (B, A, D)
+        return self.score_features(
+            self._trunk(latents.to(dtype), sigma.to(latents.device), conditioning), conditioning
+        )
+
+    def score_features(self, hidden: Tensor, conditioning: Conditioning) -> Tensor:
+        """Score what the last block of the trunk gives, shape ``(B, N, D)``; returns as ``forward`` does."""
+        dtype = self.patch_embedding.weight.dtype
+        features = self.features_norm(hidden.to(dtype))
+        queries = self.queries.expand(len(hidden), -1, -1)  # (B, A, D)
         if self.config.text_axes:
             text, mask = self._text(conditioning, dtype)
             for read in self.token_reads:  # each word looks for what it names, then the queries read the words
@@ -245,22 +255,25 @@ class LatentReward(ModelMixin, ConfigMixin):
         queries = queries.expand(-1, len(self.heads), -1)  # a shared query answers for every axis
         return torch.cat([head(queries[:, axis]) for axis, head in enumerate(self.heads)], dim=1).float()
 
-    def _features(self, latents: Tensor, sigma: Tensor) -> Tensor:
-        """Block features, shape ``(B, N, D)``, of noisy latents without a prompt."""
-        hidden = self.patch_embedding(latents).flatten(2).transpose(1, 2).contiguous()  # (B, N, D)
+    def _trunk(self, latents: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
+        """Output of the last block, shape ``(B, N, D)``, for noisy latents."""
+        hidden: Tensor = self.patch_embedding(latents).flatten(2).transpose(1, 2).contiguous()  # (B, N, D)
         rotary = self.rope(latents)
         embedder = self.condition_embedder
-        frequencies = embedder.timesteps_proj(sigma * 1000)
+        frequencies = embedder.timesteps_proj(sigma.expand(len(latents)) * 1000)
         time = embedder.time_embedder(frequencies.to(next(embedder.time_embedder.parameters()).dtype))
         modulation = embedder.time_proj(embedder.act_fn(time.to(hidden.dtype))).unflatten(1, (6, -1))  # (B, 6, D)
-        context = self.null_context.to(hidden.dtype).expand(len(latents), -1, -1)
+        if self.config.prompt_in_trunk:
+            assert conditioning.prompt_embeds is not None  # checked in forward
+            context = embedder.text_embedder(conditioning.prompt_embeds.to(hidden.dtype))
+        else:
+            context = self.null_context.to(hidden.dtype).expand(len(latents), -1, -1)
         for block in self.blocks:
             if torch.is_grad_enabled() and self.gradient_checkpointing:
                 hidden = self._gradient_checkpointing_func(block, hidden, context, modulation, rotary)
             else:
                 hidden = block(hidden, context, modulation, rotary)
-        features: Tensor = self.features_norm(hidden)
-        return features
+        return hidden
 
     def _text(self, conditioning: Conditioning, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Projected prompt tokens ``(B, L, D)`` and which of them count ``(B, L)``."""
@@ -281,7 +294,7 @@ class LatentReward(ModelMixin, ConfigMixin):
                 f"Expected latent sizes that are multiples of {tuple(multiples)}, but got {tuple(latents.shape[2:])}."
             )
         embeds = conditioning.prompt_embeds
-        if not self.config.text_axes:
+        if not self.config.text_axes and not self.config.prompt_in_trunk:
             return
         if embeds is None or embeds.shape[-1] != self.config.text_dim:
             raise ValueError(
