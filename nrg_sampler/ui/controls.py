@@ -124,7 +124,6 @@ CONTROLS: dict[str, Control] = {
     "smoothing": Number("Smoothing", "Share of the noise exchanged for an average.", 0.0, 1.0, 0.05),
     "smoothing_samples": Number("Samples of it", "Gradients in the average.", 1, 16, 1),
     "balanced": Switch("Balance the axes", "One norm for every axis' gradient."),
-    "reads": Choice("Reads", "The noisy latents, or the predicted clean ones.", {name: name for name in READS}),
     "forward": Choice("Forward pass", "The reward's own, or the video model's features.", {f: f for f in FORWARDS}),
     "calibrated": Switch("Calibrated", "Strength in units of the recommended one."),
 }
