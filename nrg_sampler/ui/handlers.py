@@ -125,11 +125,14 @@ class Studio:
             parts = [Part(settings.with_weights(text)) for text in weights]
             return lambda run: sample_singles(self.engine, visit.new_folder("sweep"), parts, run)
 
+        drawn = -1  # how many clips the triangle shows; drawing it again would start them again
         for event in self.carry_out(visit, values, work):
             if isinstance(event, Written):
                 written.append(event)
                 visit.picks["sweep"] = [item.sampled.settings for item in written]
-            yield replace(_common(event), sweep=_triangle(weights, written) if weights else None)
+            news = bool(weights) and len(written) > drawn
+            drawn = len(written) if news else drawn
+            yield replace(_common(event), sweep=_triangle(weights, written) if news else None)
 
     def best_of(self, name: str, values: Mapping[str, Any], candidates: float) -> Iterator[View]:
         """Sample candidates from consecutive seeds and rank them by the guiding reward's score."""
