@@ -89,7 +89,7 @@ class Page:
 
     def _more(self) -> None:
         pairs = list(CONTROLS.items())
-        for pair in zip(pairs[::2], pairs[1::2], strict=True):
+        for pair in (pairs[index : index + 2] for index in range(0, len(pairs), 2)):
             with gr.Row(equal_height=True):
                 for name, control in pair:
                     self.controls[name] = _component(name, control)

@@ -20,7 +20,8 @@ class Preview:
     ``x0_hat = x' - sigma' v``; for other solvers it is the average velocity of the step.
 
     Args:
-        pipe: The sampling pipeline, a Wan pipeline or one whose autoencoder stores the statistics of its latents.
+        pipe: The sampling pipeline; there are pictures if its latents are those of a video and its autoencoder stores
+            their statistics, as Wan's does.
         steps: How many steps the run has.
     """
 
@@ -38,7 +39,9 @@ class Preview:
             latents: After it, shape ``(B, C, T, H, W)``.
         """
         last, self._last = self._last, latents
-        if not self._works or last is None or step % self._every or len(self._pipe.scheduler.sigmas) <= step + 1:
+        if not self._works or latents.ndim != 5 or last is None or step % self._every:
+            return None
+        if len(self._pipe.scheduler.sigmas) <= step + 1:
             return None
         before, after = self._pipe.scheduler.sigmas[step].item(), self._pipe.scheduler.sigmas[step + 1].item()
         velocity = (latents - last) / (after - before)
