@@ -12,7 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from tiny import schedulers
+from tiny import schedulers, tiny_tokenizer
 
 DIM = 16  # numbers per prompt token
 TOKENS = 5
@@ -567,8 +567,8 @@ def patches_to_image(latents: torch.Tensor, seen: dict[str, Any], sigma: float) 
 PATCHED_IMAGE = {"in_channels": 16, "num_layers": 1, "attention_head_dim": 8, "num_attention_heads": 2}
 
 
-def flux() -> Tiny:
-    denoiser = transformer(
+def flux_transformer() -> Any:
+    return transformer(
         "FluxTransformer2DModel",
         **PATCHED_IMAGE,
         num_single_layers=1,
@@ -577,8 +577,69 @@ def flux() -> Tiny:
         guidance_embeds=True,
         axes_dims_rope=(2, 2, 4),
     )
+
+
+def flux() -> Tiny:
     arguments = {**prompts("prompt_embeds"), **prompts("pooled_prompt_embeds", shape=(1, 8))}
-    return Tiny(pipeline("FluxPipeline", transformer=denoiser), arguments, patches_to_image, IMAGE)
+    return Tiny(pipeline("FluxPipeline", transformer=flux_transformer()), arguments, patches_to_image, IMAGE)
+
+
+def full_flux() -> Any:
+    """Return a FLUX pipeline with text encoders and autoencoder, which can be saved and called with a prompt."""
+    from diffusers import AutoencoderKL
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    torch.manual_seed(0)
+    text = CLIPTextConfig(
+        vocab_size=32,
+        hidden_size=8,
+        intermediate_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        max_position_embeddings=77,
+        bos_token_id=0,
+        eos_token_id=1,
+    )
+    vae = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(4, 4, 4, 4),
+        latent_channels=4,
+        norm_num_groups=2,
+        shift_factor=0.1,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+    )
+    return pipeline(
+        "FluxPipeline",
+        transformer=flux_transformer(),
+        vae=vae.eval(),
+        text_encoder=CLIPTextModel(text).eval(),
+        text_encoder_2=tiny_t5(),
+        tokenizer=tiny_tokenizer(),
+        tokenizer_2=tiny_tokenizer(),
+    )
+
+
+def full_ltx() -> Any:
+    """Return an LTX pipeline with text encoder and autoencoder, which can be saved and called with a prompt."""
+    return pipeline(
+        "LTXPipeline",
+        transformer=ltx_transformer(),
+        vae=ltx_vae(),
+        text_encoder=tiny_t5(),
+        tokenizer=tiny_tokenizer(),
+    )
+
+
+def tiny_t5() -> Any:
+    from transformers import T5Config, T5EncoderModel
+
+    torch.manual_seed(0)
+    config = T5Config(
+        vocab_size=32, d_model=DIM, d_kv=8, d_ff=16, num_layers=1, num_heads=2, relative_attention_num_buckets=8
+    )
+    return T5EncoderModel(config).eval()
 
 
 def flux_2() -> Tiny:
