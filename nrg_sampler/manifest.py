@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from nrg_sampler.files import fingerprint, replacing
+from nrg_sampler.rewards.base import RewardWeights
 from nrg_sampler.video import Frames, frames_sha256
 
 FORMAT = 1
@@ -83,6 +84,14 @@ class Manifest:
     scheduler: str | None = None
     search: dict[str, Any] | None = None
     format: int = FORMAT
+
+    def weighted_axes(self) -> tuple[str, ...]:
+        """Return the axes that the guidance gives a weight, of those that the reward's reading of a clip is known for."""
+        axes = tuple(next((clip.scores["reward"] for clip in self.clips if "reward" in clip.scores), {}))
+        weights = RewardWeights.parse(self.guidance.get("weights"))
+        if weights.names is None and weights.values is not None and len(weights.values) != len(axes):
+            return axes  # a reading that is not finite is left out of the scores
+        return tuple(axis for axis, weight in zip(axes, weights.resolve(axes), strict=True) if weight)
 
     def write(self, path: Path) -> None:
         """Write as JSON; the file appears when it is complete."""

@@ -6,12 +6,15 @@ import json
 import math
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
+
+TARGET = "reward"  # what the guiding reward is called among judges
+RISE, FALL = 0.05, 0.01  # changes below these are chance: of the target in its deviations, of a judge in its own unit
 
 
 class GuidanceWarning(UserWarning):
@@ -96,6 +99,32 @@ class GuidanceStep:
     reused: bool = False
 
 
+def hacking_alarm(changes: Mapping[str, Mapping[str, float]], axes: Sequence[str]) -> str | None:
+    """Say so if the reward that guided rose while a judge that did not guide fell, on average over the guided axes.
+
+    Args:
+        changes: Guided minus unguided, by judge and axis; ``"reward"`` is the one that guided.
+        axes: The axes with a weight.
+
+    Returns:
+        One sentence, or ``None`` if there is nothing to say.
+    """
+
+    def mean(judge: str) -> float:
+        values = [changes[judge][axis] for axis in axes if axis in changes[judge]]
+        return sum(values) / len(values) if values else 0.0
+
+    fallen = [
+        f"the {judge} fell by {-mean(judge):.2f}" for judge in changes if judge != TARGET and mean(judge) < -FALL
+    ]
+    if TARGET not in changes or mean(TARGET) < RISE or not fallen:
+        return None
+    return (
+        f"The reward that guided rose by {mean(TARGET):.2f} on {', '.join(axes)} while {' and '.join(fallen)}: the "
+        "guidance may be pleasing the reward alone; lower the scale, or weigh or floor another axis."
+    )
+
+
 @dataclass
 class GuidanceTrace:
     """Record a guided run step by step.
@@ -107,11 +136,13 @@ class GuidanceTrace:
         axes: Names of the reward's axes.
         scale: The scale guidance was asked for; 0 is none.
         steps: One entry per call of the scheduler.
+        alarm: What ``judge`` found, if anything.
     """
 
     axes: tuple[str, ...] = ()
     scale: float = 1.0
     steps: list[GuidanceStep] = field(default_factory=list)
+    alarm: str | None = None
     _run: int = field(default=0, repr=False)
 
     def begin_run(self) -> None:
@@ -130,6 +161,11 @@ class GuidanceTrace:
         if step_index is None:
             step_index = self.steps[-1].step_index + 1 if self.steps else 0
         self.steps.append(GuidanceStep(self._run, step_index, sigma, skipped, measurement, reused))
+
+    def judge(self, changes: Mapping[str, Mapping[str, float]], axes: Sequence[str] | None = None) -> str | None:
+        """Compare the run with its unguided twin, and keep the alarm; arguments as in ``hacking_alarm``."""
+        self.alarm = hacking_alarm(changes, self.axes if axes is None else axes)
+        return self.alarm
 
     def rows(self, per_sample: bool = False) -> list[dict[str, Any]]:
         """Return one dict per step, averaged over the batch, or one per step and sample.
@@ -151,6 +187,7 @@ class GuidanceTrace:
             "axes": list(self.axes),
             "scale": self.scale,
             "summary": self.summary(),
+            "alarm": self.alarm,
             "steps": self.rows(per_sample=True),
         }
         return json.dumps(_finite_only(content), indent=indent, allow_nan=False)
@@ -221,7 +258,8 @@ class GuidanceTrace:
         if self.scale == 0:
             return "No guidance: the scale is 0."
         heads = ["step", "sigma", *self.axes, "|grad|", "coefficient", "push", "ms", "note"]
-        return _table([heads, *(self._line(row) for row in self.rows())])
+        table = _table([heads, *(self._line(row) for row in self.rows())])
+        return table if self.alarm is None else f"{table}\n{self.alarm}"
 
     def _line(self, row: dict[str, Any]) -> list[str]:
         place = [str(row["step_index"]), f"{row['sigma']:.3f}"]

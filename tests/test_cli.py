@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +124,22 @@ def test_compare_writes_both_side_by_side_a_strip_and_what_changed(capsys: pytes
 def test_compare_says_when_the_guidance_had_no_effect(capsys: pytest.CaptureFixture[str]) -> None:
     run("compare", "x", *MODEL, "--scale", "0")
     assert "no effect: both videos are identical" in capsys.readouterr().out
+
+
+def test_compare_raises_an_alarm_when_only_the_reward_is_pleased(
+    fake: type[FakeSampler], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def sample(self: FakeSampler, seed: int, name: str = "guided") -> tuple[Frames, Clip]:
+        frames, clip = FakeSampler.sample(self, seed, name)
+        fall = 0.0 if name == "unguided" else 0.2
+        return frames, replace(clip, scores={**clip.scores, "oracle": {"VQ": 0.5 - fall, "TA": 0.5}})
+
+    monkeypatch.setattr(fake, "sample", sample)
+    run("compare", "x", *MODEL, "--weights", "VQ=1", "--num", "2")
+    alarm = "The reward that guided rose by 1.00 on VQ while the oracle fell by 0.20"
+    assert capsys.readouterr().out.count(alarm) == 3  # each seed and their mean
+    run("compare", "x", *MODEL, "--weights", "TA=1", "--json")
+    assert json.loads(capsys.readouterr().out)["alarm"] is None
 
 
 def test_json_is_one_object_a_video(capsys: pytest.CaptureFixture[str]) -> None:

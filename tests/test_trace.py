@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from nrg_sampler import GuidanceTrace, GuidanceWarning
-from nrg_sampler.trace import PER_SAMPLE, Measurement, Stopwatch
+from nrg_sampler.trace import PER_SAMPLE, Measurement, Stopwatch, hacking_alarm
 
 
 def measurement(**changes):
@@ -124,3 +124,20 @@ def test_nothing_is_said_when_guidance_worked_or_was_not_asked_for(trace, scale)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         trace.warn()
+
+
+@pytest.mark.parametrize(
+    ("target", "oracle", "alarming"),
+    [(0.5, -0.05, True), (0.5, 0.05, False), (-0.5, -0.05, False), (0.5, -0.001, False), (0.01, -0.05, False)],
+)
+def test_an_alarm_is_a_target_that_rises_while_a_judge_falls(trace, target, oracle, alarming):
+    changes = {"reward": {"VQ": target, "TA": -9.0}, "oracle": {"VQ": oracle, "TA": 9.0}}
+    alarm = hacking_alarm(changes, ["VQ"])  # TA has no weight
+    assert (alarm is not None) == alarming
+    assert trace.judge(changes, ["VQ"]) == trace.alarm == alarm
+    assert json.loads(trace.to_json())["alarm"] == alarm
+    assert ("rose by 0.50 on VQ while the oracle fell by 0.05" in str(trace)) == alarming
+
+
+def test_without_a_judge_there_is_no_alarm():
+    assert hacking_alarm({"reward": {"VQ": 1.0}}, ["VQ"]) is None and hacking_alarm({}, ["VQ"]) is None

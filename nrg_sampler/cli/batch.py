@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 from nrg_sampler.cli.parser import DEFAULT_FOLDER
 from nrg_sampler.cli.recipe import from_arguments
@@ -17,7 +16,9 @@ from nrg_sampler.evaluation.judge import load_judges
 from nrg_sampler.files import slug, writable_folder
 from nrg_sampler.manifest import Manifest, changes, format_change
 from nrg_sampler.sampler import Sampler
+from nrg_sampler.trace import hacking_alarm
 
+Changes = dict[str, dict[str, float]]
 Make = Callable[[Sampler, int, Path], Manifest]
 
 INTERRUPTED = 130
@@ -56,7 +57,9 @@ def run_seeds(arguments: argparse.Namespace, make: Make) -> int:
         print(f"nrg-sampler: interrupted: {kept}.", file=sys.stderr)
         return INTERRUPTED
     if len(manifests) > 1 and not arguments.json:
-        _print_changes(f"mean of {len(manifests)} seeds", [change for m in manifests if (change := changes(m.clips))])
+        found = [change for m in manifests if (change := changes(m.clips))]
+        _print_changes(f"mean of {len(manifests)} seeds", found)
+        _print_alarm(mean_change(found), manifests[0])
     return 0
 
 
@@ -81,7 +84,9 @@ def output_paths(out: Path | None, prompt: str, seeds: Sequence[int]) -> dict[in
 def report(manifest: Manifest, path: Path, as_json: bool) -> None:
     """Print what was written and, if there are two clips, what the guidance changed."""
     if as_json:
-        about = {"video": str(path), "manifest": str(path.with_suffix(".json")), "change": changes(manifest.clips)}
+        change = changes(manifest.clips)
+        about = {"video": str(path), "manifest": str(path.with_suffix(".json")), "change": change}
+        about["alarm"] = hacking_alarm(change, manifest.weighted_axes())
         clips = [{**asdict(clip), "trace": len(clip.trace)} for clip in manifest.clips]
         print(json.dumps({**about, "seed": manifest.seed, "clips": clips}), flush=True)
         return
@@ -90,6 +95,7 @@ def report(manifest: Manifest, path: Path, as_json: bool) -> None:
     change = changes(manifest.clips)
     if change:
         _print_changes("guided - unguided", [change])
+        _print_alarm(change, manifest)
     if len({clip.sha256 for clip in manifest.clips}) < len(manifest.clips):
         print("  The guidance had no effect: both videos are identical.", flush=True)
 
@@ -101,13 +107,29 @@ def _print_plan(sampler: Sampler, as_json: bool) -> None:
     print(json.dumps(asdict(found)) if as_json else found)
 
 
-def _print_changes(title: str, found: Sequence[dict[str, Any]]) -> None:
+def mean_change(found: Sequence[Changes]) -> Changes:
+    """Average changes over seeds, by judge and axis."""
+    if not found:
+        return {}
+    return {
+        judge: {axis: fmean(change[judge].get(axis, 0.0) for change in found) for axis in found[0][judge]}
+        for judge in found[0]
+    }
+
+
+def _print_changes(title: str, found: Sequence[Changes]) -> None:
     if not found:
         return
     print(f"  {title}")
-    for judge in found[0]:
-        mean = {axis: fmean(change[judge].get(axis, 0.0) for change in found) for axis in found[0][judge]}
+    for judge, mean in mean_change(found).items():
         print("  " + JUDGES.get(judge, f"{judge}  {{}}").format(format_change(mean)), flush=True)
+
+
+def _print_alarm(change: Changes, manifest: Manifest) -> None:
+    """Say when the guidance pleases the reward alone; one seed can be chance, so the mean is judged as well."""
+    alarm = hacking_alarm(change, manifest.weighted_axes())
+    if alarm:
+        print(f"  {alarm}", flush=True)
 
 
 def _free(path: Path) -> Path:
