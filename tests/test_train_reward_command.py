@@ -102,6 +102,11 @@ def test_writes_a_reward_that_guides_and_says_where_it_comes_from(folder, traine
     assert any(row.get("push_ratio", 0) > 0 for row in pipe.trace.rows())
 
 
+def test_the_same_command_gives_the_same_losses(folder, trained):
+    assert train(folder, "again") == 0
+    assert losses(folder / "again") == losses(trained)
+
+
 def test_strict_stops_instead(folder, capsys):
     assert train(folder, "strict", "--strict") == 2
     error = capsys.readouterr().err

@@ -67,6 +67,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    import torch
+
     from nrg_sampler.files import writable_folder
     from nrg_sampler.rewards.latent import LatentReward, latent_space
     from nrg_sampler.training.prepare import clip_settings
@@ -82,6 +84,7 @@ def run(arguments: argparse.Namespace) -> int:
     with accelerator.main_process_first():
         prepared = encoded(arguments, pipe, clips, arguments.axes, quiet=not accelerator.is_main_process)
     training, held_out = _split(prepared, arguments)
+    torch.manual_seed(settings.seed)  # queries, reads and heads begin with random numbers, alike in every process
     reward = LatentReward.from_transformer(
         prepared.encoder.transformer,
         **recipe.reward_options(),
@@ -89,6 +92,8 @@ def run(arguments: argparse.Namespace) -> int:
         text_axes=_text_axes(training.axes, arguments.text_axes),
         latent_space=latent_space(pipe.vae),
     ).float()
+    # Without axes that see the prompt, the layers that read it take no part, and processes must not wait for them.
+    accelerator.ddp_handler.find_unused_parameters = not reward.config.text_axes
     del pipe, prepared.encoder
     reward.to(accelerator.device)
     steps = train(reward, training, recipe, settings, arguments.out / "checkpoints", accelerator)
@@ -121,8 +126,7 @@ def _accelerator(arguments: argparse.Namespace) -> Any:
         gradient_accumulation_steps=arguments.accumulate,
         log_with="tensorboard" if arguments.tensorboard else None,
         project_dir=arguments.out / "tensorboard" if arguments.tensorboard else None,
-        # Without text axes the prompt's layers take no part.
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=True)],
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )
     if arguments.tensorboard:
         accelerator.init_trackers("reward")
@@ -223,5 +227,5 @@ def _report(
         return
     print(f"wrote {report['reward']}: {', '.join(training.axes)}, trained on {len(training)} pairs")
     for level, by_axis in (accuracy or {}).items():
-        cells = ", ".join(f"{axis} {100 * found['accuracy']:.1f} %" for axis, found in by_axis.items())
-        print(f"held-out accuracy at sigma {level}: {cells} ({report['held_out']} pairs)")
+        cells = [f"{axis} {100 * found['accuracy']:.1f} % of {found['pairs']}" for axis, found in by_axis.items()]
+        print(f"held-out pairs ranked right at sigma {level}: {', '.join(cells)}")
