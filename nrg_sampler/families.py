@@ -62,7 +62,7 @@ MASK = "encoder_attention_mask"
 
 WAN = Family(
     "Wan 2.1, 2.2",
-    ("WanPipeline", "WanVideoToVideoPipeline", "WanVACEPipeline", "WanModularPipeline", "Wan22ModularPipeline"),
+    ("WanPipeline", "WanVideoToVideoPipeline", "WanVACEPipeline", "WanModularPipeline"),
     denoisers=BOTH,
 )
 FAMILIES = (
@@ -107,6 +107,8 @@ FAMILIES = (
 UNKNOWN = Family("unknown", (), "as it may be", layout=None, denoisers=BOTH)
 
 NOT_FLOW = "it is not a rectified flow: its model predicts noise or the diffusion velocity of a DDPM"
+FRAME_BY_FRAME = "it steps every frame with a scheduler and a noise level of its own"
+EDM = "it is an EDM diffusion that calls its scheduler twice a step"
 REFUSED = {
     "CogVideoXPipeline": NOT_FLOW,
     "CogVideoXImageToVideoPipeline": NOT_FLOW,
@@ -115,16 +117,12 @@ REFUSED = {
     "AllegroPipeline": NOT_FLOW,
     "StableDiffusionPipeline": NOT_FLOW,
     "StableDiffusionXLPipeline": NOT_FLOW,
-    "SkyReelsV2DiffusionForcingPipeline": "it steps every frame with a scheduler and a noise level of its own",
-    "SkyReelsV2DiffusionForcingImageToVideoPipeline": (
-        "it steps every frame with a scheduler and a noise level of its own"
-    ),
-    "SkyReelsV2DiffusionForcingVideoToVideoPipeline": (
-        "it steps every frame with a scheduler and a noise level of its own"
-    ),
+    "SkyReelsV2DiffusionForcingPipeline": FRAME_BY_FRAME,
+    "SkyReelsV2DiffusionForcingImageToVideoPipeline": FRAME_BY_FRAME,
+    "SkyReelsV2DiffusionForcingVideoToVideoPipeline": FRAME_BY_FRAME,
     "SanaSprintPipeline": "its TrigFlow path is not straight",
-    "CosmosTextToWorldPipeline": "it is an EDM diffusion that calls its scheduler twice a step",
-    "CosmosVideoToWorldPipeline": "it is an EDM diffusion that calls its scheduler twice a step",
+    "CosmosTextToWorldPipeline": EDM,
+    "CosmosVideoToWorldPipeline": EDM,
 }
 
 

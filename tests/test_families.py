@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import types
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -155,8 +156,6 @@ def test_the_push_is_the_finite_difference_of_the_reward_in_the_family_s_own_lay
 
 
 def test_every_family_is_tested() -> None:
-    from pathlib import Path
-
     source = (Path(__file__).parent / "tiny_families.py").read_text(encoding="utf-8")
     classes = [name for family in FAMILIES for name in family.pipelines if "Modular" not in name]
     assert [name for name in classes if f'"{name}"' not in source] == []
@@ -250,3 +249,33 @@ def test_the_command_lists_the_table(capsys: pytest.CaptureFixture[str]) -> None
         and "`FluxPipeline`" in tables
         and "| refused | because |" in tables
     )
+
+
+BEGIN, END = "<!-- families: begin -->\n", "<!-- families: end -->"
+README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.skipif(BEGIN not in README, reason="the README does not have the table")
+def test_the_readme_has_the_tables_of_the_command() -> None:
+    from nrg_sampler.cli.families import markdown
+
+    assert README.split(BEGIN)[1].split(END)[0].strip() == markdown()
+
+
+@pytest.mark.parametrize("name", ["LTX image-to-video", "Wan 2.2 5B image-to-video"])
+def test_a_reward_that_needs_the_velocity_gets_one_that_keeps_a_given_frame(name: str) -> None:
+    seen = []
+
+    class NeedsVelocity(Pattern):
+        needs_velocity = True
+
+        def __call__(self, latents: torch.Tensor, sigma: torch.Tensor, conditioning: Any) -> torch.Tensor:
+            seen.append((latents.detach(), conditioning.velocity))
+            return super().__call__(latents, sigma, conditioning)
+
+    tiny = TINY[name]()
+    with attach(tiny.pipe, NeedsVelocity()):
+        tiny.sample()
+    for latents, velocity in seen:
+        assert velocity.shape == latents.shape and velocity[:, :, 1:].any() and not velocity[:, :, :1].any()
+    torch.testing.assert_close(seen[0][0][:, :, 0], seen[1][0][:, :, 0])  # the frame is the same at every step

@@ -33,3 +33,14 @@ class TinyReward(ModelMixin, ConfigMixin):
         channels = pipe.transformer.config.in_channels
         if channels != self.config.channels:
             raise ValueError(f"Expected latents with {self.config.channels} channels, but got {channels}.")
+
+
+class AnyLatents(TinyReward):
+    """The same for latents of any family: one wanted mean for all channels."""
+
+    @register_to_config
+    def __init__(self, channels: int = 1) -> None:
+        super().__init__(channels)
+
+    def check_compatible(self, pipe: Any) -> None:
+        """Take every pipeline."""
