@@ -179,6 +179,9 @@ class Studio:
     def open_model(self, name: str, model: str) -> Iterator[tuple[View, tuple[str, ...] | None]]:
         """Load a model and yield, at last, the axes of its reward with the view."""
         visit = self.visits.get(name)
+        if self.engine.loaded(model) is not None:  # nobody waits in line for what is there
+            yield View(status=fragments.status("Ready")), self.engine.axes(model)
+            return
         yield View(status=fragments.status("Loading the model", kind="busy")), None
         run = Run(lambda run: self.engine.open(model))
         visit.runs.append(run)
@@ -187,7 +190,7 @@ class Studio:
                 if not isinstance(event, Ended):
                     yield _common(event), None
                 elif event.complete:
-                    yield View(status=fragments.status("Ready"), busy=False), self.engine.axes(model)
+                    yield View(status=fragments.status("Ready")), self.engine.axes(model)
                 else:
                     yield _common(event), None
         finally:
