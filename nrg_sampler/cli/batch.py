@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 from nrg_sampler.cli.parser import DEFAULT_FOLDER
 from nrg_sampler.cli.recipe import from_arguments
@@ -85,7 +86,7 @@ def report(manifest: Manifest, path: Path, as_json: bool) -> None:
     """Print what was written and, if there are two clips, what the guidance changed."""
     if as_json:
         change = changes(manifest.clips)
-        about = {"video": str(path), "manifest": str(path.with_suffix(".json")), "change": change}
+        about: dict[str, Any] = {"video": str(path), "manifest": str(path.with_suffix(".json")), "change": change}
         about["alarm"] = hacking_alarm(change, manifest.weighted_axes())
         clips = [{**asdict(clip), "trace": len(clip.trace)} for clip in manifest.clips]
         print(json.dumps({**about, "seed": manifest.seed, "clips": clips}), flush=True)

@@ -277,7 +277,7 @@ def _named(axis: str) -> dict[str, Any]:
 
 
 def _component(name: str, control: Control) -> Any:
-    usual = control.show(getattr(RewardGuidance(), name))
+    usual: Any = control.show(getattr(RewardGuidance(), name))
     about: dict[str, Any] = {"label": control.label, "info": control.info, "elem_id": f"nrg-{name}", "min_width": 140}
     if isinstance(control, Choice):
         return gr.Dropdown(list(control.options), value=usual, **about)

@@ -77,10 +77,11 @@ class Settings:
         unknown = sorted(values.keys() - {*NAMES, *CONTROLS})
         if unknown:
             raise ValueError(f"Expected settings from {', '.join(CONTROLS)}, scheduler, but got {', '.join(unknown)}.")
+        chosen: dict[str, Any] = {
+            name: control.read(values[name]) for name, control in CONTROLS.items() if name in values
+        }
         guidance = RewardGuidance(
-            weights=_weights(values["weights"]),
-            scale=real("strength", values["strength"]),
-            **{name: control.read(values[name]) for name, control in CONTROLS.items() if name in values},
+            weights=_weights(values["weights"]), scale=real("strength", values["strength"]), **chosen
         )
         scheduler = values.get("scheduler")
         return cls(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -50,7 +51,7 @@ def assemble_pipeline(folder: Path) -> WanPipeline:
 def save_bundle(folder: Path, out: Path) -> None:
     """Write ``out/pipeline``, ``out/reward`` and, if it was trained, ``out/judge`` in half precision, with model cards."""
     from nrg_sampler.evaluation.judges import PixelJudge
-    from nrg_sampler.rewards.latent import LatentReward
+    from nrg_sampler.rewards.latent import LatentReward, latent_space
 
     pipe = assemble_pipeline(folder)
     pipe.to(dtype=torch.float16)
@@ -58,6 +59,7 @@ def save_bundle(folder: Path, out: Path) -> None:
     (out / "pipeline" / "sampling.json").write_text(json.dumps(SAMPLING, indent=2) + "\n")
     (out / "pipeline" / "README.md").write_text(PIPELINE_CARD)
     reward = LatentReward.from_pretrained(folder / "reward", dtype=torch.float32)
+    reward.register_to_config(latent_space=latent_space(pipe.vae))
     accuracy = json.loads((folder / "reward-accuracy.json").read_text())
     reward.to(dtype=torch.float16).save_pretrained(out / "reward")
     (out / "reward" / "README.md").write_text(reward_card(reward, accuracy))
@@ -94,15 +96,9 @@ It exists so that guidance can be tried, tested and measured without a download 
 """
 
 
-def reward_card(reward: LatentReward, accuracy: dict[str, dict[str, dict[str, float]]]) -> str:
-    """Describe a trained reward and its held-out accuracy."""
+def reward_card(reward: LatentReward, accuracy: dict[str, dict[str, dict[str, dict[str, float]]]]) -> str:
+    """Describe a trained reward and its held-out accuracy, by kind of pair, noise level and axis."""
     axes = reward.axes
-    rows = [
-        f"| {sigma} | "
-        + " | ".join(f"{100 * table[axis]['accuracy']:.1f} ({table[axis]['pairs']})" for axis in axes)
-        + " |"
-        for sigma, table in accuracy.items()
-    ]
     statistics = ", ".join(
         f"{axis} {mean:.3f} / {std:.3f}" for axis, mean, std in zip(axes, reward.mean, reward.std, strict=True)
     )
@@ -118,21 +114,36 @@ def reward_card(reward: LatentReward, accuracy: dict[str, dict[str, dict[str, fl
             "Scores noisy latents of the bundled `shapes` pipeline on visual quality (VQ), motion quality (MQ) and text",
             f"alignment (TA). Its trunk is the first {reward.config.num_blocks} of the pipeline's 8 transformer blocks, trained further.",
             "",
-            "- **Data.** Rendered clips with graded faults and samples of the pipeline, compared by the oracle with annotator",
-            "  noise and ties; both clips of a pair under the same noise. Held-out combinations were not used.",
+            "- **Data.** Rendered clips with graded faults, samples of the pipeline at several settings and guided samples,",
+            "  compared by the oracle with annotator noise and ties; all clips of a comparison under the same noise. Half of the",
+            "  comparisons are made under a changed prompt. Held-out combinations were not used.",
             "- **Loss.** Bradley-Terry with ties, k = 5, sigma uniform in (0, 1).",
             f"- **Mean / standard deviation** of the raw reward over samples of the pipeline: {statistics}.",
             f"- **Recommended scale:** {reward.recommended_scale:g}, chosen on validation prompts.",
             "- **Licence.** Apache-2.0.",
             "",
-            "Held-out pairs ranked as the oracle ranks them, in percent (number of pairs), ties left out:",
+            "Held-out pairs ranked as the oracle ranks them, in percent (number of pairs), ties left out.",
             "",
-            f"| sigma | {' | '.join(axes)} |",
-            f"|---|{'---|' * len(axes)}",
-            *rows,
+            "Pairs of any clips, under the prompt of one of them:",
+            "",
+            *_accuracy_table(axes, accuracy["mixed"]),
+            "",
+            "Pairs of samples of one prompt, which is what guidance has to choose between:",
+            "",
+            *_accuracy_table(axes, accuracy["same"]),
             "",
         ]
     )
+
+
+def _accuracy_table(axes: Sequence[str], accuracy: dict[str, dict[str, dict[str, float]]]) -> list[str]:
+    rows = [
+        f"| {sigma} | "
+        + " | ".join(f"{100 * table[axis]['accuracy']:.1f} ({table[axis]['pairs']})" for axis in axes)
+        + " |"
+        for sigma, table in accuracy.items()
+    ]
+    return [f"| sigma | {' | '.join(axes)} |", f"|---|{'---|' * len(axes)}", *rows]
 
 
 def judge_card(judge: PixelJudge, accuracy: dict[str, dict[str, dict[str, float]]]) -> str:
