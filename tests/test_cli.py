@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import pytest
 
 from nrg_sampler import cli, recipe, sampler
 from nrg_sampler.cli import batch
+from nrg_sampler.evaluation.judge import Judge
 from nrg_sampler.manifest import Clip, Manifest
 from nrg_sampler.video import Frames, read_mp4
 
@@ -27,8 +29,8 @@ class FakeSampler(sampler.Sampler):
     interrupt_at: int | None = None
     machine = "this one"
 
-    def __init__(self, what: recipe.Recipe) -> None:
-        self.recipe = what
+    def __init__(self, what: recipe.Recipe, judges: Mapping[str, Judge] | None = None) -> None:
+        self.recipe, self.judges = what, judges or {}
         self.pipe = type("Pipe", (), {"sampling_defaults": {"num_inference_steps": 4}})
         self.fps = 16.0
         self.fingerprints = {"model": self.machine}

@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import write_pairs
+from tiny_pairs import write_pairs
 
 from nrg_sampler.training.clips import ClipSettings, UnreadableClip, inspect_pairs, read_clip
 from nrg_sampler.training.preferences import read_preferences, split_pairs

@@ -7,8 +7,8 @@ import itertools
 import pytest
 import torch
 from accelerate import Accelerator
-from conftest import write_pairs
 from tiny import tiny_transformer
+from tiny_pairs import write_pairs
 
 from nrg_sampler.rewards.base import Conditioning
 from nrg_sampler.rewards.latent import LatentReward
