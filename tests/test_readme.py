@@ -20,7 +20,8 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.DOTALL | re.MULTILINE)
 
 
-PYTHON = dict(zip(("ten lines", "attach", "own reward"), blocks("python"), strict=True))
+TITLES = ("ten lines", "attach", "scheduler and guider", "own reward", "pixel reward", "client")
+PYTHON = dict(zip(TITLES, blocks("python"), strict=True))
 COMMANDS = [part for line in "\n".join(blocks("bash")).splitlines() for part in line.split(" && ")]
 
 

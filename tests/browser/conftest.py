@@ -74,7 +74,8 @@ class Visit:
         return self.chromium.execute_script(script, *arguments)
 
     def find(self, selector: str) -> Any:
-        return self.chromium.find_element("css selector", selector)
+        """Return an element as soon as it is there: parts of the page are put in place one after the other."""
+        return self.until(lambda: self.all(selector))[0]
 
     def all(self, selector: str) -> list[Any]:
         return list(self.chromium.find_elements("css selector", selector))

@@ -69,7 +69,7 @@ def test_a_guided_run_from_the_prompt_to_the_downloads(visit: Any) -> None:
     )
     assert manifest["prompt"] == "a green star moving up" and len(manifest["clips"]) == 2
     assert visit.js(PLACES) == places  # nothing jumped
-    texts = ["#nrg-status p", "#nrg-verdict p.big", "#nrg-verdict p + p", ".nrg-note", ".nrg-plan", ".nrg-files a"]
+    texts = ["#nrg-status p", "#nrg-verdict p.big", "#nrg-verdict p + p", ".nrg-head p", ".nrg-plan", ".nrg-files a"]
     assert min(visit.js(CONTRASTS, texts)) >= 4.5
 
 
