@@ -103,6 +103,40 @@ def tiny(request: pytest.FixtureRequest, built: dict[str, Tiny]) -> Tiny:
     return built[request.param]
 
 
+class Listening(Pattern):
+    """Keeps the prompt that it was last asked with."""
+
+    prompt: torch.Tensor | None = None
+
+    def __call__(self, latents: torch.Tensor, sigma: torch.Tensor, conditioning: Any) -> torch.Tensor:
+        self.prompt = conditioning.prompt_embeds
+        return super().__call__(latents, sigma, conditioning)
+
+
+def heard(tiny: Tiny, **changes: Any) -> torch.Tensor:
+    reward = Listening()
+    with attach(tiny.pipe, reward):
+        tiny.sample(**changes)
+    assert reward.prompt is not None
+    return reward.prompt
+
+
+def moved(tiny: Tiny, negative: bool) -> dict[str, Any]:
+    """The embeddings of the positive or the negative prompt, each a little different."""
+    names = [name for name in tiny.arguments if "embeds" in name and "mask" not in name]
+    chosen = {name: tiny.arguments[name] for name in names if name.startswith("negative") == negative}
+    return {
+        name: [part + 1 for part in value] if isinstance(value, list) else value + 1 for name, value in chosen.items()
+    }
+
+
+def test_the_reward_reads_the_positive_prompt_alone(tiny: Tiny) -> None:
+    usual = heard(tiny)
+    assert torch.equal(heard(tiny, **moved(tiny, negative=True)), usual)
+    other = heard(tiny, **moved(tiny, negative=False))
+    assert other.shape == usual.shape and not torch.equal(other, usual)
+
+
 def final(tiny: Tiny, scale: float) -> tuple[torch.Tensor, dict[str, Any]]:
     with Steps(tiny.pipe) as steps, attach(tiny.pipe, Pattern(), UNBOUNDED, scale=scale):
         tiny.sample()
