@@ -9,7 +9,7 @@ import pytest
 import torch
 from tiny import TowardTarget
 
-from nrg_sampler.evaluation import features
+from nrg_sampler.evaluation import features, memory
 from nrg_sampler.evaluation.arms import SUITES, UNGUIDED, Arm, rivals_suite, weights_suite
 from nrg_sampler.evaluation.controls import RandomDirection, pixel_control
 from nrg_sampler.evaluation.gains import estimate, gains, hacking_index, ranks, slider_correlation, spearman
@@ -316,6 +316,16 @@ def test_peak_memory_sees_what_was_freed_again():
     if before.mib is None:
         pytest.skip("this system does not tell")
     assert during.mib > before.mib + 100
+
+
+def test_peak_memory_is_unknown_where_the_kernel_ignores_the_request(monkeypatch):
+    monkeypatch.setattr(memory, "_forget_peak", lambda: None)
+    monkeypatch.setattr(memory, "_peak_of_process", lambda: 1057.3)
+    memory._kernel_tells_peaks.cache_clear()
+    with peak_memory(torch.device("cpu")) as peak:
+        pass
+    memory._kernel_tells_peaks.cache_clear()
+    assert peak.mib is None
 
 
 def test_an_unknown_judge_is_refused():

@@ -24,6 +24,7 @@ from nrg_sampler.shapes.train.base import TrainingAttention, fixed_length
 from nrg_sampler.shapes.train.loop import LoopSettings, fit
 from nrg_sampler.shapes.train.pool import Pool
 from nrg_sampler.shapes.train.reward import (
+    EDITED,
     FIRST_POOLS,
     GROUP,
     LEFT,
@@ -169,7 +170,7 @@ def _trained(
     def loss(step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         rng = random.Random(cell.seed * 1_000_003 + step)
         kinds = rng.choices(list(MIXTURE), list(MIXTURE.values()), k=batch // GROUP)
-        rows, labels = sampler.draw_groups(kinds, rng)
+        rows, labels = sampler.draw_groups(kinds, rng, EDITED)
         raw, sigma = _rate(reward, recipe, pool, rows, labels, pipe, rng, generator)  # (groups, GROUP, 3), (groups,)
         said = sampler.preferences(rows, labels, generator).to(device)  # (groups, pairs, 3)
         taught = (scores(pool, rows, labels[:, None].expand(-1, GROUP, -1)) - origin) / sampler.spread
