@@ -33,7 +33,6 @@ from nrg_sampler.shapes.train.reward import (
     SIGMA_BINS,
     PairSampler,
     accuracy_by_sigma,
-    scores,
     to_prompt,
 )
 from nrg_sampler.shapes.train.text import encode_text
@@ -157,7 +156,6 @@ def _trained(
 ) -> Generator[dict[str, float], None, LatentReward]:
     """Train one cell; returns the reward."""
     recipe, sampler = cell.recipe, PairSampler(pool)
-    origin = scores(pool, torch.arange(len(pool.group)), pool.labels).mean(dim=0)  # (3,)
     torch.manual_seed(cell.seed)
     reward: LatentReward = LatentReward.from_transformer(
         pipe.transformer, **recipe.reward_options(), axes=AXES, text_axes=("TA",)
@@ -173,7 +171,7 @@ def _trained(
         rows, labels = sampler.draw_groups(kinds, rng, EDITED)
         raw, sigma = _rate(reward, recipe, pool, rows, labels, pipe, rng, generator)  # (groups, GROUP, 3), (groups,)
         said = sampler.preferences(rows, labels, generator).to(device)  # (groups, pairs, 3)
-        taught = (scores(pool, rows, labels[:, None].expand(-1, GROUP, -1)) - origin) / sampler.spread
+        taught = sampler.ratings(rows, labels)
         comparison = Comparison(
             raw[:, LEFT].flatten(0, 1),
             raw[:, RIGHT].flatten(0, 1),

@@ -27,7 +27,6 @@ from nrg_sampler.shapes.train.reward import (
     PairSampler,
     prepare_pools,
     rate,
-    scores,
     to_prompt,
 )
 from nrg_sampler.training.losses import LOSSES, Comparison
@@ -125,7 +124,7 @@ def _reward(folder: Path, device: str) -> LatentReward | None:
 
 def perceived(sampler: PairSampler, rows: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
     """What the judge's own annotator says of each pair and axis: 1, -1 or 0, ``(groups, pairs, 3)``."""
-    value = scores(sampler.pool, rows, labels[:, None].expand(-1, GROUP, -1)) / sampler.spread
+    value = sampler.ratings(rows, labels)
     seen = value[:, LEFT] - value[:, RIGHT]
     seen = seen + ANNOTATOR_NOISE * torch.randn(seen.shape, generator=generator)
     return seen.sign() * (seen.abs() > JUDGE_TIE)
@@ -168,7 +167,7 @@ def held_out_accuracy(
     rng, generator = random.Random(seed), torch.Generator().manual_seed(seed)
     sampler = PairSampler(pool)
     rows, labels = sampler.draw_groups([kind] * HELD_OUT_GROUPS, rng)
-    value = scores(pool, rows, labels[:, None].expand(-1, GROUP, -1)) / sampler.spread
+    value = sampler.ratings(rows, labels)
     truth = value[:, LEFT] - value[:, RIGHT]
     clear = truth.abs() > TIE
     chunks = list(zip(rows.split(16), labels.split(16), strict=True))

@@ -1,4 +1,4 @@
-"""Train the noise-aware latent reward on preference pairs that the oracle labels."""
+"""Train the noise-aware latent reward on clips that the oracle scores under many prompts."""
 
 from __future__ import annotations
 
@@ -21,18 +21,17 @@ from nrg_sampler.shapes.train.base import TrainingAttention, fixed_length, new_o
 from nrg_sampler.shapes.train.loop import LoopSettings, fit
 from nrg_sampler.shapes.train.pool import ATTRIBUTE_ORDER, Pool, rendered_pool, sampled_pool
 from nrg_sampler.shapes.train.text import encode_text
-from nrg_sampler.training.losses import bradley_terry_with_ties
 
 if TYPE_CHECKING:
     from diffusers import WanPipeline
 
 NUM_BLOCKS = 2  # of the base model's 8
-GROUP = 4  # clips compared with each other under one prompt and one noise: six pairs for four forward passes
-ANNOTATOR_NOISE = 0.25  # in standard deviations of a score over the pool
+GROUP = 4  # clips under one prompt and one noise: six pairs for four forward passes
+ANNOTATOR_NOISE = 0.25  # standard deviation of a rater's error, in standard deviations of a score over the pool
 TIE = 0.25  # smaller perceived differences are called a tie, same unit
 COMBINATION = 3  # the first three attributes, (shape, colour, motion), are what the splits hold out
-FIRST_POOLS = {"rendered": 10000, "sampled": 1600}
-POOLS = {**FIRST_POOLS, "guided": 1600}
+FIRST_POOLS = {"rendered": 10000, "sampled": 4000}
+POOLS = {**FIRST_POOLS, "guided": 3200}
 HELD_OUT = 0.1  # size of a held-out pool as a share of the training pool
 MIXTURE = {"same": 0.35, "alike": 0.25, "near": 0.2, "mixed": 0.2}  # shares of the kinds of groups in training
 EDITED = 0.5  # share of the groups that are compared under a changed prompt
@@ -90,7 +89,7 @@ class PairSampler:
         self.shown = torch.stack([table.argmax(dim=1) for table in tables], dim=1)  # (N, 5)
         self.sampled = [rows for rows in self.members.values() if len(rows) >= GROUP]
         own = scores(pool, torch.arange(len(pool.group)), pool.labels)
-        self.spread = own.std(dim=0)  # (3,)
+        self.origin, self.spread = own.mean(dim=0), own.std(dim=0)  # (3,) each
 
     def draw(self, kind: str, rng: random.Random) -> list[int]:
         """Return the rows of one group; the prompt is the first one's."""
@@ -136,12 +135,14 @@ class PairSampler:
             if split_of(to_prompt(changed)) == "train":
                 return changed
 
-    def preferences(self, rows: Tensor, labels: Tensor, generator: torch.Generator | None) -> Tensor:
-        """1, -1 or 0 for each pair and axis, ``(groups, pairs, 3)``; with a generator the annotator errs."""
-        value = scores(self.pool, rows, labels[:, None].expand(-1, GROUP, -1)) / self.spread
+    def ratings(self, rows: Tensor, labels: Tensor) -> Tensor:
+        """The oracle's scores of the clips under the group's prompt, standardised over the pool, ``(groups, GROUP, 3)``."""
+        return (scores(self.pool, rows, labels[:, None].expand(-1, GROUP, -1)) - self.origin) / self.spread
+
+    def preferences(self, rows: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
+        """What an annotator who errs says of each pair and axis: 1, -1 or 0, ``(groups, pairs, 3)``."""
+        value = self.ratings(rows, labels)
         difference = value[:, LEFT] - value[:, RIGHT]
-        if generator is None:
-            return difference.sign()
         seen = difference + ANNOTATOR_NOISE * torch.randn(difference.shape, generator=generator)
         return seen.sign() * (seen.abs() > TIE)
 
@@ -219,13 +220,11 @@ def _train(
         rows, labels = sampler.draw_groups(
             rng.choices(list(MIXTURE), list(MIXTURE.values()), k=batch // GROUP), rng, EDITED
         )
-        wanted = sampler.preferences(rows, labels, generator).to(device)
+        taught = sampler.ratings(rows, labels)
+        taught = (taught + ANNOTATOR_NOISE * torch.randn(taught.shape, generator=generator)).to(device)
         raw = rate(reward, pool, rows, labels, pipe, rng, generator, sigma=None)  # (groups, GROUP, 3)
-        difference = raw[:, LEFT] - raw[:, RIGHT]
-        loss_of_axis = bradley_terry_with_ties(difference, wanted).mean(dim=(0, 1))
-        right = ((difference.sign() == wanted) & (wanted != 0)).sum(dim=(0, 1)) / (wanted != 0).sum(dim=(0, 1))
-        # Logits have no natural origin: a light pull to 0 keeps them where half precision is fine.
-        return loss_of_axis.sum() + 1e-3 * raw.pow(2).mean(), dict(zip(AXES, right.tolist(), strict=True))
+        error = (raw - taught).square().mean(dim=(0, 1))  # least at E[score | noisy latents], see `losses.regression`
+        return error.sum(), dict(zip(AXES, error.tolist(), strict=True))
 
     settings = LoopSettings(steps, warmup=100, ema=0.998, seed=seed)
     yield from fit(reward, loss, new_optimizers(reward, lr=6e-4), settings, folder / f"{name}.pt")
@@ -275,7 +274,7 @@ def accuracy_by_sigma(
     for bounds in SIGMA_BINS:
         rng, generator = random.Random(seed), torch.Generator().manual_seed(seed)
         rows, labels = sampler.draw_groups([kind] * groups, rng)
-        value = scores(pool, rows, labels[:, None].expand(-1, GROUP, -1)) / sampler.spread
+        value = sampler.ratings(rows, labels)
         truth = value[:, LEFT] - value[:, RIGHT]
         raw = torch.cat(
             [
