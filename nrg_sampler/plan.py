@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from nrg_sampler.evaluation.workloads import Workload, block_costs, predicted_ratio
 from nrg_sampler.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -16,7 +17,16 @@ if TYPE_CHECKING:
     from nrg_sampler.sampler import Sampler
 
 BACKWARD = 1.0  # a backward pass to the input alone costs about one forward pass
-WAN_DEFAULTS = {"num_inference_steps": 50, "guidance_scale": 5.0}  # of Wan pipelines when nothing else is said
+# of Wan pipelines when nothing else is said
+WAN_DEFAULTS = {
+    "num_inference_steps": 50,
+    "guidance_scale": 5.0,
+    "height": 480,
+    "width": 832,
+    "num_frames": 81,
+    "max_sequence_length": 512,
+}
+MIB = 2**20
 
 
 @dataclass(frozen=True)
@@ -67,13 +77,16 @@ class Plan:
         gradients: How often it is differentiated for that.
         candidates: Videos that the one is chosen from.
         evaluations: Of the whole transformer, without the reward; at most, if candidates are given up on the way.
-        reward_evaluations: What the reward adds, in evaluations of the transformer by the number of parameters.
+        reward_evaluations: What the reward adds, in evaluations of the transformer: by the formula of
+            ``predicted_ratio`` for the blocks of a Wan transformer, else by the number of parameters.
         ratio: All of it over one unguided video.
         weights_mb: Size of the pipeline.
         reward_mb: Size of the reward.
         seconds: Expected time of a guided video; ``None`` if the pace is not known.
         unguided_seconds: The same without the reward.
         memory_mb: Expected memory; ``None`` likewise.
+        needed_mb: Highest memory of a guided step, counted; ``None`` where it cannot be, see :func:`memory_needed`.
+        available_mb: Memory that is free on the device; ``None`` likewise.
     """
 
     steps: int
@@ -88,6 +101,13 @@ class Plan:
     seconds: float | None = None
     unguided_seconds: float | None = None
     memory_mb: float | None = None
+    needed_mb: float | None = None
+    available_mb: float | None = None
+
+    @property
+    def fits(self) -> bool:
+        """Whether a guided step fits the memory, as far as that is known."""
+        return self.needed_mb is None or self.available_mb is None or self.needed_mb <= self.available_mb
 
     def __str__(self) -> str:
         best = f" for each of {self.candidates} candidates" if self.candidates > 1 else ""
@@ -102,6 +122,13 @@ class Plan:
             lines.append(
                 f"About {self.seconds:.1f} s guided and {self.unguided_seconds:.1f} s unguided here, "
                 f"with {self.memory_mb:.0f} MB in use."
+            )
+        if self.needed_mb is not None:
+            lines.append(f"A guided step needs about {self.needed_mb:.0f} MB; {self.available_mb:.0f} MB are free.")
+        if not self.fits:
+            lines.append(
+                "That will not fit: use fewer frames or a smaller picture, bfloat16, "
+                "or `reward.enable_gradient_checkpointing()`."
             )
         return "\n".join(lines)
 
@@ -122,9 +149,9 @@ def plan(pipe: Any, recipe: Recipe, pace: Pace | None = None) -> Plan:
     candidates = recipe.search["candidates"] if recipe.search else 1
     modules = {name: part for name, part in pipe.components.items() if hasattr(part, "parameters")}
     reward = modules.pop("reward_model", None)
-    share = _count(reward) / max(1, _count(pipe.transformer))
     passes_back = recipe.guidance.passes_back(reward.axes) if gradients else 1
-    extra = candidates * gradients * share * (1 + BACKWARD * passes_back)
+    shared = recipe.guidance.forward == "shared"
+    extra = candidates * gradients * _gradient_cost(pipe, reward, sampling, passes_back, shared)
     counted = Plan(
         steps=steps,
         guided_steps=guided,
@@ -145,6 +172,70 @@ def plan(pipe: Any, recipe: Recipe, pace: Pace | None = None) -> Plan:
         unguided_seconds=round(unguided, 2),
         memory_mb=round(pace.memory_mb, 1),
     )
+
+
+def _gradient_cost(pipe: Any, reward: Any, sampling: dict[str, Any], passes_back: int, shared: bool) -> float:
+    """Return the cost of one gradient in evaluations of the transformer."""
+    workload = _workload(pipe, sampling)
+    if workload is None or not hasattr(reward, "blocks"):
+        return _count(reward) / max(1, _count(pipe.transformer)) * (1 + BACKWARD * passes_back)
+    costs = block_costs(pipe.transformer, workload.tokens)
+    checkpointing = getattr(reward, "gradient_checkpointing", False)
+    blocks = len(reward.blocks)
+    return predicted_ratio(costs, blocks, 1, passes_back, shared=shared, checkpointing=checkpointing) - 1
+
+
+def _workload(pipe: Any, sampling: dict[str, Any]) -> Workload | None:
+    """Describe what a step of a Wan pipeline computes; ``None`` for other pipelines, whose latents differ."""
+    transformer = pipe.transformer
+    if type(transformer).__name__ != "WanTransformer3DModel":
+        return None
+    frames = (sampling["num_frames"] - 1) // pipe.vae_scale_factor_temporal + 1
+    sides = (sampling[side] // pipe.vae_scale_factor_spatial for side in ("height", "width"))
+    config = {name: value for name, value in transformer.config.items() if not name.startswith("_")}
+    return Workload(
+        name="plan",
+        transformer="WanTransformer3DModel",
+        config=config,
+        latents=(1, config["in_channels"], frames, *sides),
+        about="what a recipe asks for",
+        prompt_tokens=sampling["max_sequence_length"],
+        evaluations=2 if sampling["guidance_scale"] > 1 else 1,
+    )
+
+
+def memory_needed(pipe: Any, recipe: Recipe) -> tuple[float, float] | None:
+    """Count the highest memory of a guided step, and what is free for it, in MB; ``None`` where it cannot be counted.
+
+    The step runs with fake tensors, which takes no memory. Decoding comes after the last step and is not in it.
+
+    Args:
+        pipe: A loaded pipeline.
+        recipe: What would be sampled.
+    """
+    from nrg_sampler.evaluation.cost import count_step
+
+    workload = _workload(pipe, {**WAN_DEFAULTS, **pipe.sampling_defaults, **recipe.sampling})
+    reward = pipe.reward_model
+    if workload is None or type(reward).__name__ != "LatentReward":
+        return None
+    checkpointing, shared = reward.gradient_checkpointing, recipe.guidance.forward == "shared"
+    unguided, guided, _ = count_step(
+        workload, len(reward.blocks), checkpointing, getattr(torch, recipe.dtype), shared=shared
+    )
+    others = [part for name, part in pipe.components.items() if name not in ("transformer", "reward_model")]
+    peak = guided.peak_bytes if recipe.guidance.scale else unguided.peak_bytes
+    loaded = sum(map(_megabytes, (pipe.transformer, reward, *others)))
+    return round(peak / MIB + sum(map(_megabytes, others)), 1), round(available_mb(recipe.device) + loaded, 1)
+
+
+def available_mb(device: str) -> float:
+    """Return the memory that is free on a device."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] / MIB
+    import psutil
+
+    return float(psutil.virtual_memory().available) / MIB
 
 
 def measure(sampler: Sampler, steps: int = 2) -> Pace:

@@ -6,7 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -102,10 +102,14 @@ def report(manifest: Manifest, path: Path, as_json: bool) -> None:
 
 
 def _print_plan(sampler: Sampler, as_json: bool) -> None:
-    from nrg_sampler.plan import measure, plan
+    from nrg_sampler.plan import measure, memory_needed, plan
 
-    found = plan(sampler.pipe, sampler.recipe, measure(sampler))
-    print(json.dumps(asdict(found)) if as_json else found)
+    needed, available = memory_needed(sampler.pipe, sampler.recipe) or (None, None)
+    found = replace(plan(sampler.pipe, sampler.recipe), needed_mb=needed, available_mb=available)
+    if found.fits:  # timing two steps of what does not fit would end the plan
+        timed = plan(sampler.pipe, sampler.recipe, measure(sampler))
+        found = replace(timed, needed_mb=needed, available_mb=available)
+    print(json.dumps({**asdict(found), "fits": found.fits}) if as_json else found)
 
 
 def mean_change(found: Sequence[Changes]) -> Changes:

@@ -153,18 +153,26 @@ def block_costs(transformer: Any, tokens: int) -> list[BlockCost]:
 
 
 def predicted_ratio(
-    costs: list[BlockCost], num_blocks: int, evaluations: int, *, shared: bool = False, checkpointing: bool = False
+    costs: list[BlockCost],
+    num_blocks: int,
+    evaluations: int,
+    passes_back: int = 1,
+    *,
+    shared: bool = False,
+    checkpointing: bool = False,
 ) -> float:
     r"""Predict the cost of a guided step over that of an unguided one.
 
     .. math:: K = 1 + f\,(1 + b) / E
 
     with ``f`` the reward's share of the forward pass, ``b`` the cost of its backward pass over its forward one and
-    ``E`` evaluations a step. Features that are shared save the forward pass; checkpointing pays for a second one.
+    ``E`` evaluations a step. Features that are shared save the forward pass; checkpointing pays for another one, and
+    axes that are differentiated one by one for several backward passes.
     """
     trunk = costs[:num_blocks]
     forward = sum(cost.forward for cost in trunk)
-    extra = sum(cost.backward for cost in trunk) + forward * (checkpointing + (not shared))
+    backward = sum(cost.backward for cost in trunk)
+    extra = passes_back * backward + forward * (checkpointing + (not shared))
     return 1 + extra / (evaluations * sum(cost.forward for cost in costs))
 
 

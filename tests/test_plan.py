@@ -1,0 +1,75 @@
+"""What a plan says of cost and memory, and that it warns before a step is tried that does not fit."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from tiny import TowardTarget
+
+from nrg_sampler import LatentReward, NRGFlowPipeline, RewardGuidance, cli, plan
+from nrg_sampler.evaluation import cost
+from nrg_sampler.recipe import Recipe
+
+RECIPE = Recipe(
+    prompt="a red circle",
+    guidance=RewardGuidance(),
+    sampling={"num_inference_steps": 9, "height": 32, "width": 32, "num_frames": 9, "max_sequence_length": 8},
+    model="tiny",
+    reward=None,
+    device="cpu",
+    dtype="float32",
+    fps=None,
+)
+
+
+@pytest.fixture
+def pipe(wan: Any) -> Any:
+    torch.manual_seed(0)
+    return NRGFlowPipeline.from_pipe(wan, reward_model=LatentReward.from_transformer(wan.transformer, 1))
+
+
+def test_the_ratio_is_the_one_that_is_counted(pipe: Any) -> None:
+    workload = plan._workload(pipe, {**plan.WAN_DEFAULTS, **RECIPE.sampling})
+    assert workload is not None and workload.latents == (1, 16, 5, 16, 16)
+    _, _, predicted = cost.count_step(workload, 1, False, torch.float32)
+    found = plan.plan(pipe, RECIPE)
+    assert (found.evaluations, found.guided_steps) == (18, 9)
+    assert found.ratio == pytest.approx(predicted, abs=0.01)
+
+
+def test_sharing_is_cheaper_and_checkpointing_dearer(pipe: Any) -> None:
+    separate = plan.plan(pipe, RECIPE).ratio
+    shared = plan.plan(pipe, replace(RECIPE, guidance=RewardGuidance(forward="shared"))).ratio
+    pipe.reward_model.enable_gradient_checkpointing()
+    assert shared < separate < plan.plan(pipe, RECIPE).ratio
+
+
+def test_memory_grows_with_the_picture(pipe: Any) -> None:
+    small = plan.memory_needed(pipe, RECIPE)
+    large = plan.memory_needed(pipe, replace(RECIPE, sampling={**RECIPE.sampling, "height": 128, "width": 128}))
+    assert small is not None and large is not None
+    assert 0 < small[0] < large[0] < large[1]
+    pipe.reward_model = TowardTarget()
+    assert plan.memory_needed(pipe, RECIPE) is None
+
+
+def test_a_plan_says_before_it_tries_that_it_will_not_fit(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(plan, "available_mb", lambda device: -1000.0)
+    monkeypatch.setattr(plan, "measure", lambda sampler: pytest.fail("it tried"))
+    assert cli.main(["generate", "a red circle moving right", "--plan", "--json", "--device", "cpu"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["fits"] is False and found["needed_mb"] > 0 and found["seconds"] is None
+    assert cli.main(["generate", "a red circle moving right", "--plan", "--device", "cpu"]) == 0
+    assert "That will not fit: use fewer frames" in capsys.readouterr().out
+
+
+def test_a_plan_that_fits_says_what_is_free(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["generate", "a red circle moving right", "--plan", "--device", "cpu"]) == 0
+    out = capsys.readouterr().out
+    assert "A guided step needs about" in out and "will not fit" not in out and " s guided and " in out
