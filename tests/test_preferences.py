@@ -122,7 +122,7 @@ def test_takes_any_number_of_axes_and_a_teachers_scores(videos):
 def test_says_what_a_file_lacks(tmp_path, header, rows, sentence):
     with pytest.raises(ValueError, match=sentence):
         read_preferences(write_csv(tmp_path / "x.csv", header, rows))
-    with pytest.raises(ValueError, match="Expected a CSV file of preference pairs, but .* cannot be read"):
+    with pytest.raises(ValueError, match="Expected a CSV file, but .* cannot be read"):
         read_preferences(tmp_path / "absent.csv")
 
 

@@ -35,7 +35,7 @@ def data(tmp_path):
         prompt_name(pair.prompt): torch.randn(3 + pair.row % 3, 16, generator=generator) for pair in table.pairs
     }
     cache.add(tensors)
-    return PairData(table, cache)
+    return PairData.of(table, cache)
 
 
 def new_reward(**options):

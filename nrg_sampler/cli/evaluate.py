@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nrg_sampler.checkpoints import BUNDLED
 from nrg_sampler.cli import parser as options
 from nrg_sampler.cli.parser import whole_number
 
@@ -35,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--judges", default="oracle", metavar="NAMES", help="who grades, as oracle,pixel or oracle,videoreward:FOLDER"
     )
+    parser.add_argument("--reward", metavar="FOLDER", help="the reward that guides (default: the bundled one)")
     parser.add_argument("--clean-reward", type=Path, metavar="FOLDER", help="a reward trained on clean latents")
     parser.add_argument("--steps", type=whole_number(1), help="denoising steps (default: the model's)")
     parser.add_argument("--batch", type=whole_number(1), default=10, help="clips sampled together (default: 10)")
@@ -83,7 +85,8 @@ def _models(arguments: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
     from nrg_sampler.sampler import quiet_unless_watched
 
     quiet_unless_watched()
-    pipe: Any = NRGFlowPipeline.from_pretrained("shapes").to(arguments.device)
+    reward = arguments.reward or BUNDLED
+    pipe: Any = NRGFlowPipeline.from_pretrained(BUNDLED, reward_model=reward).to(arguments.device)
     pipe.set_progress_bar_config(disable=True)
     rewards: dict[str, Any] = {"random": RandomDirection(pipe.reward_model)}
     if arguments.clean_reward is not None:
@@ -186,7 +189,8 @@ def _same_settings(file: Path, arguments: argparse.Namespace, guidance: Any) -> 
     from nrg_sampler.files import writable_folder
     from nrg_sampler.manifest import model_fingerprint
 
-    models = {part: model_fingerprint(str(bundled_folder(part))) for part in ("pipeline", "reward")}
+    folders = {"pipeline": bundled_folder("pipeline"), "reward": arguments.reward or bundled_folder("reward")}
+    models = {part: model_fingerprint(str(folder)) for part, folder in folders.items()}
     if arguments.clean_reward is not None:
         models["clean_reward"] = model_fingerprint(str(arguments.clean_reward))
     settings = {"guidance": guidance.to_dict(), "steps": arguments.steps, "dtype": arguments.dtype, **models}

@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nrg_sampler.cli.pairs import add_pairs, encoded, given_clip, load_pipeline, share
+from nrg_sampler.cli.teacher import add_teacher, taught
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from nrg_sampler.rewards.latent import LatentReward
+    from nrg_sampler.training.clips import ClipSettings
     from nrg_sampler.training.pairs import PairData
+    from nrg_sampler.training.preferences import BadRow
 
 HELP = "Measure the accuracy of latent rewards on labelled pairs, with and without ties, by axis and noise level."
 EXAMPLE = "evaluate-reward videogen-rewardbench.csv --reward my-reward/reward --out accuracy"
@@ -33,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="only the pairs that train-reward --hold-out F left out of this file",
     )
     parser.add_argument("--seed", type=int, default=0, help="of noise and noise levels (default: 0)")
+    add_teacher(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -50,8 +54,7 @@ def run(arguments: argparse.Namespace) -> int:
         reward.check_compatible(pipe)
     trained_on = (rewards[0].config.about or {}).get("clips") or {}
     clips = clip_settings(arguments.model, {**trained_on, **given_clip(arguments)})
-    prepared = encoded(arguments, pipe, clips, rewards[0].axes)
-    data = _chosen(prepared, arguments.held_out)
+    data, bad_rows = _data(arguments, pipe, clips, rewards[0].axes, device)
     reports = []
     for place, (name, reward) in enumerate(zip(arguments.reward, rewards, strict=True)):
         plot = arguments.out / ("differences.png" if len(rewards) == 1 else f"differences-{place + 1}.png")
@@ -60,7 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
         plot_fractions(reports, rewards[0].axes, arguments.out / "fractions.png")
     result = {
         "pairs": len(data),
-        "bad_rows": [{"row": bad.row, "reason": bad.reason} for bad in prepared.table.bad],
+        "bad_rows": [{"row": bad.row, "reason": bad.reason} for bad in bad_rows],
         "rewards": reports,
     }
     table = "\n\n".join(f"{report['reward']}\n\n{markdown(report)}" for report in reports)
@@ -86,15 +89,30 @@ def _check_axes(names: list[str], rewards: list[LatentReward]) -> None:
             )
 
 
-def _chosen(prepared: Any, held_out: float | None) -> PairData:
+def _data(
+    arguments: argparse.Namespace, pipe: Any, clips: ClipSettings, axes: tuple[str, ...], device: Any
+) -> tuple[PairData, list[BadRow]]:
+    """Labelled pairs, or those that a teacher labels; all of them or the held-out ones, and what was left out."""
     from nrg_sampler.training.pairs import PairData, subset
     from nrg_sampler.training.preferences import split_pairs
 
+    if arguments.teacher is not None:
+        share = 1.0 if arguments.held_out is None else arguments.held_out
+        found = taught(arguments, pipe, clips, share, device)
+        if found.held_out is None:
+            raise ValueError(f"Expected held-out clips, but --held-out {share:g} leaves none; leave the option out.")
+        if found.held_out.axes != axes:
+            raise ValueError(
+                f"Expected a teacher of the rewards' axes ({', '.join(axes)}), but {arguments.teacher} scores "
+                f"{', '.join(found.held_out.axes)}; name another."
+            )
+        return found.held_out, found.bad
+    prepared = encoded(arguments, pipe, clips, axes)
     table = prepared.table
-    if held_out is not None:
-        table = subset(table, list(split_pairs(table.pairs, held_out, "held-out")))
+    if arguments.held_out is not None:
+        table = subset(table, list(split_pairs(table.pairs, arguments.held_out, "held-out")))
         table.require()
-    return PairData(table, prepared.cache)
+    return PairData.of(table, prepared.cache), prepared.table.bad
 
 
 def _graded(reward: LatentReward, data: PairData, device: Any, seed: int, plot: Path) -> dict[str, Any]:

@@ -30,7 +30,7 @@ def share(text: str) -> float:
 def add_pairs(parser: argparse.ArgumentParser) -> None:
     """Add the preference file and how its clips are read."""
     parser.add_argument(
-        "pairs", type=Path, metavar="PAIRS.csv", help="columns path_A, path_B, prompt and one per axis"
+        "pairs", type=Path, nargs="?", metavar="PAIRS.csv", help="columns path_A, path_B, prompt and one per axis"
     )
     parser.add_argument("--model", metavar="NAME", default=BUNDLED, help="'shapes' (bundled), a folder or a Hub id")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the model's weights while encoding")
@@ -76,7 +76,13 @@ def load_pipeline(arguments: argparse.Namespace, device: Any) -> Any:
 def encoded(
     arguments: argparse.Namespace, pipe: Any, settings: ClipSettings, axes: Sequence[str] | None, quiet: bool = False
 ) -> Prepared:
-    """Read, check and encode the pairs with a progress bar, and list the bad rows on stderr."""
+    """Read, check and encode the pairs with a progress bar, and list the bad rows on stderr.
+
+    Raises:
+        ValueError: If no file is named, or none of its rows can be used.
+    """
+    if arguments.pairs is None:
+        raise ValueError("Expected PAIRS.csv with labels, or a --teacher to do without, but got neither.")
     from tqdm.auto import tqdm
 
     from nrg_sampler.training.prepare import prepare_pairs

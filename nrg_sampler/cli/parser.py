@@ -133,7 +133,7 @@ def add_judges(parser: argparse.ArgumentParser) -> None:
         "--judge",
         action="append",
         metavar="NAME",
-        help="who grades: oracle, pixel, videoreward:FOLDER; may be repeated",
+        help="who grades: oracle, pixel, videoreward:FOLDER, module:FILE.py:NAME; may be repeated",
     )
 
 

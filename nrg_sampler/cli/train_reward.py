@@ -6,21 +6,23 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nrg_sampler.cli.pairs import add_pairs, encoded, given_clip, load_pipeline, share
 from nrg_sampler.cli.parser import number, positive, whole_number
+from nrg_sampler.cli.teacher import add_teacher, taught
 
 if TYPE_CHECKING:
     from nrg_sampler.rewards.latent import LatentReward
+    from nrg_sampler.training.clips import ClipSettings
     from nrg_sampler.training.pairs import PairData
-    from nrg_sampler.training.prepare import Prepared
+    from nrg_sampler.training.preferences import BadRow
     from nrg_sampler.training.recipe import Recipe
     from nrg_sampler.training.trainer import TrainerSettings
 
-HELP = "Train a noise-aware latent reward on preference pairs of video files."
+HELP = "Train a noise-aware latent reward on preference pairs of video files, or on what a teacher says of clips."
 EXAMPLE = "train-reward pairs.csv --model shapes --out my-reward --steps 500"
 
 
@@ -38,7 +40,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--hold-out", type=share, default=0.1, metavar="F", help="share of pairs to test on (0.1)")
     parser.add_argument("--fraction", type=share, default=1.0, metavar="F", help="share of the others to train on (1)")
     parser.add_argument("--data", metavar="TEXT", help="for the model card: what the pairs are")
+    parser.add_argument(
+        "--recommended-scale", type=positive, metavar="X", help="the default guidance strength of the reward (1)"
+    )
     parser.add_argument("--license", default="other", metavar="ID", help="for the model card (default: other)")
+    add_teacher(parser)
     recipe = parser.add_argument_group("recipe (defaults: see the class Recipe)")
     recipe.add_argument("--loss", choices=tuple(LOSSES))
     recipe.add_argument("--pooling", choices=POOLINGS, help="how axes read the trunk's features")
@@ -75,6 +81,8 @@ def run(arguments: argparse.Namespace) -> int:
     from nrg_sampler.training.recipe import Recipe
     from nrg_sampler.training.trainer import TrainerSettings, calibrate, train
 
+    if arguments.teacher is not None and arguments.loss is None:
+        arguments.loss = "regression"
     recipe: Recipe = _of(Recipe, arguments)
     settings: TrainerSettings = _of(TrainerSettings, arguments)
     writable_folder(arguments.out)
@@ -82,30 +90,75 @@ def run(arguments: argparse.Namespace) -> int:
     pipe = load_pipeline(arguments, accelerator.device)
     clips = clip_settings(arguments.model, given_clip(arguments))
     with accelerator.main_process_first():
-        prepared = encoded(arguments, pipe, clips, arguments.axes, quiet=not accelerator.is_main_process)
-    training, held_out = _split(prepared, arguments)
+        material = _material(arguments, pipe, clips, accelerator)
+    training, held_out = material.training, material.held_out
     torch.manual_seed(settings.seed)  # queries, reads and heads begin with random numbers, alike in every process
+    options = {} if arguments.recommended_scale is None else {"recommended_scale": arguments.recommended_scale}
     reward = LatentReward.from_transformer(
-        prepared.encoder.transformer,
+        material.transformer,
         **recipe.reward_options(),
         axes=training.axes,
         text_axes=_text_axes(training.axes, arguments.text_axes),
         latent_space=latent_space(pipe.vae),
+        **options,
     ).float()
     # Without axes that see the prompt, the layers that read it take no part, and processes must not wait for them.
     accelerator.ddp_handler.find_unused_parameters = not reward.config.text_axes
-    del pipe, prepared.encoder
+    del pipe, material.transformer
     reward.to(accelerator.device)
     steps = train(reward, training, recipe, settings, arguments.out / "checkpoints", accelerator)
     last = _follow(steps, settings.steps, arguments, accelerator)
     if accelerator.is_main_process:
-        calibrate(reward, training, accelerator.device, settings.seed)
+        calibrate(reward, material.samples, accelerator.device, settings.seed)
         accuracy = _accuracy(reward, held_out, accelerator.device) if held_out is not None else None
-        reward.register_to_config(about=_about(arguments, recipe, settings, training, accuracy, vars(clips)))
+        reward.register_to_config(about=_about(arguments, recipe, settings, material, accuracy, vars(clips)))
         reward.to("cpu").save_pretrained(arguments.out / "reward")
-        _report(arguments, prepared, training, held_out, last, accuracy)
+        _report(arguments, material, last, accuracy)
     accelerator.end_training()
     return 0
+
+
+@dataclass
+class Material:
+    """What a reward is made from.
+
+    Args:
+        training: Pairs to train on.
+        held_out: Pairs to test on, if there are any.
+        samples: Pairs whose clips give mean and standard deviation.
+        transformer: The trunk's.
+        bad: Rows and files that were left out.
+        about: The data in words, for the model card.
+    """
+
+    training: PairData
+    held_out: PairData | None
+    samples: PairData
+    transformer: Any
+    bad: list[BadRow]
+    about: str
+
+
+def _material(arguments: argparse.Namespace, pipe: Any, clips: ClipSettings, accelerator: Any) -> Material:
+    """Labelled pairs, or those of a teacher."""
+    quiet = not accelerator.is_main_process
+    if arguments.teacher is None:
+        if arguments.prompts is not None:
+            raise ValueError("Expected --teacher NAME beside --prompts, to score the samples, but got none.")
+        prepared = encoded(arguments, pipe, clips, arguments.axes, quiet)
+        training, held_out = _split(prepared, arguments)
+        about = arguments.data or arguments.pairs.name
+        return Material(training, held_out, training, prepared.encoder.transformer, prepared.table.bad, about)
+    for name, given in (("--axes", arguments.axes is not None), ("--fraction", arguments.fraction != 1)):
+        if given:
+            raise ValueError(f"Expected no {name} beside --teacher, whose axes and clips are all used; leave it out.")
+    found = taught(arguments, pipe, clips, arguments.hold_out, accelerator.device, quiet)
+    if found.training is None or found.own is None:
+        raise ValueError(
+            f"Expected clips to train on, but --hold-out {arguments.hold_out:g} leaves none; hold out less."
+        )
+    about = arguments.data or found.about
+    return Material(found.training, found.held_out, found.own, found.transformer, found.bad, about)
 
 
 def _of(kind: Any, arguments: argparse.Namespace) -> Any:
@@ -133,7 +186,7 @@ def _accelerator(arguments: argparse.Namespace) -> Any:
     return accelerator
 
 
-def _split(prepared: Prepared, arguments: argparse.Namespace) -> tuple[PairData, PairData | None]:
+def _split(prepared: Any, arguments: argparse.Namespace) -> tuple[PairData, PairData | None]:
     """Pairs to train on, and held-out ones if there are any."""
     from nrg_sampler.training.pairs import PairData, subset
     from nrg_sampler.training.preferences import split_pairs
@@ -147,8 +200,8 @@ def _split(prepared: Prepared, arguments: argparse.Namespace) -> tuple[PairData,
             f"Expected pairs to train on, but --hold-out {arguments.hold_out:g} and --fraction {arguments.fraction:g} "
             f"leave none of {len(pairs)}; hold out less, or add pairs."
         )
-    held_out = PairData(subset(prepared.table, tested), prepared.cache) if any(tested) else None
-    return PairData(subset(prepared.table, trained), prepared.cache), held_out
+    held_out = PairData.of(subset(prepared.table, tested), prepared.cache) if any(tested) else None
+    return PairData.of(subset(prepared.table, trained), prepared.cache), held_out
 
 
 def _text_axes(axes: tuple[str, ...], given: list[str] | None) -> tuple[str, ...]:
@@ -187,18 +240,18 @@ def _about(
     arguments: argparse.Namespace,
     recipe: Recipe,
     settings: TrainerSettings,
-    training: PairData,
+    material: Material,
     accuracy: dict[str, Any] | None,
     clips: dict[str, Any],
 ) -> dict[str, Any]:
     """What the model card and later evaluations need to know."""
     base = arguments.model if not Path(arguments.model).exists() else Path(arguments.model).resolve().name
-    data = arguments.data or arguments.pairs.name
+    pairs = len(material.training)
     return {
         "base_model": base,
-        "data": f"{data}, {len(training)} pairs",
+        "data": f"{material.about}, {pairs} pairs",
         "license": arguments.license,
-        "training_pairs": len(training),
+        "training_pairs": pairs,
         "training": {**vars(recipe), "steps": settings.steps, "batch": settings.batch, "lr": settings.lr},
         "clips": clips,
         "accuracy": accuracy,
@@ -206,19 +259,15 @@ def _about(
 
 
 def _report(
-    arguments: argparse.Namespace,
-    prepared: Prepared,
-    training: PairData,
-    held_out: PairData | None,
-    last: dict[str, float],
-    accuracy: dict[str, Any] | None,
+    arguments: argparse.Namespace, material: Material, last: dict[str, float], accuracy: dict[str, Any] | None
 ) -> None:
+    training, held_out = material.training, material.held_out
     report = {
         "reward": str(arguments.out / "reward"),
         "axes": list(training.axes),
         "pairs": len(training),
         "held_out": 0 if held_out is None else len(held_out),
-        "bad_rows": [{"row": bad.row, "reason": bad.reason} for bad in prepared.table.bad],
+        "bad_rows": [{"row": bad.row, "reason": bad.reason} for bad in material.bad],
         "loss": last.get("loss"),
         "accuracy": accuracy,
     }

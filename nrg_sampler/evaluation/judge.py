@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
+import inspect
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -108,11 +111,64 @@ def _pixel(source: str, device: str) -> Judge:
     return PixelClipJudge(load_pixel_judge(source).to(device))
 
 
+class FramesJudge:
+    """A module that scores frames without being told what was asked for.
+
+    Args:
+        module: Maps clips ``(B, 3, T, H, W)`` in ``[0, 1]`` to ``(B, axes)``; has ``axes``.
+    """
+
+    def __init__(self, module: Any) -> None:
+        self.axes, self._module = tuple(module.axes), module
+
+    @torch.no_grad()
+    def __call__(self, clips: Tensor, prompts: Sequence[str], fps: float) -> Tensor:
+        """Grade clips by their frames alone."""
+        scores: Tensor = self._module(clips)
+        return scores
+
+
+def _module(source: str, device: str) -> Judge:
+    """A judge of the user's own: an object, or a class that is called without arguments."""
+    found = _imported(source)
+    judge = found() if isinstance(found, type) else found
+    axes = getattr(judge, "axes", None)
+    if not callable(judge) or not axes or isinstance(axes, str):
+        raise ValueError(
+            f"Expected a judge in {source!r}, a callable with named `axes`, but got {type(judge).__name__} without "
+            "them; give it a tuple such as `axes = ('VQ', 'MQ', 'TA')`."
+        )
+    if isinstance(judge, torch.nn.Module):
+        judge.to(device).eval()
+    call = judge.forward if isinstance(judge, torch.nn.Module) else judge
+    taken = [item for item in inspect.signature(call).parameters.values() if item.default is item.empty]
+    return FramesJudge(judge) if len(taken) == 1 else judge
+
+
+def _imported(source: str) -> Any:
+    """What ``PACKAGE.MODULE:NAME`` or ``FILE.py:NAME`` stands for."""
+    place, _, name = source.rpartition(":")
+    try:
+        if not place.endswith(".py"):
+            return getattr(importlib.import_module(place), name)
+        spec = importlib.util.spec_from_file_location(Path(place).stem, place)
+        assert spec is not None and spec.loader is not None  # known by the suffix
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return getattr(module, name)
+    except (ImportError, AttributeError, OSError, ValueError) as error:
+        raise ValueError(
+            f"Expected a judge of yours as module:PACKAGE.MODULE:NAME or module:FILE.py:NAME, but {source!r} cannot "
+            f"be imported ({error}); correct the name, or install its package."
+        ) from error
+
+
 # A judge is made when it is asked for, from what follows its name and a colon, and the device; to add one, name it here.
 JUDGES: dict[str, Callable[[str, str], Judge]] = {
     "oracle": _oracle,
     "pixel": _pixel,
     "videoreward": _videoreward,
+    "module": _module,
 }
 
 
@@ -120,7 +176,8 @@ def load_judge(name: str, device: str = "cpu") -> Judge:
     """Make a judge.
 
     Args:
-        name: ``"oracle"``, ``"pixel"`` for the bundled one, ``"pixel:FOLDER"`` or ``"videoreward:FOLDER"``.
+        name: ``"oracle"``, ``"pixel"`` for the bundled one, ``"pixel:FOLDER"``, ``"videoreward:FOLDER"``, or a judge
+            of your own as ``"module:PACKAGE.MODULE:NAME"`` or ``"module:FILE.py:NAME"``.
         device: Where its network runs, if it has one.
 
     Raises:
@@ -130,6 +187,21 @@ def load_judge(name: str, device: str = "cpu") -> Judge:
     if kind not in JUDGES:
         raise ValueError(f"Expected a judge from {', '.join(JUDGES)}, but got {name!r}.")
     return JUDGES[kind](source, device)
+
+
+def judge_identity(name: str) -> str:
+    """Return what tells a judge from every other one, also after its files have changed."""
+    from nrg_sampler.checkpoints import bundled_folder
+    from nrg_sampler.files import fingerprint
+
+    kind, _, source = name.partition(":")
+    if kind == "pixel":
+        return f"pixel {fingerprint(Path(source) if source else bundled_folder('judge'))}"
+    if kind == "module":
+        place = source.rpartition(":")[0]
+        file = place if place.endswith(".py") else str(importlib.import_module(place).__file__)
+        return f"{name} {fingerprint(Path(file))}"
+    return f"{kind} {fingerprint(Path(source))}" if source else kind
 
 
 def load_judges(names: Iterable[str], device: str = "cpu") -> dict[str, Judge]:

@@ -196,11 +196,15 @@ class _Decoder(nn.Module):
         self.vae = vae
 
     def forward(self, clean: Tensor) -> Tensor:
-        vae: Any = self.vae
-        weight = next(vae.parameters())
-        latents = _denormalised(clean, vae.config).to(weight.dtype)
-        decoded: Tensor = vae.decode(latents, return_dict=False)[0].to(clean.dtype)
-        return (decoded / 2 + 0.5).clamp(0, 1)
+        return decoded(self.vae, clean)
+
+
+def decoded(vae: Any, clean: Tensor) -> Tensor:
+    """Decode clean latents as the pipeline has them, ``(B, C, T, H, W)``, to frames ``(B, 3, T', H', W')`` in [0, 1]."""
+    weight = next(vae.parameters())
+    latents = _denormalised(clean, vae.config).to(weight.device, weight.dtype)
+    frames: Tensor = vae.decode(latents, return_dict=False)[0].to(clean.dtype)
+    return (frames / 2 + 0.5).clamp(0, 1)
 
 
 def _denormalised(latents: Tensor, config: Any) -> Tensor:

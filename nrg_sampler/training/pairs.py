@@ -35,17 +35,44 @@ class PairData:
     """Pairs whose clips and prompts are in a cache.
 
     Args:
-        table: The pairs; their files are read once more for their checksum only.
+        axes: Names of the axes.
+        clips: Names of A and B in the cache.
+        prompts: What each pair was judged by; their features are in the cache.
+        preference: 1, -1, 0 or NaN, shape ``(N, axes)``.
         cache: Holds the latents and features.
+        scores: A teacher's scores, NaN where there is none, shape ``(N, axes, 2)``.
+        overall: The preference as a whole, shape ``(N,)``; nobody knows by default.
     """
 
-    def __init__(self, table: PreferenceTable, cache: LatentCache) -> None:
-        self.axes, self._cache = table.axes, cache
-        self._clips = [(clip_name(pair.first), clip_name(pair.second)) for pair in table.pairs]
-        self._prompts = [prompt_name(pair.prompt) for pair in table.pairs]
-        self.preference = table.preferences()  # (N, axes)
-        self.overall = torch.tensor([pair.overall for pair in table.pairs])  # (N,)
-        self.scores = table.scores()  # (N, axes, 2)
+    def __init__(
+        self,
+        axes: tuple[str, ...],
+        clips: Sequence[tuple[str, str]],
+        prompts: Sequence[str],
+        preference: Tensor,
+        cache: LatentCache,
+        scores: Tensor | None = None,
+        overall: Tensor | None = None,
+    ) -> None:
+        self.axes, self._cache = axes, cache
+        self._clips = list(clips)
+        self._prompts = [prompt_name(prompt) for prompt in prompts]
+        self.preference = preference
+        self.overall = torch.full((len(self._clips),), torch.nan) if overall is None else overall
+        self.scores = scores
+
+    @classmethod
+    def of(cls, table: PreferenceTable, cache: LatentCache) -> PairData:
+        """Return the pairs of a preference file; the clips are read once more, for their checksum only."""
+        return cls(
+            table.axes,
+            [(clip_name(pair.first), clip_name(pair.second)) for pair in table.pairs],
+            [pair.prompt for pair in table.pairs],
+            table.preferences(),
+            cache,
+            table.scores(),
+            torch.tensor([pair.overall for pair in table.pairs]),
+        )
 
     def __len__(self) -> int:
         return len(self._clips)

@@ -8,6 +8,7 @@ A teacher's scores, for the loss ``regression``, are numbers in ``VQ_score_A, VQ
 from __future__ import annotations
 
 import csv
+import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ LABELS = {"A": 1.0, "B": -1.0, "same": 0.0, "invalid": math.nan, "": math.nan}
 REQUIRED = ("path_A", "path_B", "prompt")
 OVERALL = "Overall"  # what annotators said of the whole; the sum of the axes predicts it, no axis of its own does
 FPS_TOLERANCE = 0.05  # relative: 23.976 is called 24
+FEW_PROMPTS = 10  # fewer cannot be shared out by prompt
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,7 @@ def read_preferences(file: Path, axes: Sequence[str] | None = None, videos: Path
     Raises:
         ValueError: If the file cannot be read, or lacks a column.
     """
-    rows = _rows(file)
+    rows = csv_rows(file)
     if not rows:
         raise ValueError(f"Expected preference pairs in {file}, but it holds none; add rows below the header.")
     columns = list(rows[0][1])
@@ -152,13 +154,18 @@ class _Unusable(Exception):
     """Why a row is left out."""
 
 
-def _rows(file: Path) -> list[tuple[int, dict[str, str]]]:
+def csv_rows(file: Path) -> list[tuple[int, dict[str, str]]]:
+    """Read a CSV file with a header: the line of each row and its values by column.
+
+    Raises:
+        ValueError: If it cannot be read.
+    """
     try:
         with open(file, newline="", encoding="utf-8-sig") as stream:
             reader = csv.DictReader(stream)
             return [(reader.line_num, {k: (v or "").strip() for k, v in row.items() if k}) for row in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"Expected a CSV file of preference pairs, but {file} cannot be read: {error}.") from error
+        raise ValueError(f"Expected a CSV file, but {file} cannot be read: {error}.") from error
 
 
 def _find_axes(rows: Sequence[tuple[int, dict[str, str]]], columns: Sequence[str]) -> tuple[str, ...]:
@@ -232,10 +239,14 @@ def split_pairs(pairs: Sequence[PreferencePair], share: float, salt: str) -> Ite
 
     The share is drawn by prompt, so that no prompt is on both sides; where there are fewer than ten prompts, by pair.
     """
-    import hashlib
+    by_prompt = len({pair.prompt for pair in pairs}) >= FEW_PROMPTS
+    names = [
+        pair.prompt if by_prompt else "\0".join((pair.first.name, pair.second.name, pair.prompt)) for pair in pairs
+    ]
+    return (in_share(name, share, salt) for name in names)
 
-    by_prompt = len({pair.prompt for pair in pairs}) >= 10
-    for pair in pairs:
-        name = pair.prompt if by_prompt else "\0".join((pair.first.name, pair.second.name, pair.prompt))
-        digest = hashlib.sha256(f"{salt}\0{name}".encode()).digest()
-        yield int.from_bytes(digest[:8], "big") < share * 2**64
+
+def in_share(name: str, share: float, salt: str) -> bool:
+    """Say whether a name is among a share of all names; a larger share holds all of a smaller one."""
+    digest = hashlib.sha256(f"{salt}\0{name}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") < share * 2**64

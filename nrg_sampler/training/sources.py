@@ -1,0 +1,238 @@
+"""Where clips for a teacher come from: samples of the model itself, or video files with their prompts."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from nrg_sampler.rewards.pixel import decoded
+from nrg_sampler.training.cache import clip_name
+from nrg_sampler.training.clips import ClipSettings, UnreadableClip, read_clip
+from nrg_sampler.training.encoding import PairEncoder
+from nrg_sampler.training.preferences import BadRow, csv_rows
+
+PATHS = ("path", "path_A", "path_B")
+
+
+class ClipSource(Protocol):
+    """Clips that a teacher can score.
+
+    ``names`` are those of the latents in a cache, ``prompts`` what each clip was made for.
+    """
+
+    names: list[str]
+    prompts: list[str]
+    bad: list[BadRow]
+
+    def batches(self) -> list[list[int]]:
+        """Return which clips are made together; each of them once."""
+        ...
+
+    def make(self, indices: Sequence[int], latents: Tensor | None) -> tuple[list[int], Tensor, Tensor]:
+        """Make some clips of one batch.
+
+        Args:
+            indices: Which.
+            latents: Theirs, shape ``(B, C, T', H', W')``, if they are known already.
+
+        Returns:
+            Which of them could be made, their latents, and their pixels ``(B, 3, T, H, W)`` in ``[0, 1]``.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What a clip of the model depends on, apart from the model and the size.
+
+    Args:
+        prompt: What is asked for.
+        seed: Of the initial noise.
+        steps: Denoising steps.
+        guidance_scale: Of classifier-free guidance.
+    """
+
+    prompt: str
+    seed: int
+    steps: int
+    guidance_scale: float
+
+    @property
+    def name(self) -> str:
+        return f"sample/{hashlib.sha256(json.dumps(vars(self), sort_keys=True).encode()).hexdigest()}"
+
+
+def plan_samples(
+    prompts: Sequence[str],
+    count: int,
+    per_prompt: int,
+    steps: Sequence[int],
+    guidance_scales: Sequence[float],
+    seed: int = 0,
+) -> list[Sample]:
+    """Plan samples at various settings; a larger ``count`` begins with those of a smaller one.
+
+    Args:
+        prompts: What to ask for; after the last one the first comes again.
+        count: How many samples.
+        per_prompt: How many of a prompt before the next one.
+        steps: Step counts to draw from.
+        guidance_scales: Scales to draw from.
+        seed: Of the first sample; the next one's is one more.
+
+    Raises:
+        ValueError: If there is nothing to draw from.
+    """
+    if not prompts or not steps or not guidance_scales:
+        raise ValueError("Expected at least one prompt, step count and guidance scale to sample with, but got none.")
+    planned = []
+    for index in range(count):
+        rng = random.Random(f"settings/{seed + index}")
+        prompt = prompts[index // per_prompt % len(prompts)]
+        planned.append(Sample(prompt, seed + index, rng.choice(list(steps)), float(rng.choice(list(guidance_scales)))))
+    return planned
+
+
+class GeneratedClips:
+    """Samples of a pipeline, kept as the latents it ends with.
+
+    Args:
+        pipe: An ``NRGFlowPipeline``; it samples without a reward.
+        samples: What to sample.
+        settings: Size and length of the clips.
+        batch: Clips sampled together, at most.
+    """
+
+    def __init__(self, pipe: Any, samples: Sequence[Sample], settings: ClipSettings, batch: int = 8) -> None:
+        self.samples, self.bad = list(samples), list[BadRow]()
+        self.names = [sample.name for sample in samples]
+        self.prompts = [sample.prompt for sample in samples]
+        self._pipe, self._settings, self._batch = pipe, settings, batch
+
+    def batches(self) -> list[list[int]]:
+        """Samples with the same settings of the sampler, in the order of the first of each batch."""
+        alike: dict[tuple[int, float], list[int]] = {}
+        for index, sample in enumerate(self.samples):
+            alike.setdefault((sample.steps, sample.guidance_scale), []).append(index)
+        size = self._batch
+        return sorted(rows[at : at + size] for rows in alike.values() for at in range(0, len(rows), size))
+
+    @torch.no_grad()
+    def make(self, indices: Sequence[int], latents: Tensor | None) -> tuple[list[int], Tensor, Tensor]:
+        """Sample clips with the same settings, unless their latents are known, and decode them."""
+        if latents is None:
+            chosen = [self.samples[index] for index in indices]
+            latents = self._pipe(
+                [sample.prompt for sample in chosen],
+                height=self._settings.height,
+                width=self._settings.width,
+                num_frames=self._settings.num_frames,
+                num_inference_steps=chosen[0].steps,
+                guidance_scale=chosen[0].guidance_scale,
+                generator=[torch.Generator().manual_seed(sample.seed) for sample in chosen],
+                reward_scale=0.0,
+                output_type="latent",
+            ).frames
+        pixels = torch.cat(
+            [decoded(self._pipe.vae, clip.to(self._pipe.vae.device)) for clip in latents.float().split(1)]
+        )
+        return list(indices), latents, pixels
+
+
+class VideoFiles:
+    """Video files with their prompts.
+
+    Args:
+        encoder: Encodes them.
+        source: A CSV file with the columns ``path`` (or VideoReward's ``path_A`` and ``path_B``) and ``prompt``, or a
+            folder of videos, each beside its manifest or a text file of its name with the prompt.
+        videos: Where relative paths in the CSV file start; at the file by default.
+        batch: Files read together.
+
+    Raises:
+        ValueError: If the source cannot be read or lacks a column.
+    """
+
+    def __init__(self, encoder: PairEncoder, source: Path, videos: Path | None = None, batch: int = 8) -> None:
+        self._encoder, self._batch, self.bad = encoder, batch, list[BadRow]()
+        found: dict[tuple[Path, str], int] = {}  # the same clip may be in several pairs
+        for row, file, prompt in _in_folder(source) if source.is_dir() else _in_table(source, videos or source.parent):
+            reason = (
+                "has no prompt"
+                if not prompt
+                else None
+                if file.is_file()
+                else f"names {file.name}, which does not exist"
+            )
+            if reason is None:
+                found.setdefault((file, prompt), row)
+            else:
+                self.bad.append(BadRow(row, reason))
+        self._files = [file for file, _ in found]
+        self._rows = list(found.values())
+        self.names = [clip_name(file) for file in self._files]
+        self.prompts = [prompt for _, prompt in found]
+
+    def batches(self) -> list[list[int]]:
+        """Files in order."""
+        rows = list(range(len(self.names)))
+        return [rows[at : at + self._batch] for at in range(0, len(rows), self._batch)]
+
+    def make(self, indices: Sequence[int], latents: Tensor | None) -> tuple[list[int], Tensor, Tensor]:
+        """Read files and, unless their latents are known, encode them; what cannot be used joins the bad rows."""
+        read: dict[int, Tensor] = {}  # by place
+        for place, index in enumerate(indices):
+            try:
+                read[place] = read_clip(self._files[index], self._encoder.settings)
+            except UnreadableClip as reason:
+                self.bad.append(BadRow(self._rows[index], str(reason)))
+        if not read:
+            return [], torch.empty(0), torch.empty(0)
+        clips = list(read.values())
+        latents = torch.stack([self._encoder.clip(clip) for clip in clips]) if latents is None else latents[list(read)]
+        return [indices[place] for place in read], latents, torch.stack(clips)
+
+
+def _in_table(file: Path, videos: Path) -> Iterator[tuple[int, Path, str]]:
+    """Line, file and prompt of each clip in a CSV file."""
+    rows = csv_rows(file)
+    columns = list(rows[0][1]) if rows else []
+    paths = [name for name in PATHS if name in columns]
+    if not paths or "prompt" not in columns:
+        raise ValueError(
+            f"Expected the columns path and prompt in {file}, but it has {', '.join(columns) or 'none'}; rename yours."
+        )
+    for number, row in rows:
+        for name in paths:
+            if row.get(name):
+                yield number, videos / row[name], row.get("prompt", "")
+
+
+def _in_folder(folder: Path) -> Iterator[tuple[int, Path, str]]:
+    """Place, file and prompt of each video in a folder."""
+    files = sorted(folder.glob("*.mp4"))
+    if not files:
+        raise ValueError(f"Expected videos (*.mp4) in {folder}, but found none; name the folder that holds them.")
+    for place, file in enumerate(files, start=1):
+        yield place, file, _beside(file)
+
+
+def _beside(video: Path) -> str:
+    """The prompt in the text file or the manifest beside a video; empty if there is neither."""
+    text, manifest = video.with_suffix(".txt"), video.with_suffix(".json")
+    if text.is_file():
+        return text.read_text(encoding="utf-8").strip()
+    if not manifest.is_file():
+        return ""
+    from nrg_sampler.manifest import Manifest
+
+    found = Manifest.read(manifest)
+    return found.prompt if found.command == "generate" else ""  # others show several clips side by side
