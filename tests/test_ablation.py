@@ -96,3 +96,31 @@ def test_averages_seeds_over_reliable_noise_levels():
 def test_says_which_stage_comes_first(tmp_path):
     with pytest.raises(FileNotFoundError, match="made by the stage `first-reward`"):
         list(ablation.run_ablation(tmp_path))
+
+
+@pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")  # RMS norm under autocast
+@pytest.mark.parametrize("name", ["clean-reward", "noised-reward"])
+def test_the_compared_rewards_differ_in_the_noise_alone(folder, monkeypatch, name):
+    from nrg_sampler.shapes.train import reward as training
+
+    seen = []
+
+    def noised(clean, noise, sigma):
+        seen.append((clean, noise, sigma))
+        return training_noised(clean, noise, sigma)
+
+    training_noised = training.noised
+    monkeypatch.setattr(training, "noised", noised)
+    monkeypatch.setattr(training, "POOLS", training.FIRST_POOLS)  # without guided samples
+    for grade in ("accuracy_by_sigma", "calibrate"):
+        monkeypatch.setattr(training, grade, lambda *args, **options: {})
+    (numbers,) = training.train_compared_reward(folder, name, steps=1, batch=8)
+    assert numbers["step"] == 1 and (folder / name / "config.json").is_file()
+    ((clean, noise, sigma),) = seen
+    assert sigma.eq(0).all() if name == "clean-reward" else sigma.gt(0).all()
+    # the rest is drawn alike
+    generator = torch.Generator().manual_seed(0)
+    torch.randn(2, 4, 3, generator=generator)  # the annotator
+    torch.rand(2, generator=generator)
+    expected = torch.randn(2, *clean.shape[1:], generator=generator).repeat_interleave(4, dim=0)
+    torch.testing.assert_close(noise, expected)

@@ -41,6 +41,18 @@ def _reward(folder: Path, **options: Any) -> Iterator[dict[str, float]]:
     return train_reward(folder, **options)
 
 
+def _clean_reward(folder: Path, **options: Any) -> Iterator[dict[str, float]]:
+    from nrg_sampler.shapes.train.reward import train_compared_reward
+
+    return train_compared_reward(folder, "clean-reward", **options)
+
+
+def _noised_reward(folder: Path, **options: Any) -> Iterator[dict[str, float]]:
+    from nrg_sampler.shapes.train.reward import train_compared_reward
+
+    return train_compared_reward(folder, "noised-reward", **options)
+
+
 def _judge(folder: Path, **options: Any) -> Iterator[dict[str, float]]:
     from nrg_sampler.shapes.train.judge import train_judge
 
@@ -58,6 +70,8 @@ STAGES = {
     "base": _base,
     "first-reward": _first_reward,
     "reward": _reward,
+    "clean-reward": _clean_reward,
+    "noised-reward": _noised_reward,
     "judge": _judge,
     "ablation": _ablation,
 }

@@ -191,6 +191,15 @@ def train_reward(folder: Path, steps: int = 2800, **options: Any) -> Iterator[di
     yield from _train(folder, "reward", POOLS, steps=steps, **options)
 
 
+def train_compared_reward(folder: Path, name: str, steps: int = 800, **options: Any) -> Iterator[dict[str, float]]:
+    """Train ``folder/clean-reward`` or ``folder/noised-reward``: the final recipe, shorter, without noise or with it.
+
+    They answer what noise in training is worth, so they differ in nothing else; see `train_reward` for the options.
+    """
+    sigma = (0.0, 0.0) if name == "clean-reward" else None
+    yield from _train(folder, name, POOLS, steps=steps, sigma=sigma, **options)
+
+
 def _train(
     folder: Path,
     name: str,
@@ -199,6 +208,7 @@ def _train(
     batch: int = 64,
     seed: int = 0,
     device: str = "cpu",
+    sigma: tuple[float, float] | None = None,
 ) -> Iterator[dict[str, float]]:
     from nrg_sampler.shapes.train.assemble import assemble_pipeline
 
@@ -222,7 +232,7 @@ def _train(
         )
         taught = sampler.ratings(rows, labels)
         taught = (taught + ANNOTATOR_NOISE * torch.randn(taught.shape, generator=generator)).to(device)
-        raw = rate(reward, pool, rows, labels, pipe, rng, generator, sigma=None)  # (groups, GROUP, 3)
+        raw = rate(reward, pool, rows, labels, pipe, rng, generator, sigma)  # (groups, GROUP, 3)
         error = (raw - taught).square().mean(dim=(0, 1))  # least at E[score | noisy latents], see `losses.regression`
         return error.sum(), dict(zip(AXES, error.tolist(), strict=True))
 
