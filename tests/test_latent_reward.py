@@ -149,6 +149,43 @@ def test_pooling_and_queries_can_be_chosen(inputs, tmp_path, pooling, separate):
     torch.testing.assert_close(LatentReward.from_pretrained(tmp_path)(*inputs), before)
 
 
+@pytest.mark.parametrize("options", [{}, {"pooling": "max"}, {"separate_queries": False}, {"text_axes": ()}])
+def test_members_differ_and_the_reward_is_their_mean(inputs, tmp_path, options):
+    torch.manual_seed(1)
+    reward = LatentReward.from_transformer(tiny_transformer(), 1, num_members=3, num_token_reads=1, **options)
+    reward.requires_grad_(False).eval()
+    members = reward(*inputs, members=True)
+    assert members.shape == (2, 3, 3) and members.std(dim=1).min() > 1e-4
+    torch.testing.assert_close(reward(*inputs), members.mean(dim=1))
+    reward.save_pretrained(tmp_path)
+    torch.testing.assert_close(LatentReward.from_pretrained(tmp_path)(*inputs, members=True), members)
+
+
+def test_the_first_member_is_what_a_reward_without_others_would_be(inputs):
+    torch.manual_seed(1)
+    single = LatentReward.from_transformer(tiny_transformer(), 1).eval()
+    several = LatentReward.from_transformer(tiny_transformer(), 1, num_members=2).eval()
+    several.load_state_dict(single.state_dict(), strict=False)
+    torch.testing.assert_close(several(*inputs, members=True)[:, 0], single(*inputs))
+    assert torch.equal(single(*inputs, members=True)[:, 0], single(*inputs))
+
+
+def test_aligned_members_have_one_mean_and_one_spread(inputs):
+    torch.manual_seed(1)
+    reward = LatentReward.from_transformer(tiny_transformer(), 1, num_members=3).requires_grad_(False).eval()
+    latents, sigma, conditioning = inputs
+    before = reward(latents, sigma, conditioning, members=True)
+    stated = reward.align_members(before)
+    after = reward(latents, sigma, conditioning, members=True)
+    torch.testing.assert_close(after, stated, atol=1e-4, rtol=1e-4)
+    for statistic in (after.mean(dim=0), after.std(dim=0)):
+        torch.testing.assert_close(statistic, statistic[:1].expand(3, -1), atol=1e-4, rtol=1e-4)
+    assert (before.std(dim=0) - after.std(dim=0)).abs().max() > 1e-3  # something was done
+    single = LatentReward.from_transformer(tiny_transformer(), 1).requires_grad_(False).eval()
+    found = single(latents, sigma, conditioning, members=True)
+    assert torch.equal(single.align_members(found), found)
+
+
 def test_a_pooled_reward_is_blind_to_the_order_of_features():
     features = torch.randn(2, 12, 8, generator=torch.Generator().manual_seed(0))
     for pooling in ("mean", "max"):
@@ -196,3 +233,5 @@ def test_says_what_is_wrong_with_its_input(reward, inputs):
         LatentReward(axes=("VQ",), text_axes=("TA",), num_attention_heads=1, attention_head_dim=12, ffn_dim=8)
     with pytest.raises(ValueError, match="Expected `pooling` to be one of query, mean, max, but got 'sum'"):
         LatentReward(pooling="sum", num_attention_heads=1, attention_head_dim=12, ffn_dim=8)
+    with pytest.raises(ValueError, match="Expected `num_members` to be at least 1, but got 0"):
+        LatentReward(num_members=0, num_attention_heads=1, attention_head_dim=12, ffn_dim=8)

@@ -14,6 +14,7 @@ from nrg_sampler.rewards.base import Conditioning
 from nrg_sampler.rewards.latent import LatentReward
 from nrg_sampler.training.cache import LatentCache, clip_name, prompt_name
 from nrg_sampler.training.checkpoint import CheckpointWarning, load_checkpoint, save_checkpoint
+from nrg_sampler.training.ensemble import bootstrap_weights, level_spread
 from nrg_sampler.training.pairs import PairData
 from nrg_sampler.training.preferences import read_preferences
 from nrg_sampler.training.recipe import Recipe
@@ -38,14 +39,14 @@ def data(tmp_path):
     return PairData.of(table, cache)
 
 
-def new_reward(**options):
+def new_reward(recipe=RECIPE):
     torch.manual_seed(1)
-    return LatentReward.from_transformer(tiny_transformer(), **RECIPE.reward_options(), **options)
+    return LatentReward.from_transformer(tiny_transformer(), **recipe.reward_options())
 
 
 def run(data, folder, stop_after=None, recipe=RECIPE, settings=SETTINGS, accumulate=1):
     accelerator = Accelerator(cpu=True, gradient_accumulation_steps=accumulate)
-    reward = new_reward()
+    reward = new_reward(recipe)
     steps = train(reward, data, recipe, settings, folder, accelerator)
     numbers = list(itertools.islice(steps, stop_after))
     steps.close()
@@ -102,6 +103,44 @@ def test_accumulating_a_batch_in_parts_changes_nothing(data, tmp_path, trunk):
     assert parts == pytest.approx(whole, abs=1e-5)
     assert set(reward.state_dict()) == set(new_reward().state_dict())
     torch.testing.assert_close(reward.queries, expected.queries, atol=1e-4, rtol=1e-3)
+
+
+def test_accumulating_a_batch_changes_nothing_for_several_members_either(data, tmp_path):
+    recipe = Recipe(num_blocks=1, num_members=3)
+    settings = TrainerSettings(steps=3, batch=4, lr=1e-2, warmup=1)
+    whole, expected, _ = run(data, tmp_path / "whole", recipe=recipe, settings=settings)
+    parts, reward, _ = run(data, tmp_path / "parts", recipe=recipe, settings=settings, accumulate=2)
+    assert parts == pytest.approx(whole, abs=1e-5)
+    torch.testing.assert_close(
+        reward.further_members[1].queries, expected.further_members[1].queries, atol=1e-4, rtol=1e-3
+    )
+
+
+def test_members_learn_from_resamples_of_their_own(data, tmp_path):
+    weights = bootstrap_weights(len(data), 3, seed=0)
+    assert weights.shape == (8, 3) and (weights == weights.round()).all() and weights.std(dim=1).max() > 0
+    assert torch.equal(weights, bootstrap_weights(len(data), 3, seed=0))
+    assert not torch.equal(weights, bootstrap_weights(len(data), 3, seed=1))
+    assert torch.equal(bootstrap_weights(5, 1, seed=0), torch.ones(5, 1))
+    many = bootstrap_weights(20_000, 2, seed=0)
+    assert many.mean().item() == pytest.approx(1, abs=0.02) and many.var().item() == pytest.approx(1, abs=0.05)
+    settings = TrainerSettings(steps=40, batch=8, lr=1e-2, trunk_lr=1e-3, warmup=5, ema=0.8)
+    recipe = Recipe(num_blocks=1, noised=False, num_members=3)
+    _, reward, numbers = run(data, tmp_path / "run", recipe=recipe, settings=settings)
+    assert numbers[-1]["accuracy"] > 0.8
+    calibrate(reward, data, torch.device("cpu"), seed=0)
+    batch = data.batch(range(8), torch.device("cpu"))
+    with torch.no_grad():
+        raw = reward(batch.clean[:, 0], torch.zeros(8), batch.conditioning, members=True)
+    assert raw.std(dim=1).min() > 0
+
+
+def test_the_pull_of_levels_leaves_rankings_alone():
+    raw = torch.randn(4, 2, 3, 3, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    (grad,) = torch.autograd.grad(level_spread(raw), raw)
+    torch.testing.assert_close(grad[:, 0], grad[:, 1])  # both clips of a pair move alike
+    torch.testing.assert_close(grad.sum(dim=2), torch.zeros(4, 2, 3))  # and so does the mean of the members
+    assert level_spread(raw.detach()[:, :, :1]) == 0
 
 
 def test_says_how_a_batch_can_be_shared(data, tmp_path):

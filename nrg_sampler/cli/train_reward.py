@@ -49,6 +49,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     recipe.add_argument("--loss", choices=tuple(LOSSES))
     recipe.add_argument("--pooling", choices=POOLINGS, help="how axes read the trunk's features")
     recipe.add_argument("--shared-query", dest="separate_queries", action="store_false", default=None)
+    recipe.add_argument(
+        "--members", dest="num_members", type=whole_number(1), metavar="M", help="of the ensemble (default: 1)"
+    )
     recipe.add_argument("--blocks", dest="num_blocks", type=whole_number(1), metavar="K", help="of the transformer")
     recipe.add_argument("--token-reads", dest="num_token_reads", type=whole_number(0), metavar="N")
     recipe.add_argument("--trunk", choices=TRUNKS, help="what of the blocks is trained")

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from nrg_sampler.files import replacing
 from nrg_sampler.rewards.base import Conditioning
 from nrg_sampler.rewards.card import model_card
-from nrg_sampler.rewards.reads import POOLINGS, QueryRead, new_reads
+from nrg_sampler.rewards.reads import POOLINGS, Member, QueryRead, answers, new_heads, new_queries, new_reads
 
 # What of a transformer's config shapes the trunk; the rest (number of layers, output) is the reward's own.
 TRUNK_OPTIONS = (
@@ -74,6 +74,9 @@ class LatentReward(ModelMixin, ConfigMixin):
             features are the video model's own, which ``RewardGuidance(forward="shared")`` needs.
         pooling: How queries read the features: ``query`` (attention), ``mean`` or ``max``.
         separate_queries: One query per axis; otherwise one for all, which sees the prompt if any axis may.
+        num_members: Members of the ensemble. Each has queries, reads and heads of its own on the one trunk and its keys
+            and values; the reward is their mean, and where they disagree it knows little, see
+            ``RewardGuidance(disagreement=...)``.
         mean: Mean of each raw reward over the base model's samples.
         std: Its standard deviation there: the unit of a calibrated reward.
         recommended_scale: The default guidance strength, in units of which calibrated scales are given.
@@ -100,6 +103,7 @@ class LatentReward(ModelMixin, ConfigMixin):
         prompt_in_trunk: bool = False,
         pooling: str = "query",
         separate_queries: bool = True,
+        num_members: int = 1,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         recommended_scale: float = 1.0,
@@ -122,6 +126,8 @@ class LatentReward(ModelMixin, ConfigMixin):
             raise ValueError(f"Expected `text_axes` to be some of {', '.join(axes)}, but got {', '.join(unknown)}.")
         if pooling not in POOLINGS:
             raise ValueError(f"Expected `pooling` to be one of {', '.join(POOLINGS)}, but got {pooling!r}.")
+        if num_members < 1:
+            raise ValueError(f"Expected `num_members` to be at least 1, but got {num_members}.")
         trunk = WanTransformer3DModel(
             num_layers=num_blocks, out_channels=in_channels, **{name: self.config[name] for name in TRUNK_OPTIONS}
         )
@@ -133,12 +139,16 @@ class LatentReward(ModelMixin, ConfigMixin):
         self.null_context = nn.Parameter(torch.randn(1, null_tokens, dim) / dim**0.5)
         self.features_norm = nn.LayerNorm(dim)
         self.text_norm = nn.LayerNorm(dim)
-        self.queries = nn.Parameter(torch.randn(1, len(axes) if separate_queries else 1, dim) / dim**0.5)
+        num_queries = len(axes) if separate_queries else 1
+        self.queries = new_queries(num_queries, dim)
         self.token_reads = new_reads(num_token_reads, dim, num_attention_heads, pooling)
         self.text_read = QueryRead(dim, num_attention_heads)
         self.reads = new_reads(num_reads, dim, num_attention_heads, pooling)
-        self.heads = nn.ModuleList(
-            nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, dim), nn.SiLU(), nn.Linear(dim, 1)) for _ in axes
+        self.heads = new_heads(len(axes), dim)
+        # Queries, reads and heads of the first member are the reward's own, named as where there is one member only.
+        self.further_members = nn.ModuleList(
+            Member(len(axes), num_queries, num_reads, dim, num_attention_heads, pooling)
+            for _ in range(num_members - 1)
         )
         sees_text = [axis in text_axes for axis in axes] if separate_queries else [bool(text_axes)]
         self.register_buffer("sees_text", torch.tensor(sees_text), persistent=False)
@@ -194,6 +204,38 @@ class LatentReward(ModelMixin, ConfigMixin):
     def recommended_scale(self) -> float:
         return float(self.config.recommended_scale)
 
+    @property
+    def num_members(self) -> int:
+        return int(self.config.num_members)
+
+    @property
+    def members(self) -> tuple[Any, ...]:
+        """What has ``queries``, ``reads`` and ``heads``: the reward itself, which is the first, and the others."""
+        return (self, *self.further_members)
+
+    @torch.no_grad()
+    def align_members(self, raw: Tensor) -> Tensor:
+        """Give every member the same mean and spread, so that what is left between them is disagreement.
+
+        A reward learned from comparisons has no natural origin or unit, and each member has found its own. Changes the
+        last layers; a single member stays as it is.
+
+        Args:
+            raw: Raw rewards of the members over samples, shape ``(N, members, axes)``.
+
+        Returns:
+            What they give now, same shape.
+        """
+        if self.num_members == 1:
+            return raw
+        mean, std = raw.mean(dim=0), raw.std(dim=0).clamp(min=1e-6)  # (M, A)
+        factor, origin = std.mean(dim=0) / std, mean.mean(dim=0)
+        for index, member in enumerate(self.members):
+            for axis, head in enumerate(member.heads):
+                head[-1].weight.mul_(factor[index, axis])
+                head[-1].bias.sub_(mean[index, axis]).mul_(factor[index, axis]).add_(origin[axis])
+        return (raw - mean) * factor + origin
+
     def check_compatible(self, pipe: Any) -> None:
         """Refuse a pipeline with other latents or another text encoder.
 
@@ -220,40 +262,41 @@ class LatentReward(ModelMixin, ConfigMixin):
                     f"{type(pipe).__name__} has {found.get(name)}; use a reward that was trained for this VAE."
                 )
 
-    def forward(self, latents: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
+    def forward(self, latents: Tensor, sigma: Tensor, conditioning: Conditioning, members: bool = False) -> Tensor:
         """Score latents.
 
         Args:
             latents: Noisy latents, normalised as the pipeline has them, shape ``(B, C, T, H, W)``.
             sigma: Noise level in ``[0, 1]``, 1 is pure noise, shape ``(B,)``.
             conditioning: ``prompt_embeds`` of shape ``(B, L, text_dim)``; all-zero tokens are padding.
+            members: Return what each member says instead of their mean.
 
         Returns:
-            Raw rewards (logits), float32, shape ``(B, axes)``.
+            Raw rewards (logits), float32, shape ``(B, axes)``, or ``(B, members, axes)``.
 
         Raises:
             ValueError: If shapes do not fit the config, or a text axis finds no prompt.
         """
         self._check(latents, conditioning)
         dtype = self.patch_embedding.weight.dtype
-        return self.score_features(
-            self._trunk(latents.to(dtype), sigma.to(latents.device), conditioning), conditioning
-        )
+        hidden = self._trunk(latents.to(dtype), sigma.to(latents.device), conditioning)
+        return self.score_features(hidden, conditioning, members)
 
-    def score_features(self, hidden: Tensor, conditioning: Conditioning) -> Tensor:
+    def score_features(self, hidden: Tensor, conditioning: Conditioning, members: bool = False) -> Tensor:
         """Score what the last block of the trunk gives, shape ``(B, N, D)``; returns as ``forward`` does."""
         dtype = self.patch_embedding.weight.dtype
         features = self.features_norm(hidden.to(dtype))
-        queries = self.queries.expand(len(hidden), -1, -1)  # (B, A, D)
+        queries = torch.cat([member.queries for member in self.members], dim=1).expand(len(hidden), -1, -1)
         if self.config.text_axes:
             text, mask = self._text(conditioning, dtype)
             for read in self.token_reads:  # each word looks for what it names, then the queries read the words
                 text = read(text, features)
-            queries = torch.where(self.sees_text[:, None], self.text_read(queries, text, mask), queries)
-        for read in self.reads:
-            queries = read(queries, features)
-        queries = queries.expand(-1, len(self.heads), -1)  # a shared query answers for every axis
-        return torch.cat([head(queries[:, axis]) for axis, head in enumerate(self.heads)], dim=1).float()
+            sees_text = self.sees_text.repeat(self.num_members)[:, None]
+            queries = torch.where(sees_text, self.text_read(queries, text, mask), queries)  # (B, M * A, D)
+        raw = answers(self.members, queries.chunk(self.num_members, dim=1), features)
+        if members:
+            return torch.stack(raw, dim=1)  # (B, M, A)
+        return torch.stack(raw).mean(dim=0) if len(raw) > 1 else raw[0]
 
     def _trunk(self, latents: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
         """Output of the last block, shape ``(B, N, D)``, for noisy latents."""

@@ -1,7 +1,20 @@
-"""How the axes of a latent reward read the features of its trunk."""
+"""How the axes of a latent reward read the features of its trunk, and what each member of an ensemble has of its own.
+
+What is looked at (keys and values, or pooled features) costs in proportion to the number of features; what a few queries
+ask and make of it costs next to nothing. The members of an ensemble share the former, so that several cost about as
+much as one.
+
+References:
+    [1] Osband et al., 2016, arXiv:1602.04621 (bootstrapped heads on one trunk).
+    [2] Shazeer, 2019, arXiv:1911.02150 (keys and values shared between queries).
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -9,24 +22,42 @@ POOLINGS = ("query", "mean", "max")
 
 
 class QueryRead(nn.Module):
-    """One read: queries attend to features and then think for themselves (pre-norm, residual)."""
+    """One read: queries attend to features and then think for themselves (pre-norm, residual).
 
-    def __init__(self, dim: int, heads: int) -> None:
+    Args:
+        dim: Width of queries and features.
+        heads: Of the attention.
+        looks: Whether it has keys and values of its own; without, it reads those of another.
+    """
+
+    def __init__(self, dim: int, heads: int, looks: bool = True) -> None:
         super().__init__()
         self.heads = heads
         self.norm = nn.LayerNorm(dim)
         self.to_q = nn.Linear(dim, dim)
-        self.to_kv = nn.Linear(dim, 2 * dim)
+        self.to_kv = nn.Linear(dim, 2 * dim) if looks else None
         self.to_out = nn.Linear(dim, dim)
         self.mlp = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, 2 * dim), nn.SiLU(), nn.Linear(2 * dim, dim))
 
     def forward(self, queries: Tensor, features: Tensor, mask: Tensor | None = None) -> Tensor:
         """Update queries ``(B, A, D)`` from features ``(B, N, D)``; where ``mask`` ``(B, N)`` is False is not read."""
-        query = self._split(self.to_q(self.norm(queries)))
+        return self.think(queries, *self.find([self.ask(queries)], features, mask))
+
+    def ask(self, queries: Tensor) -> Tensor:
+        """What queries ``(B, A, D)`` look for, ``(B, heads, A, D / heads)``."""
+        return self._split(self.to_q(self.norm(queries)))
+
+    def find(self, asked: Sequence[Tensor], features: Tensor, mask: Tensor | None = None) -> tuple[Tensor, ...]:
+        """What each of ``asked`` finds among the features, in one attention."""
+        assert self.to_kv is not None  # only the first member looks
         key, value = (self._split(part) for part in self.to_kv(features).chunk(2, dim=-1))
         bias = None if mask is None else mask[:, None, None]
-        read = functional.scaled_dot_product_attention(query, key, value, attn_mask=bias)  # (B, heads, A, D / heads)
-        queries = queries + self.to_out(read.transpose(1, 2).flatten(2))
+        found = functional.scaled_dot_product_attention(torch.cat(list(asked), dim=2), key, value, attn_mask=bias)
+        return found.chunk(len(asked), dim=2)
+
+    def think(self, queries: Tensor, found: Tensor) -> Tensor:
+        """Update queries ``(B, A, D)`` from what they have found."""
+        queries = queries + self.to_out(found.transpose(1, 2).flatten(2))
         updated: Tensor = queries + self.mlp(queries)
         return updated
 
@@ -46,14 +77,74 @@ class PooledRead(nn.Module):
 
     def forward(self, queries: Tensor, features: Tensor) -> Tensor:
         """Update queries ``(B, A, D)`` from features ``(B, N, D)``."""
+        return self.think(queries, *self.find([self.ask(queries)], features))
+
+    def ask(self, queries: Tensor) -> Tensor:
+        """Nothing: every query gets the same."""
+        return queries
+
+    def find(self, asked: Sequence[Tensor], features: Tensor) -> tuple[Tensor, ...]:
+        """Pooled features ``(B, D)``, for each of ``asked``."""
         pooled = features.mean(dim=1) if self.pooling == "mean" else features.amax(dim=1)
-        queries = queries + self.to_out(pooled)[:, None]
+        return (pooled,) * len(asked)
+
+    def think(self, queries: Tensor, found: Tensor) -> Tensor:
+        """Update queries ``(B, A, D)`` from what they have found."""
+        queries = queries + self.to_out(found)[:, None]
         updated: Tensor = queries + self.mlp(queries)
         return updated
 
 
-def new_reads(count: int, dim: int, heads: int, pooling: str) -> nn.ModuleList:
-    """Return ``count`` reads of one kind."""
+def new_reads(count: int, dim: int, heads: int, pooling: str, looks: bool = True) -> nn.ModuleList:
+    """Return ``count`` reads of one kind; ``looks`` as in `QueryRead`."""
     return nn.ModuleList(
-        QueryRead(dim, heads) if pooling == "query" else PooledRead(dim, pooling) for _ in range(count)
+        QueryRead(dim, heads, looks) if pooling == "query" else PooledRead(dim, pooling) for _ in range(count)
     )
+
+
+def new_queries(count: int, dim: int) -> nn.Parameter:
+    """Return ``count`` queries, shape ``(1, count, dim)``."""
+    return nn.Parameter(torch.randn(1, count, dim) / dim**0.5)
+
+
+def new_heads(count: int, dim: int) -> nn.ModuleList:
+    """Return what turns each of ``count`` read queries into one number."""
+    return nn.ModuleList(
+        nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, dim), nn.SiLU(), nn.Linear(dim, 1)) for _ in range(count)
+    )
+
+
+class Member(nn.Module):
+    """A further member of an ensemble: queries, reads and heads of its own on the keys and values of the first [1, 2].
+
+    Args:
+        axes: How many numbers it gives.
+        queries: How many queries it has: one per axis, or one for all.
+        reads, dim, heads, pooling: As in `new_reads`.
+    """
+
+    def __init__(self, axes: int, queries: int, reads: int, dim: int, heads: int, pooling: str) -> None:
+        super().__init__()
+        self.queries = new_queries(queries, dim)
+        self.reads = new_reads(reads, dim, heads, pooling, looks=False)
+        self.heads = new_heads(axes, dim)
+
+
+def answers(members: Sequence[Any], queries: Sequence[Tensor], features: Tensor) -> list[Tensor]:
+    """Raw rewards ``(B, axes)`` of each member.
+
+    Args:
+        members: Each has ``reads`` and ``heads``; the first looks at the features for all.
+        queries: Those of each member, after the text axes' have read the prompt, each ``(B, queries, D)``.
+        features: Shape ``(B, N, D)``.
+    """
+    for reads in zip(*(member.reads for member in members), strict=True):
+        asked = [read.ask(own) for read, own in zip(reads, queries, strict=True)]
+        found = reads[0].find(asked, features)
+        queries = [read.think(own, seen) for read, own, seen in zip(reads, queries, found, strict=True)]
+    return [_raw(member.heads, own) for member, own in zip(members, queries, strict=True)]
+
+
+def _raw(heads: nn.ModuleList, queries: Tensor) -> Tensor:
+    queries = queries.expand(-1, len(heads), -1)  # a shared query answers for every axis
+    return torch.cat([head(queries[:, axis]) for axis, head in enumerate(heads)], dim=1).float()

@@ -80,6 +80,10 @@ class LossParts:
         count = self.counted.sum(dim=0) if count is None else count
         return sum(self.parts.values(), torch.zeros(())).sum(dim=0) / count.clamp(min=1)
 
+    def weighted(self, weights: Tensor) -> LossParts:
+        """Count each pair as often as ``weights``, shape ``(B,)``, says; the mean is still over the pairs."""
+        return LossParts({name: weights[:, None] * part for name, part in self.parts.items()}, self.counted)
+
     def means(self, count: Tensor | None = None) -> dict[str, float]:
         """Each part on its own, averaged over the counted pairs and summed over the axes."""
         count = self.counted.sum(dim=0) if count is None else count

@@ -51,6 +51,7 @@ class Recipe:
         loss: A name in ``LOSSES``.
         pooling: How the axes read the trunk's features: ``query`` (attention), ``mean`` or ``max``.
         separate_queries: One query per axis, those outside ``text_axes`` blind to the prompt; else one for all.
+        num_members: Members of the ensemble, each trained on a bootstrap resample of the pairs.
         num_token_reads: Rounds in which each word of the prompt reads the features before the axes read the words.
         num_blocks: Transformer blocks in the trunk.
         trunk: ``full`` trains it, ``lora`` trains a low-rank change that is merged at the end, ``frozen`` leaves it.
@@ -68,6 +69,7 @@ class Recipe:
     loss: str = "bradley-terry-ties"
     pooling: str = "query"
     separate_queries: bool = True
+    num_members: int = 1
     num_token_reads: int = 1
     num_blocks: int = 2
     trunk: str = "full"
@@ -89,7 +91,7 @@ class Recipe:
                 raise ValueError(
                     f"Expected `{name}` to be one of {', '.join(known)}, but got {getattr(self, name)!r}."
                 )
-        for name, least in (("num_blocks", 1), ("lora_rank", 1), ("num_token_reads", 0)):
+        for name, least in (("num_blocks", 1), ("num_members", 1), ("lora_rank", 1), ("num_token_reads", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"Expected `{name}` to be at least {least}, but got {getattr(self, name)}.")
         if not (self.shift > 0 and math.isfinite(self.shift)):
@@ -99,7 +101,7 @@ class Recipe:
 
     def reward_options(self) -> dict[str, Any]:
         """What of this ``LatentReward.from_transformer`` is told."""
-        names = ("num_blocks", "num_token_reads", "pooling", "separate_queries")
+        names = ("num_blocks", "num_token_reads", "pooling", "separate_queries", "num_members")
         return {name: getattr(self, name) for name in names}
 
     def sample_sigma(self, count: int, generator: torch.Generator) -> Tensor:

@@ -16,6 +16,7 @@ from nrg_sampler.flow import noised
 from nrg_sampler.rewards.base import Conditioning
 from nrg_sampler.rewards.latent import LatentReward
 from nrg_sampler.training.checkpoint import load_checkpoint, save_checkpoint
+from nrg_sampler.training.ensemble import LEVEL_PULL, bootstrap_weights, level_spread
 from nrg_sampler.training.losses import LOSSES, Comparison
 from nrg_sampler.training.pairs import PairBatch, PairData
 from nrg_sampler.training.recipe import Recipe
@@ -187,7 +188,9 @@ def _step(
 ) -> dict[str, float]:
     """One optimiser step over ``settings.batch`` pairs, of which this process sees its share."""
     drawn = draw_indices(len(data), settings, step)
-    count = _counted(data, recipe, drawn).to(accelerator.device)  # of the whole step: every process knows it
+    members = reward.num_members
+    count = members * _counted(data, recipe, drawn).to(accelerator.device)  # of the whole step: every process knows it
+    weights = bootstrap_weights(len(data), members, settings.seed).to(accelerator.device)
     accumulated, processes = accelerator.gradient_accumulation_steps, accelerator.num_processes
     size = settings.batch // (accumulated * processes)
     totals: dict[str, float] = {}
@@ -198,10 +201,10 @@ def _step(
         batch = data.batch([drawn[place] for place in places], accelerator.device)
         with accelerator.accumulate(model):
             comparison = compare(model, batch, recipe, settings.seed, step, places)
-            found = LOSSES[recipe.loss](comparison)
-            raw = torch.cat([comparison.first, comparison.second])
-            pull = PULL * raw.square().sum() / (2 * settings.batch * raw.shape[1])
-            share = found.per_axis(count).sum() + pull
+            found = LOSSES[recipe.loss](comparison).weighted(weights[[drawn[place] for place in places]].flatten())
+            raw = torch.stack([comparison.first, comparison.second], dim=1)  # (size * members, 2, axes)
+            pull = PULL * raw.square().mean() + LEVEL_PULL * level_spread(_by_member(raw, members))
+            share = found.per_axis(count).sum() + pull * size / settings.batch
             # accelerate divides by the accumulated parts, and processes average their gradients
             accelerator.backward(share * accumulated * processes)
             if accelerator.sync_gradients:
@@ -234,7 +237,7 @@ def _counted(data: PairData, recipe: Recipe, drawn: Sequence[int]) -> Tensor:
 
 
 def compare(model: Any, batch: PairBatch, recipe: Recipe, seed: int, step: int, places: Sequence[int]) -> Comparison:
-    """Score both clips of each pair as the recipe shows them.
+    """Score both clips of each pair as the recipe shows them; every member compares them on its own, in rows one by one.
 
     Args:
         model: The reward, or what a process wraps it in.
@@ -253,12 +256,21 @@ def compare(model: Any, batch: PairBatch, recipe: Recipe, seed: int, step: int, 
     embeds, mask = batch.conditioning.prompt_embeds, batch.conditioning.prompt_mask
     assert embeds is not None and mask is not None  # PairData gives both
     conditioning = Conditioning(embeds * ~dropped[:, None, None], mask & ~dropped[:, None])
-    raw = score_pairs(model, batch.clean, noise, sigma, conditioning)  # (B, 2, axes)
-    scores = () if batch.scores is None else batch.scores.unbind(-1)
-    return Comparison(raw[:, 0], raw[:, 1], batch.preference, sigma, *scores)
+    raw = score_pairs(model, batch.clean, noise, sigma, conditioning, members=True)  # (B, 2, M, axes)
+    said = (batch.preference, sigma, *(() if batch.scores is None else batch.scores.unbind(-1)))
+    first, second = raw.transpose(1, 2).flatten(0, 1).unbind(1)  # each (B * M, axes)
+    return Comparison(first, second, *(part.repeat_interleave(raw.shape[2], dim=0) for part in said))
 
 
-def score_pairs(model: Any, clean: Tensor, noise: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
+def _by_member(raw: Tensor, members: int) -> Tensor:
+    """From ``(B * members, 2, axes)`` to ``(B, 2, members, axes)``."""
+    split: Tensor = raw.unflatten(0, (-1, members))
+    return split.transpose(1, 2)
+
+
+def score_pairs(
+    model: Any, clean: Tensor, noise: Tensor, sigma: Tensor, conditioning: Conditioning, members: bool = False
+) -> Tensor:
     """Raw rewards of pairs, shape ``(B, 2, axes)``, in one call of the model.
 
     Args:
@@ -267,6 +279,7 @@ def score_pairs(model: Any, clean: Tensor, noise: Tensor, sigma: Tensor, conditi
         noise: Same shape.
         sigma: Shape ``(B,)``.
         conditioning: One prompt a pair.
+        members: Return what each member says, shape ``(B, 2, members, axes)``.
     """
     embeds, mask = conditioning.prompt_embeds, conditioning.prompt_mask
     both = Conditioning(
@@ -274,7 +287,8 @@ def score_pairs(model: Any, clean: Tensor, noise: Tensor, sigma: Tensor, conditi
         None if mask is None else mask.repeat_interleave(2, dim=0),
     )
     levels = sigma.repeat_interleave(2)
-    raw: Tensor = model(noised(clean.flatten(0, 1), noise.flatten(0, 1), levels), levels, both)
+    options = {"members": True} if members else {}
+    raw: Tensor = model(noised(clean.flatten(0, 1), noise.flatten(0, 1), levels), levels, both, **options)
     in_pairs: Tensor = raw.float().unflatten(0, (-1, 2))
     return in_pairs
 
@@ -296,7 +310,7 @@ def _reduced(totals: dict[str, float], accelerator: Accelerator) -> dict[str, fl
 
 @torch.no_grad()
 def calibrate(reward: LatentReward, data: PairData, device: torch.device, seed: int, limit: int = 256) -> None:
-    """Store mean and standard deviation of the raw reward over nearly clean clips of the data.
+    """Align the members and store mean and standard deviation of the raw reward over nearly clean clips of the data.
 
     Args:
         reward: Gets them in its config.
@@ -312,7 +326,8 @@ def calibrate(reward: LatentReward, data: PairData, device: torch.device, seed: 
         batch = data.batch([index], device)
         sigma = low + (high - low) * torch.rand(1, generator=generator)
         noise = torch.randn(batch.clean.shape, generator=generator)
-        raw.append(score_pairs(reward, batch.clean, noise.to(device), sigma.to(device), batch.conditioning)[0])
-    values = torch.cat(raw)  # (2 * pairs, axes)
+        found = score_pairs(reward, batch.clean, noise.to(device), sigma.to(device), batch.conditioning, members=True)
+        raw.append(found[0])
+    values = reward.align_members(torch.cat(raw)).mean(dim=1)  # (2 * pairs, axes)
     spread = values.std(dim=0).clamp(min=1e-6)
     reward.register_to_config(mean=values.mean(dim=0).tolist(), std=spread.tolist())

@@ -21,11 +21,13 @@ from nrg_sampler.shapes.train.base import TrainingAttention, fixed_length, new_o
 from nrg_sampler.shapes.train.loop import LoopSettings, fit
 from nrg_sampler.shapes.train.pool import ATTRIBUTE_ORDER, Pool, rendered_pool, sampled_pool
 from nrg_sampler.shapes.train.text import encode_text
+from nrg_sampler.training.ensemble import bootstrap_weights
 
 if TYPE_CHECKING:
     from diffusers import WanPipeline
 
 NUM_BLOCKS = 2  # of the base model's 8
+NUM_MEMBERS = 3  # of the ensemble, each taught by its own bootstrap sample of the clips
 GROUP = 4  # clips under one prompt and one noise: six pairs for four forward passes
 ANNOTATOR_NOISE = 0.25  # standard deviation of a rater's error, in standard deviations of a score over the pool
 TIE = 0.25  # smaller perceived differences are called a tie, same unit
@@ -186,7 +188,7 @@ def train_reward(folder: Path, steps: int = 2800, **options: Any) -> Iterator[di
     Args:
         folder: Where the other stages saved their models.
         steps: Optimiser steps.
-        **options: ``batch`` (clips a step, compared in groups of :data:`GROUP`), ``seed`` and ``device``.
+        **options: ``batch`` (clips a step, in groups of :data:`GROUP`), ``members`` of the ensemble, ``seed`` and ``device``.
     """
     yield from _train(folder, "reward", POOLS, steps=steps, **options)
 
@@ -208,6 +210,7 @@ def _train(
     batch: int = 64,
     seed: int = 0,
     device: str = "cpu",
+    members: int = NUM_MEMBERS,
     sigma: tuple[float, float] | None = None,
 ) -> Iterator[dict[str, float]]:
     from nrg_sampler.shapes.train.assemble import assemble_pipeline
@@ -219,8 +222,9 @@ def _train(
     sampler = PairSampler(pool)
     torch.manual_seed(seed)
     reward = LatentReward.from_transformer(
-        pipe.transformer, NUM_BLOCKS, axes=AXES, text_axes=("TA",), num_token_reads=1
+        pipe.transformer, NUM_BLOCKS, axes=AXES, text_axes=("TA",), num_token_reads=1, num_members=members
     ).to(device)
+    drawn = bootstrap_weights(len(pool.group), members, seed).to(device)
     for block in reward.blocks:
         block.attn1.set_processor(TrainingAttention())
         block.attn2.set_processor(TrainingAttention())
@@ -232,9 +236,10 @@ def _train(
         )
         taught = sampler.ratings(rows, labels)
         taught = (taught + ANNOTATOR_NOISE * torch.randn(taught.shape, generator=generator)).to(device)
-        raw = rate(reward, pool, rows, labels, pipe, rng, generator, sigma)  # (groups, GROUP, 3)
-        error = (raw - taught).square().mean(dim=(0, 1))  # least at E[score | noisy latents], see `losses.regression`
-        return error.sum(), dict(zip(AXES, error.tolist(), strict=True))
+        raw = rate(reward, pool, rows, labels, pipe, rng, generator, sigma, members=True)  # (groups, GROUP, M, 3)
+        error = (raw - taught[:, :, None]).square()  # least at E[score | noisy latents], see `losses.regression`
+        of_axis = (drawn[rows.to(device)][..., None] * error).mean(dim=(0, 1, 2))
+        return of_axis.sum(), dict(zip(AXES, of_axis.tolist(), strict=True))
 
     settings = LoopSettings(steps, warmup=100, ema=0.998, seed=seed)
     yield from fit(reward, loss, new_optimizers(reward, lr=6e-4), settings, folder / f"{name}.pt")
@@ -254,8 +259,9 @@ def rate(
     rng: random.Random,
     generator: torch.Generator,
     sigma: tuple[float, float] | None,
+    members: bool = False,
 ) -> Tensor:
-    """Raw rewards ``(groups, GROUP, 3)``; a group shares its prompt, its noise and its sigma."""
+    """Raw rewards ``(groups, GROUP, 3)``, or ``(groups, GROUP, members, 3)``; a group shares prompt, noise and sigma."""
     groups = len(rows)
     device = reward.queries.device
     clean = pool.latents[rows.flatten()].float().to(device)
@@ -267,8 +273,9 @@ def rate(
         embeds, mask = fixed_length(*encode_text(pipe.tokenizer, pipe.text_encoder, texts))
     conditioning = Conditioning(embeds.repeat_interleave(GROUP, dim=0), mask.repeat_interleave(GROUP, dim=0))
     with torch.autocast(device.type, torch.bfloat16):
-        raw: Tensor = reward(noised(clean, noise, noise_level), noise_level, conditioning)
-    return raw.float().view(groups, GROUP, -1)
+        raw: Tensor = reward(noised(clean, noise, noise_level), noise_level, conditioning, members)
+    grouped: Tensor = raw.float().unflatten(0, (groups, GROUP))
+    return grouped
 
 
 @torch.no_grad()

@@ -1,0 +1,40 @@
+r"""What makes the members of an ensemble differ where the data says little, and comparable where it says much.
+
+Each member is trained on a bootstrap resample of the comparisons: a comparison counts a Poisson(1) number of times, drawn
+once for each member. Comparisons tell a reward only up to a function of the prompt and the noise, which no pair ever
+contradicts; a light pull takes that freedom away from the members, so that what is left between them is disagreement.
+
+References:
+    [1] Osband et al., 2016, arXiv:1602.04621 (bootstrapped heads on one trunk).
+    [2] Oza and Russell, 2001, Online bagging and boosting (Poisson(1) in place of resampling).
+    [3] Coste et al., 2023, arXiv:2310.02743 (ensembles of reward models against over-optimisation).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+LEVEL_PULL = 0.1  # of the members' levels to each other; it changes no ranking
+
+
+def bootstrap_weights(count: int, num_members: int, seed: int) -> Tensor:
+    """How often each of ``count`` comparisons counts for each member [2], shape ``(count, num_members)``.
+
+    A single member is trained on every comparison once.
+    """
+    if num_members == 1:
+        return torch.ones(count, 1)
+    generator = torch.Generator().manual_seed(seed)
+    return torch.poisson(torch.ones(count, num_members), generator=generator)
+
+
+def level_spread(raw: Tensor) -> Tensor:
+    """Mean square distance of the members' levels from their mean, a scalar.
+
+    Args:
+        raw: Raw rewards of clips that are compared with each other, under one prompt and one noise, shape
+            ``(groups, clips, members, axes)``. The level of a group is the mean over its clips.
+    """
+    levels = raw.mean(dim=1)  # (groups, members, axes)
+    return (levels - levels.mean(dim=1, keepdim=True)).square().mean()
