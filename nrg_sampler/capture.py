@@ -64,9 +64,10 @@ def conditioning_of(call: Call, family: Family, batch: int) -> Conditioning:
         return Conditioning()
     if mask is not None:
         mask = mask[:, : embeds.shape[1]]  # further tokens are those of the picture
+    pooled = call.get("pooled_projections")
     if family.cfg == POSITIVE_FIRST:
-        embeds, mask = embeds[:batch], None if mask is None else mask[:batch]
-    return Conditioning(embeds, mask).for_batch(batch)
+        embeds, mask, pooled = embeds[:batch], *(None if part is None else part[:batch] for part in (mask, pooled))
+    return Conditioning(embeds, mask, pooled=pooled).for_batch(batch)
 
 
 def _padded(tensors: list[Tensor]) -> Tensor:

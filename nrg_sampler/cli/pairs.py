@@ -70,6 +70,7 @@ def load_pipeline(arguments: argparse.Namespace, device: Any) -> Any:
         diffusers_logging.disable_progress_bar()
         transformers_logging.disable_progress_bar()
     pipe = NRGFlowPipeline.from_pretrained(arguments.model, reward_model=None, dtype=getattr(torch, arguments.dtype))
+    pipe.set_progress_bar_config(disable=True)
     return pipe.to(device)
 
 

@@ -33,11 +33,13 @@ class Conditioning:
         prompt_mask: 1 where a token counts, shape ``(B, L)``; all count by default.
         velocity: Velocity of the step after classifier-free guidance, shape of the latents; only for a reward with
             ``needs_velocity``.
+        pooled: One vector for the positive prompt as a whole, shape ``(B, P)``, where the model has one.
     """
 
     prompt_embeds: Tensor | None = None
     prompt_mask: Tensor | None = None
     velocity: Tensor | None = None
+    pooled: Tensor | None = None
 
     def copied(self, device: torch.device) -> Conditioning:
         """Return an independent copy on ``device``, safe to use under autograd even if made in inference mode."""
