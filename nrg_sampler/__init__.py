@@ -13,6 +13,7 @@ from nrg_sampler.attach import attach
 from nrg_sampler.guidance import DirectionMemory, RewardGuidance, guided_velocity
 from nrg_sampler.push import guide
 from nrg_sampler.rewards.base import Conditioning, Reward, RewardWeights
+from nrg_sampler.rewards.ensemble import EnsembleReward
 from nrg_sampler.trace import GuidanceTrace, GuidanceWarning
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Conditioning",
     "DirectionMemory",
+    "EnsembleReward",
     "GuidanceTrace",
     "GuidanceWarning",
     "LatentReward",

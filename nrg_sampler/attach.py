@@ -90,7 +90,7 @@ def _check(pipe: Any, reward: Any, guidance: RewardGuidance) -> Family:
             "leave the other `attach` block first, or give the pipeline a scheduler of its own."
         )
     check_reward(reward, pipe)
-    guidance.resolve(reward.axes)
+    guidance.check(reward)
     if family is UNKNOWN:
         warnings.warn(
             f"{type(pipe).__name__} is not among the pipelines this was tested with; guiding it as a rectified flow "

@@ -27,6 +27,7 @@ from nrg_sampler.rewards.base import (
     check_reward,
     recommended_scale,
 )
+from nrg_sampler.rewards.ensemble import member_count
 from nrg_sampler.rewards.gradient import axis_gradients, reward_gradient
 from nrg_sampler.trace import GuidanceTrace, Measurement, Stopwatch
 
@@ -57,6 +58,9 @@ class RewardGuidance:
         floor: Axes that the push must not lower to first order, such as ``"TA"`` or ``"VQ,TA"``, weighted or not;
             ``None`` for no floor.
         parallel: Share kept of the push's part along the predicted clean latents, in [0, 1]; less saturates less.
+        disagreement: Push along the mean of the reward's members minus this multiple of their standard deviation, axis
+            by axis, 0 or more: what they disagree about pushes less. Needs a reward with several members; see
+            :mod:`nrg_sampler.rewards.ensemble`.
         reads: What the reward is differentiated at: the ``"noisy"`` latents, as in the paper, or the predicted ``"clean"``
             ones, without differentiating the model, for a reward that knows no noise.
         smoothing: Share of the noise that is exchanged, in [0, 1], for the gradient to be an average over noises;
@@ -83,6 +87,7 @@ class RewardGuidance:
     conflicts: str = "sum"
     floor: str | Sequence[str] | None = None
     parallel: float = 1.0
+    disagreement: float = 0.0
     reads: str = "noisy"
     smoothing: float = 0.0
     smoothing_samples: int = 4
@@ -105,7 +110,9 @@ class RewardGuidance:
         for name in ("max_coefficient", "max_push"):
             limit = getattr(self, name)
             _expect(limit is None or limit > 0, name, "above 0, or None for no limit", limit)
-        _expect(math.isfinite(self.damping) and self.damping >= 0, "damping", "0 or more", self.damping)
+        for name in ("damping", "disagreement"):
+            number = getattr(self, name)
+            _expect(math.isfinite(number) and number >= 0, name, "0 or more", number)
         weights = RewardWeights.parse(self.weights)
         if self.scale != 0:
             weights.require_some()
@@ -182,6 +189,20 @@ class RewardGuidance:
         weights = RewardWeights.parse(self.weights).resolve(axes)
         return {axis: weight for axis, weight in zip(axes, weights, strict=True) if weight}, floor
 
+    def check(self, reward: Any) -> None:
+        """Refuse settings that the reward cannot serve.
+
+        Raises:
+            ValueError: If an axis is unknown, or members that disagree are asked for and there is one only.
+        """
+        self.resolve(reward.axes)
+        if self.disagreement and member_count(reward) < 2:
+            raise ValueError(
+                f"Expected a reward with several members for disagreement={self.disagreement:g}, but "
+                f"{type(reward).__name__} has one; train one with `train-reward --members 3`, combine rewards in an "
+                "`EnsembleReward`, or leave disagreement at 0."
+            )
+
 
 class Direction(NamedTuple):
     """Where the reward wants the latents to go.
@@ -238,7 +259,10 @@ def reward_direction(
     Raises:
         ValueError: If the arguments or the reward do not fit.
     """
+    guidance.check(reward)
     weights, floor = guidance.resolve(reward.axes)
+    # a push away from the reward is sure of the upper bound
+    disagreement = math.copysign(guidance.disagreement, guidance.scale)
     dtype = working_dtype(latents, velocity)
     latents, velocity = latents.to(dtype), velocity.to(dtype)
     if getattr(reward, "needs_velocity", False):
@@ -250,8 +274,10 @@ def reward_direction(
         """Return those of the axes, or of their weighted sum alone, which takes a single pass back."""
         level = 0.0 if guidance.reads == "clean" else sigma
         if names:
-            return axis_gradients(at, level, reward, conditioning, names, guidance.calibrated)
-        grad, raw = reward_gradient(at, level, reward, conditioning, guidance.weights, guidance.calibrated)
+            return axis_gradients(at, level, reward, conditioning, names, guidance.calibrated, disagreement)
+        grad, raw = reward_gradient(
+            at, level, reward, conditioning, guidance.weights, guidance.calibrated, disagreement
+        )
         return grad[None], raw
 
     if guidance.reads == "clean":

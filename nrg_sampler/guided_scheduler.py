@@ -61,7 +61,7 @@ class RewardGuidedScheduler(SchedulerMixin, ConfigMixin):
         guidance = guidance or RewardGuidance()
         require_flow(scheduler)
         check_reward(reward)
-        guidance.resolve(reward.axes)
+        guidance.check(reward)
         if isinstance(scheduler, RewardGuidedScheduler) or "step" in vars(scheduler):
             raise ValueError(
                 "Expected a scheduler without guidance, but this one is guided already; "

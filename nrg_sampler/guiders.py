@@ -50,7 +50,7 @@ class RewardGuider(BaseGuidance):
         guidance = guidance or RewardGuidance()
         require_flow(scheduler)
         check_reward(reward)
-        guidance.resolve(reward.axes)
+        guidance.check(reward)
         guided = copy.copy(guider)
         kind: Any = type(guider)
         guided.__class__ = _guided_class(kind)

@@ -249,7 +249,7 @@ def _check_guidance(recipe: Recipe, reward: Any) -> None:
             f"Expected a reward, but {recipe.model!r} comes without one; name its folder with --reward, or sample "
             "unguided with --scale 0."
         )
-    recipe.guidance.resolve(reward.axes)
+    recipe.guidance.check(reward)
 
 
 def _search(recipe: Recipe, reward: Any) -> Search | None:

@@ -74,8 +74,10 @@ class SharedReward:
         torch.set_grad_enabled(self._mode_before)
         return output.detach()
 
-    def evaluate(self, latents: Tensor, conditioning: Conditioning) -> tuple[Tensor, Tensor]:
+    def evaluate(self, latents: Tensor, conditioning: Conditioning, **options: Any) -> tuple[Tensor, Tensor]:
         """Return the latents that the denoiser started from, and the raw reward ``(B, axes)`` that hangs on them.
+
+        ``members=True`` gives what each member says instead, ``(B, members, axes)``.
 
         Raises:
             ValueError: If the denoiser did not see these latents just before.
@@ -87,7 +89,7 @@ class SharedReward:
                 f"Expected the denoiser to have seen latents of shape {tuple(latents.shape)} in this step, but it saw "
                 f"{seen}; use forward='separate' with this pipeline."
             )
-        return leaf, self._reward.score_features(features, conditioning)
+        return leaf, self._reward.score_features(features, conditioning, **options)
 
 
 @contextmanager

@@ -255,6 +255,7 @@ def test_a_window_without_a_step_index_is_refused(settings):
         ({"smoothing": -0.5}, "Expected `smoothing` to be between 0 and 1, but got -0.5."),
         ({"smoothing_samples": 0}, "Expected `smoothing_samples` to be a whole number of 1 or more, but got 0."),
         ({"damping": -1}, "Expected `damping` to be 0 or more, but got -1."),
+        ({"disagreement": -1}, "Expected `disagreement` to be 0 or more, but got -1."),
         ({"weights": "0:0:0"}, "Expected at least one reward weight above 0, but got 0:0:0; use a scale of 0"),
         ({"weights": {"VQ": 0}}, "Expected at least one reward weight above 0, but got VQ=0"),
         ({"weights": "1:x"}, "Expected reward weights like '1:1:1'"),

@@ -38,7 +38,7 @@ def pipe(wan):
 @pytest.fixture
 def reward(pipe):
     torch.manual_seed(1)
-    made = LatentReward.from_transformer(pipe.transformer, num_blocks=2, prompt_in_trunk=True)
+    made = LatentReward.from_transformer(pipe.transformer, num_blocks=2, prompt_in_trunk=True, num_members=2)
     return made.requires_grad_(False).eval()
 
 
@@ -56,12 +56,13 @@ def denoise(pipe, latents, sigma, embeds):
         )[0]
 
 
-def test_both_forwards_give_the_same_gradient_and_reward(pipe, reward, inputs):
+@pytest.mark.parametrize("disagreement", [0.0, 1.0])
+def test_both_forwards_give_the_same_gradient_and_reward(pipe, reward, inputs, disagreement):
     latents, sigma, embeds = inputs
-    separate = reward_gradient(latents, sigma, reward, Conditioning(embeds))
+    separate = reward_gradient(latents, sigma, reward, Conditioning(embeds), disagreement=disagreement)
     with shared_forward(pipe, reward) as shared:
         denoise(pipe, latents, sigma, embeds)
-        found = reward_gradient(latents, sigma, shared, Conditioning(embeds))
+        found = reward_gradient(latents, sigma, shared, Conditioning(embeds), disagreement=disagreement)
     for mine, theirs in zip(found, separate, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5 * float(theirs.abs().max()))
     assert separate[0].abs().max() > 1e-4

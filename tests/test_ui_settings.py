@@ -16,7 +16,7 @@ from nrg_sampler.ui.settings import OWN_SCHEDULER, Settings
 GOOD = {
     "prompt": "a red circle", "weights": "1:0.5:0", "strength": 2.0, "steps": 25, "cfg": 4.0, "seed": 7, "model": "m",
     "start": 0.1, "stop": 0.9, "max_coefficient": None, "max_push": 0.2, "damping": 1.0, "every": 2, "scheduler": "unipc",
-    "floor": "VQ,TA", "conflicts": "project", "parallel": 0.5, "reuse": True, "smoothing": 0.2, "smoothing_samples": 3,
+    "floor": "VQ,TA", "conflicts": "project", "parallel": 0.5, "disagreement": 0.5, "reuse": True, "smoothing": 0.2, "smoothing_samples": 3,
     "balanced": True, "calibrated": False, "reads": "clean", "forward": "separate",
 }  # fmt: skip
 
@@ -58,7 +58,7 @@ def test_values_are_read_back_equal() -> None:
     assert Settings.read(settings.values()) == settings
     assert settings.guidance == RewardGuidance(
         weights="1:0.5:0", scale=2, start=0.1, stop=0.9, every=2, max_coefficient=None, max_push=0.2, damping=1,
-        floor="VQ,TA", conflicts="project", parallel=0.5, reuse=True, smoothing=0.2, smoothing_samples=3,
+        floor="VQ,TA", conflicts="project", parallel=0.5, disagreement=0.5, reuse=True, smoothing=0.2, smoothing_samples=3,
         balanced=True, calibrated=False, reads="clean",
     )  # fmt: skip
 

@@ -34,6 +34,7 @@ GUIDANCE = (
     "conflicts",
     "floor",
     "parallel",
+    "disagreement",
     "reads",
     "smoothing",
     "smoothing_samples",
@@ -167,6 +168,12 @@ def add_guidance(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--floor", metavar="AXES", help="axes that the push must not lower, as TA or VQ,TA")
     group.add_argument("--reads", choices=READS, help="differentiate at the noisy or at the predicted clean latents")
     group.add_argument("--parallel", type=number, metavar="F", help="share kept of the push along the clean latents")
+    group.add_argument(
+        "--disagreement",
+        type=number,
+        metavar="X",
+        help="push less along what the members of the reward disagree about: mean minus X deviations",
+    )
     group.add_argument(
         "--smoothing", type=number, metavar="F", help="average the gradient over this share of the noise"
     )

@@ -72,7 +72,7 @@ def noise_aware_suite(base: RewardGuidance) -> list[Arm]:
         Arm("noised latents", motion),
         Arm("clean latents", motion, reward="clean"),
         Arm("clean latents, read at x0", replace(motion, reads="clean"), reward="clean"),
-        Arm("pixels through x0", motion, reward="pixel"),
+        Arm("pixels through x0", replace(motion, disagreement=0.0), reward="pixel"),
     ]
 
 
@@ -94,7 +94,7 @@ def rivals_suite(base: RewardGuidance) -> list[Arm]:
         Arm("guided every 2nd step", replace(base, every=2)),
         Arm("guided, reused every 2nd", replace(base, every=2, reuse=True)),
         Arm("skip-gradient", replace(base, reads="clean")),
-        Arm("random direction", base, reward="random"),
+        Arm("random direction", replace(base, disagreement=0.0), reward="random"),
         Arm("flipped", flipped(base)),
     ]
 

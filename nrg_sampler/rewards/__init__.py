@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from nrg_sampler.rewards.base import Conditioning, Reward, RewardWeights
+from nrg_sampler.rewards.ensemble import EnsembleReward
 
 if TYPE_CHECKING:
     from nrg_sampler.rewards.latent import LatentReward
     from nrg_sampler.rewards.pixel import PixelReward
 
-__all__ = ["Conditioning", "LatentReward", "PixelReward", "Reward", "RewardWeights"]
+__all__ = ["Conditioning", "EnsembleReward", "LatentReward", "PixelReward", "Reward", "RewardWeights"]
 
 
 def __getattr__(name: str) -> Any:

@@ -76,8 +76,9 @@ class Reward(Protocol):
 
     ``mean`` and ``std`` per axis (of the raw reward over the base model's samples) and ``recommended_scale`` may be
     left out; they default to 0, 1 and 1. With them, weights and strengths mean the same for every reward. A reward may
-    also have ``check_compatible(pipe)``, which raises ``ValueError`` when the pipeline's latents are not its own, and
-    ``needs_velocity = True``, which asks for the step's velocity in the conditioning.
+    also have ``check_compatible(pipe)``, which raises ``ValueError`` when the pipeline's latents are not its own,
+    ``needs_velocity = True``, which asks for the step's velocity in the conditioning, and ``num_members`` above 1: then
+    it takes ``members=True`` and returns what each member says, shape ``(B, members, axes)``, instead of the mean.
     """
 
     axes: tuple[str, ...]

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from nrg_sampler.flow import per_sample, working_dtype
 from nrg_sampler.rewards.base import Conditioning, Reward, RewardWeights, WeightsLike, normalised
+from nrg_sampler.rewards.ensemble import lower_bound, member_count
 
 
 def weighted_score(reward: Reward, raw: Tensor, weights: WeightsLike = None, calibrated: bool = True) -> Tensor:
@@ -37,6 +38,7 @@ def reward_gradient(
     conditioning: Conditioning | None = None,
     weights: WeightsLike = None,
     calibrated: bool = True,
+    disagreement: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """Differentiate the weighted reward with respect to the latents, each sample on its own.
 
@@ -50,6 +52,8 @@ def reward_gradient(
         conditioning: The positive prompts, one row per latent.
         weights: One weight per axis; 1 for each by default.
         calibrated: Differentiate the axes in units of their stored standard deviation rather than raw.
+        disagreement: Differentiate the lower confidence bound over the reward's members with this multiple of their
+            standard deviation; 0 their mean.
 
     Returns:
         The gradient, shape of ``latents``, and the raw reward, shape ``(B, axes)``.
@@ -61,7 +65,7 @@ def reward_gradient(
     def score(raw: Tensor) -> list[Tensor]:
         return [weighted_score(reward, raw, weights, calibrated)]
 
-    grads, raw = _differentiate(latents, sigma, reward, conditioning, score)
+    grads, raw = _differentiate(latents, sigma, reward, conditioning, score, disagreement)
     return grads[0], raw
 
 
@@ -72,6 +76,7 @@ def axis_gradients(
     conditioning: Conditioning | None = None,
     axes: Sequence[str] | None = None,
     calibrated: bool = True,
+    disagreement: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """Differentiate single axes: one pass forward and one back for each; otherwise as ``reward_gradient``.
 
@@ -82,6 +87,8 @@ def axis_gradients(
         conditioning: The positive prompts, one row per latent.
         axes: Which axes, in which order; all of the reward's by default.
         calibrated: Differentiate the axes in units of their stored standard deviation rather than raw.
+        disagreement: Differentiate the lower confidence bound over the reward's members with this multiple of their
+            standard deviation; 0 their mean.
 
     Returns:
         The gradients without any weight, shape ``(len(axes), B, C, T, H, W)``, and the raw reward of all axes, shape
@@ -96,7 +103,7 @@ def axis_gradients(
         values = normalised(reward, raw) if calibrated else raw
         return [values[:, column] for column in columns]
 
-    return _differentiate(latents, sigma, reward, conditioning, scores)
+    return _differentiate(latents, sigma, reward, conditioning, scores, disagreement)
 
 
 def _differentiate(
@@ -105,20 +112,24 @@ def _differentiate(
     reward: Reward,
     conditioning: Conditioning | None,
     scores: Callable[[Tensor], list[Tensor]],
+    disagreement: float,
 ) -> tuple[Tensor, Tensor]:
     """Return the gradient of each score ``(B,)`` that ``scores`` makes of the raw reward, stacked, and that reward."""
     _check_device(reward, latents.device)
+    options = {"members": True} if disagreement else {}
     with torch.inference_mode(False), torch.enable_grad():
         # Cloned in here, because tensors made in inference mode can take no part in autograd.
         given = (conditioning or Conditioning()).copied(latents.device)
         dtype = working_dtype(latents)
         if hasattr(reward, "evaluate"):  # the denoiser has gone part of the way already
-            leaf, raw = reward.evaluate(latents, given)
+            leaf, said = reward.evaluate(latents, given, **options)
         else:
             leaf = latents.detach().clone().to(dtype).requires_grad_()
-            raw = reward(leaf, per_sample(sigma, leaf).clone(), given)
-        _check_output(raw, leaf, reward)
-        wanted = scores(raw.to(dtype))
+            score: Any = reward
+            said = score(leaf, per_sample(sigma, leaf).clone(), given, **options)
+        _check_output(said, leaf, reward, **options)
+        raw = said.mean(dim=1) if disagreement else said
+        wanted = scores(lower_bound(said.to(dtype), disagreement) if disagreement else raw.to(dtype))
         grads = []
         for index, score in enumerate(wanted):
             again = index + 1 < len(wanted)
@@ -138,8 +149,8 @@ def _check_device(reward: Any, device: torch.device) -> None:
         )
 
 
-def _check_output(raw: Any, latents: Tensor, reward: Reward) -> None:
-    expected = (latents.shape[0], len(reward.axes))
+def _check_output(raw: Any, latents: Tensor, reward: Reward, members: bool = False) -> None:
+    expected = (latents.shape[0], *([member_count(reward)] if members else []), len(reward.axes))
     if not isinstance(raw, Tensor) or raw.shape != expected:
         got = tuple(raw.shape) if isinstance(raw, Tensor) else type(raw).__name__
         raise ValueError(

@@ -118,6 +118,7 @@ CONTROLS: dict[str, Control] = {
     "conflicts": Choice("Conflicts", "When two axes pull apart: add them up, or project.", {c: c for c in CONFLICTS}),
     "damping": Number("Damping", "Trust the reward less in noise: power of 1-σ.", 0.0, 4.0, 0.25),
     "parallel": Number("Parallel share", "Of the push along the clip itself; less saturates less.", 0.0, 1.0, 0.05),
+    "disagreement": Number("Disagreement", "Push less where the reward's members disagree.", 0.0, 3.0, 0.25),
     "every": Number("Every n-th step", "Ask the reward only each n-th step.", 1, 10, 1),
     "reuse": Switch("Reuse the direction", "Push with the last one in between."),
     "reads": Choice("Read at", "Latents the reward sees: the noisy or the predicted clean.", {r: r for r in READS}),

@@ -1,0 +1,98 @@
+r"""Rewards with several members: what they agree on can be trusted further than what only one of them says.
+
+A push that climbs the mean of several rewards also climbs what one of them alone has got wrong. The lower confidence bound
+
+.. math:: \bar r_k - \lambda \sqrt{\tfrac1M \sum_m (r_{m,k} - \bar r_k)^2}
+
+of each axis k takes from it what the members disagree about. With two members and :math:`\lambda = 1` it is the smaller of
+the two; beyond 1 the most optimistic member of two counts against itself.
+
+References:
+    [1] Coste et al., 2023, arXiv:2310.02743 (conservative optimisation of ensembles of reward models).
+    [2] Eisenstein et al., 2023, arXiv:2312.09244 (ensembles mitigate over-optimisation; they do not end it).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nrg_sampler.rewards.base import Conditioning, Reward, check_reward, normalised, recommended_scale
+
+TINY = 1e-12  # gives the root of zero a slope of zero
+
+
+def lower_bound(members: Tensor, disagreement: float) -> Tensor:
+    """Mean over the members minus a multiple of their standard deviation.
+
+    Args:
+        members: What each member says, shape ``(B, members, axes)``.
+        disagreement: The multiple; a negative one gives the upper bound.
+
+    Returns:
+        Shape ``(B, axes)``, differentiable also where all members agree.
+
+    Reference:
+        [1], section 3.2 (uncertainty-weighted optimisation, there with the variance).
+    """
+    spread = members.var(dim=1, correction=0)
+    return members.mean(dim=1) - disagreement * (spread + TINY).sqrt()
+
+
+def member_count(reward: Any) -> int:
+    """Return how many members a reward has; 1 where it says nothing of any."""
+    return int(getattr(reward, "num_members", 1))
+
+
+class EnsembleReward(nn.Module):
+    """Several rewards of the same axes as one, whose members they are.
+
+    Each is measured in its own stored mean and standard deviation, so that rewards with other origins and units can be
+    compared; their mean guides.
+
+    Args:
+        rewards: Two or more rewards with the same axes in the same order.
+
+    Raises:
+        ValueError: If there are fewer, one is no reward, or axes differ.
+
+    Reference:
+        [1], where each member is trained from its own seed.
+    """
+
+    def __init__(self, rewards: Sequence[Reward]) -> None:
+        super().__init__()
+        if len(rewards) < 2:
+            raise ValueError(f"Expected two rewards or more, but got {len(rewards)}; a single one needs no ensemble.")
+        for reward in rewards:
+            check_reward(reward)
+            if tuple(reward.axes) != tuple(rewards[0].axes):
+                raise ValueError(
+                    f"Expected rewards with the axes {', '.join(rewards[0].axes)}, as the first has, but got one with "
+                    f"{', '.join(reward.axes)}; combine rewards that score the same."
+                )
+        self.rewards = list(rewards)
+        for index, reward in enumerate(rewards):
+            if isinstance(reward, nn.Module):  # so that `to` moves it
+                self.add_module(f"member_{index}", reward)
+        self.axes = tuple(rewards[0].axes)
+        self.num_members = len(rewards)
+        self.recommended_scale = sum(map(recommended_scale, rewards)) / len(rewards)
+        self.needs_velocity = any(getattr(reward, "needs_velocity", False) for reward in rewards)
+
+    def forward(self, latents: Tensor, sigma: Tensor, conditioning: Conditioning, members: bool = False) -> Tensor:
+        """Return the mean of the normalised rewards, shape ``(B, axes)``, or each of them, ``(B, members, axes)``."""
+        said = [normalised(reward, reward(latents, sigma, conditioning)) for reward in self.rewards]
+        return torch.stack(said, dim=1) if members else torch.stack(said).mean(dim=0)
+
+    def check_compatible(self, pipe: Any) -> None:
+        """Refuse a pipeline that one of the rewards refuses.
+
+        Raises:
+            ValueError: As that reward does.
+        """
+        for reward in self.rewards:
+            check_reward(reward, pipe)
