@@ -245,7 +245,7 @@ class Grey:
         grey = torch.cat([torch.rand(1, generator=generator) for generator in generators])
         noise = torch.stack([torch.randn(16, 2, 4, 4, generator=generator) for generator in generators])
         grey = grey.view(-1, 1, 1, 1, 1)
-        return list(indices), noise + 4 * (grey - 0.5), grey.expand(-1, 3, 2, 4, 4)
+        return list(indices), noise + 2 * (grey - 0.5), grey.expand(-1, 3, 2, 4, 4)
 
 
 def test_tells_held_out_clips_apart_and_knows_less_where_there_is_more_noise(tmp_path):
@@ -265,10 +265,10 @@ def test_tells_held_out_clips_apart_and_knows_less_where_there_is_more_noise(tmp
     reward = LatentReward.from_transformer(
         tiny_transformer(), **recipe.reward_options(), axes=("light", "length"), text_axes=("length",)
     )
-    settings = TrainerSettings(steps=120, batch=16, lr=1e-2, trunk_lr=2e-3, warmup=10, ema=0.9)
+    settings = TrainerSettings(steps=80, batch=16, lr=1e-2, trunk_lr=2e-3, warmup=10, ema=0.9)
     list(train(reward, training, recipe, settings, tmp_path / "run", Accelerator(cpu=True)))
     batch = held_out.batch(range(len(held_out)), torch.device("cpu"))
-    noise = torch.randn(len(held_out), 1, 16, 2, 4, 4).expand(-1, 2, -1, -1, -1, -1)
+    noise = torch.randn(batch.clean.shape)  # one of its own for each clip, which hides what sets it apart
     right, spreads = [], []
     for sigma in (0.1, 0.95):
         with torch.no_grad():
@@ -277,13 +277,13 @@ def test_tells_held_out_clips_apart_and_knows_less_where_there_is_more_noise(tmp
         decided = batch.preference[:, 0] != 0
         right.append(((said[:, 0] - said[:, 1]).sign() == batch.preference[:, 0])[decided].float().mean().item())
         spreads.append(said.std().item())
-    assert right[0] > 0.9 and right[0] > right[1]
-    assert spreads[0] > 2 * spreads[1]
+    assert right[0] > 0.9 and right[0] > right[1] + 0.05
+    assert spreads[0] > 1.3 * spreads[1]
 
 
 def test_a_command_distils_a_reward_that_ranks_held_out_clips_above_chance(folder, capsys):
-    more = ["--clips", "256", "--clips-per-prompt", "8", "--hold-out", "0.25", "--other-prompts", "1"]
-    assert command("train-reward", folder, "light", *more, "--steps", "60", "--batch", "16", "--json") == 0
+    more = ["--clips", "256", "--clips-per-prompt", "8", "--hold-out", "0.4", "--other-prompts", "1"]
+    assert command("train-reward", folder, "light", *more, "--steps", "80", "--batch", "16", "--json") == 0
     report = json.loads(capsys.readouterr().out)
     assert report["axes"] == ["light"] and report["held_out"] > 30
     low = report["accuracy"]["0.0-0.2"]["light"]
