@@ -7,7 +7,9 @@ import json
 
 import pytest
 
+from nrg_sampler.checkpoints import load_reward
 from nrg_sampler.cli import main
+from nrg_sampler.manifest import model_fingerprint
 
 SMALL = ["--n", "2", "--steps", "2", "--batch", "2", "--split", "validation", "--dtype", "bfloat16"]
 
@@ -52,6 +54,19 @@ def test_rivals_and_what_cannot_be_sampled_here(tmp_path, capsys):
     printed = capsys.readouterr()
     assert "left out 'clean latents', 'clean latents, read at x0'" in printed.err
     assert "name the reward with --clean-reward" in printed.err
+
+
+def test_another_reward_guides_and_has_a_table_of_its_own(tmp_path, capsys):
+    reward = load_reward("shapes")
+    reward.register_to_config(recommended_scale=0.5)
+    reward.save_pretrained(tmp_path / "own")
+    own = ["--reward", str(tmp_path / "own")]
+    assert evaluate(*SMALL, "--arms", "1:1:1", *own, out=tmp_path / "table") == 0
+    settings = json.loads((tmp_path / "table" / "weights-validation.settings.json").read_text())
+    assert settings["reward"] == model_fingerprint(str(tmp_path / "own"))
+    capsys.readouterr()
+    assert evaluate(*SMALL, "--arms", "1:1:1", out=tmp_path / "table") == 2
+    assert "name another folder with --out" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

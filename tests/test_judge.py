@@ -10,7 +10,7 @@ import torch
 
 from nrg_sampler import cli
 from nrg_sampler.evaluation import judge as judges
-from nrg_sampler.evaluation.judge import Judge, OracleJudge, chooser, load_judge
+from nrg_sampler.evaluation.judge import Judge, OracleJudge, chooser, judge_identity, load_judge
 from nrg_sampler.evaluation.panel import panel
 from nrg_sampler.shapes.oracle import grade
 from nrg_sampler.shapes.render import draw, render
@@ -79,6 +79,32 @@ def test_a_saved_pixel_judge_grades_in_its_standard_deviations(clips, tmp_path):
         torch.testing.assert_close(found, (network.eval()(clips, [ASKED] * 2) - 1) / 2, rtol=1e-3, atol=1e-3)
     with pytest.raises(ValueError, match="Expected a pixel judge in nowhere, but found none"):
         load_judge("pixel:nowhere")
+
+
+def test_a_judge_of_ones_own_is_found_in_a_file_or_a_module(clips, tmp_path, monkeypatch):
+    (tmp_path / "own_judges.py").write_text(
+        "import torch\n"
+        "class Frames(torch.nn.Module):\n"
+        "    axes = ('light',)\n"
+        "    def forward(self, clips):\n"
+        "        return clips.mean(dim=(1, 2, 3, 4))[:, None]\n"
+        "class Length:\n"
+        "    axes = ('length',)\n"
+        "    def __call__(self, clips, prompts, fps):\n"
+        "        return torch.tensor([[fps * len(prompt)] for prompt in prompts])\n"
+        "length = Length()\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    file = f"module:{tmp_path / 'own_judges.py'}"
+    light = load_judge(f"{file}:Frames")
+    assert light.axes == ("light",)
+    torch.testing.assert_close(light(clips, [ASKED] * 2, 8.0)[:, 0], clips.mean(dim=(1, 2, 3, 4)))
+    assert load_judge("module:own_judges:length")(clips, ["a", "bb"], 8.0).tolist() == [[8.0], [16.0]]
+    before = judge_identity(f"{file}:Frames")
+    assert judge_identity(f"{file}:Length") != before
+    with open(tmp_path / "own_judges.py", "a") as code:
+        code.write("# changed\n")
+    assert judge_identity(f"{file}:Frames") != before
 
 
 def test_tables_take_the_same_judges(clips, brightness):

@@ -6,6 +6,7 @@ its training had, and what is expected is what that model says.
 
 from __future__ import annotations
 
+import csv
 import json
 import shutil
 
@@ -13,6 +14,8 @@ import pytest
 import torch
 from torch import nn
 
+from nrg_sampler import NRGFlowPipeline, cli
+from nrg_sampler.evaluation.judge import chooser, load_judge
 from nrg_sampler.rewards import published
 from nrg_sampler.rewards.videoreward import (
     PIXEL_MEAN,
@@ -24,6 +27,8 @@ from nrg_sampler.rewards.videoreward import (
     resized,
     sampled,
 )
+from nrg_sampler.search import best_of_n
+from nrg_sampler.video import read_mp4, write_mp4
 
 # peft about a property of transformers
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
@@ -159,6 +164,9 @@ def test_both_layouts_score_as_the_model_that_was_trained(trained, clip, layout)
 def test_every_key_is_mapped_and_counted(trained):
     folder, _, model, keys = trained
     assert VideoReward.from_pretrained(folder).loaded_keys == keys
+    step = trained[1] / "checkpoint-11352"
+    parts = [published.load_state(step / name) for name in ("adapter_model.safetensors", "non_lora_state_dict.pth")]
+    assert VideoReward.from_pretrained(trained[1]).loaded_keys == sum(map(len, parts))
     state = torch.load(folder / "checkpoint-11352" / "model.pth", weights_only=True)
     found = published.PublishedWeights.of(state)
     assert found.keys == keys and found.unused == ["base_model.model.lm_head.weight"]
@@ -335,3 +343,58 @@ def test_what_is_missing_is_named(trained, tmp_path):
         VideoReward.from_pretrained(trained[0], base=tmp_path / "nowhere")
     with pytest.raises(ValueError, match="Expected a prompt without the tokenizer's marks"):
         VideoReward.from_pretrained(trained[0])(torch.rand(1, 3, 4, 28, 28), ["<|VQ_reward|>"], fps=8.0)
+
+
+ASKED = "a red circle moving right on a plain background"
+
+
+@pytest.fixture(scope="module")
+def judge_name(trained):
+    return f"videoreward:{trained[0]}"
+
+
+def test_scores_a_video_file_by_name(trained, judge_name, clip, tmp_path, capsys):
+    video = tmp_path / "clip.mp4"
+    write_mp4((clip.permute(1, 2, 3, 0) * 255).round().byte().numpy(), video, 8)
+    assert cli.main(["score", str(video), "--prompt", ASKED, "--judge", judge_name, "--json", "--device", "cpu"]) == 0
+    said = json.loads(capsys.readouterr().out)["scores"]["videoreward"]
+    frames, fps = read_mp4(video)
+    pixels = torch.from_numpy(frames.copy()).permute(3, 0, 1, 2)[None] / 255
+    wanted = VideoReward.from_pretrained(trained[0])(pixels, [ASKED], fps)[0].tolist()
+    assert list(said) == ["VQ", "MQ", "TA"] and list(said.values()) == pytest.approx(wanted, abs=1e-3)
+
+
+def test_grades_both_sides_of_a_comparison(judge_name, tmp_path, capsys):
+    out = ["--out", str(tmp_path / "pair.mp4"), "--device", "cpu", "--json"]
+    assert cli.main(["compare", ASKED, "--steps", "2", "--judge", judge_name, *out]) == 0
+    result = json.loads(capsys.readouterr().out)
+    before, after = (clip["scores"]["videoreward"] for clip in result["clips"])
+    assert list(before) == list(after) == ["VQ", "MQ", "TA"]
+    changed = {axis: round(after[axis] - value, 4) for axis, value in before.items()}
+    assert result["change"]["videoreward"] == pytest.approx(changed, abs=1e-3)
+
+
+def test_grades_in_the_tables_beside_the_oracle(judge_name, tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    options = ["--n", "1", "--steps", "2", "--split", "validation", "--arms", "1:1:1", "--out", str(tmp_path)]
+    assert cli.main(["evaluate", *options, "--judges", f"oracle,{judge_name}", "--json"]) == 0
+    summaries = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [summary["judge"] for summary in summaries] == ["oracle", "videoreward"]
+    with open(tmp_path / "weights-validation.csv") as stream:
+        assert all(float(row["videoreward_TA"]) == float(row["videoreward_TA"]) for row in csv.DictReader(stream))
+
+
+def test_chooses_the_best_of_several(judge_name, wan):
+    pipe = NRGFlowPipeline.from_pipe(wan)
+    sampling = {"height": 16, "width": 16, "num_frames": 5, "num_inference_steps": 2, "max_sequence_length": 8}
+    sampling |= {"reward_scale": 0.0, "output_type": "pt"}
+    judge = load_judge(judge_name)
+    found = best_of_n(pipe, "a red circle", n=3, judge=chooser(judge, 8.0, "VQ=1,TA=2"), **sampling)
+    alone = [
+        pipe("a red circle", generator=torch.Generator().manual_seed(seed), **sampling).frames.transpose(1, 2)
+        for seed in range(3)
+    ]
+    said = torch.stack([judge(frames, ["a red circle"], 8.0)[0] for frames in alone])
+    wanted = said[:, 0] + 2 * said[:, 2]
+    assert found.seeds == [int(wanted.argmax())]
+    torch.testing.assert_close(found.scores[0], wanted.max(), rtol=1e-2, atol=1e-2)
