@@ -199,12 +199,12 @@ class _WithFrame:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._reward, name)
 
-    def __call__(self, latents: Tensor, sigma: Tensor, conditioning: Conditioning) -> Any:
+    def __call__(self, latents: Tensor, sigma: Tensor, conditioning: Conditioning, **options: Any) -> Any:
         velocity = conditioning.velocity
         if velocity is not None:  # the frame is clean and stays where it is
             velocity = self._given.completed(velocity, torch.zeros_like(self._frame))
         latents = self._given.completed(latents, self._frame)
-        return self._reward(latents, sigma, replace(conditioning, velocity=velocity))
+        return self._reward(latents, sigma, replace(conditioning, velocity=velocity), **options)
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from nrg_sampler.files import replacing
 from nrg_sampler.rewards.base import Conditioning
 from nrg_sampler.rewards.card import model_card
+from nrg_sampler.rewards.gate import WeightGate, pool_prompts, shares
 from nrg_sampler.rewards.reads import POOLINGS, Member, QueryRead, answers, new_heads, new_queries, new_reads
 
 # What of a transformer's config shapes the trunk; the rest (number of layers, output) is the reward's own.
@@ -77,6 +78,8 @@ class LatentReward(ModelMixin, ConfigMixin):
         num_members: Members of the ensemble. Each has queries, reads and heads of its own on the one trunk and its keys
             and values; the reward is their mean, and where they disagree it knows little, see
             ``RewardGuidance(disagreement=...)``.
+        gate_width: Width of the gate that proposes weights from the prompt, 0 for none; see
+            :mod:`nrg_sampler.rewards.gate`.
         mean: Mean of each raw reward over the base model's samples.
         std: Its standard deviation there: the unit of a calibrated reward.
         recommended_scale: The default guidance strength, in units of which calibrated scales are given.
@@ -104,6 +107,7 @@ class LatentReward(ModelMixin, ConfigMixin):
         pooling: str = "query",
         separate_queries: bool = True,
         num_members: int = 1,
+        gate_width: int = 0,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         recommended_scale: float = 1.0,
@@ -150,6 +154,7 @@ class LatentReward(ModelMixin, ConfigMixin):
             Member(len(axes), num_queries, num_reads, dim, num_attention_heads, pooling)
             for _ in range(num_members - 1)
         )
+        self.gate = WeightGate(text_dim, len(axes), gate_width) if gate_width else None
         sees_text = [axis in text_axes for axis in axes] if separate_queries else [bool(text_axes)]
         self.register_buffer("sees_text", torch.tensor(sees_text), persistent=False)
         self.gradient_checkpointing = False
@@ -212,6 +217,25 @@ class LatentReward(ModelMixin, ConfigMixin):
     def members(self) -> tuple[Any, ...]:
         """What has ``queries``, ``reads`` and ``heads``: the reward itself, which is the first, and the others."""
         return (self, *self.further_members)
+
+    @property
+    def has_gate(self) -> bool:
+        """Whether it can propose weights."""
+        return self.gate is not None
+
+    def add_gate(self, gate: WeightGate) -> None:
+        """Take a trained gate, or another one, to be saved with the reward."""
+        first: Any = gate.layers[0]
+        self.gate = gate.to(self.queries.device)
+        self.register_to_config(gate_width=first.out_features)
+
+    @torch.no_grad()
+    def propose(self, conditioning: Conditioning) -> Tensor:
+        """Weights for each prompt, shape ``(B, axes)``; see :mod:`nrg_sampler.rewards.gate`."""
+        embeds = conditioning.prompt_embeds
+        assert self.gate is not None and embeds is not None  # checked in `propose_weights`
+        own = next(self.gate.parameters())
+        return shares(self.gate(pool_prompts(embeds.to(own), conditioning.prompt_mask)).float())
 
     @torch.no_grad()
     def align_members(self, raw: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """Train the bundled models from nothing, one stage after the other; each resumes where it stopped.
 
-Example: for stage in vae base first-reward reward judge bundle; do python -m nrg_sampler.shapes.train $stage --out shapes-training; done
+Example: for stage in vae base first-reward reward gate judge bundle; do python -m nrg_sampler.shapes.train $stage --out shapes-training; done
 """
 
 from __future__ import annotations
@@ -53,6 +53,12 @@ def _noised_reward(folder: Path, **options: Any) -> Iterator[dict[str, float]]:
     return train_compared_reward(folder, "noised-reward", **options)
 
 
+def _gate(folder: Path, **options: Any) -> Iterator[dict[str, float]]:
+    from nrg_sampler.shapes.train.gate import fit_gate
+
+    return fit_gate(folder, **options)
+
+
 def _judge(folder: Path, **options: Any) -> Iterator[dict[str, float]]:
     from nrg_sampler.shapes.train.judge import train_judge
 
@@ -70,6 +76,7 @@ STAGES = {
     "base": _base,
     "first-reward": _first_reward,
     "reward": _reward,
+    "gate": _gate,
     "clean-reward": _clean_reward,
     "noised-reward": _noised_reward,
     "judge": _judge,

@@ -1,0 +1,87 @@
+"""Train the bundled reward's gate on where samples of the base model fall short, and measure it on held-out prompts."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from nrg_sampler.evaluation.gains import spearman
+from nrg_sampler.rewards.gate import WeightGate, pool_prompts
+from nrg_sampler.rewards.latent import LatentReward
+from nrg_sampler.shapes.oracle import AXES
+from nrg_sampler.shapes.scenes import caption
+from nrg_sampler.shapes.train.pool import Pool
+from nrg_sampler.shapes.train.reward import scores, to_prompt
+from nrg_sampler.shapes.train.text import encode_text
+from nrg_sampler.training.gate import deficits, train_gate
+
+if TYPE_CHECKING:
+    from diffusers import WanPipeline
+
+CAPTIONS = 4  # ways to say each prompt
+
+
+def fit_gate(folder: Path, seed: int = 0, device: str = "cpu", **options: Any) -> Iterator[dict[str, float]]:
+    """Add a gate to ``folder/reward`` and write ``folder/gate-accuracy.json``; needs the reward and its pools.
+
+    Yields:
+        Once, the rank correlation of predicted and actual deficits over held-out prompts, by axis.
+    """
+    from nrg_sampler.shapes.train.assemble import assemble_pipeline
+
+    pipe = assemble_pipeline(folder).to(device)
+    pool = Pool.load(*sorted(set(folder.glob("pool-sampled*.safetensors")) - set(_held_out(folder))))
+    pooled, wanted = _lessons(pool, pipe, seed)
+    gate = train_gate(pooled, wanted, seed=seed, **options)
+    found = gate_accuracy(gate, Pool.load(*_held_out(folder)), pipe, seed)
+    (folder / "gate-accuracy.json").write_text(json.dumps(found, indent=2))
+    reward = LatentReward.from_pretrained(folder / "reward", dtype=torch.float32)
+    reward.add_gate(gate)
+    reward.save_pretrained(folder / "reward")
+    yield {"step": 1, **{axis: found[axis]["rank_correlation"] for axis in AXES}}
+
+
+def _held_out(folder: Path) -> list[Path]:
+    return sorted(folder.glob("pool-sampled*validation.safetensors"))
+
+
+@torch.no_grad()
+def _lessons(pool: Pool, pipe: WanPipeline, seed: int) -> tuple[Tensor, Tensor]:
+    """Pooled prompts ``(n, text_dim)``, each in several phrasings, and their deficits ``(n, 3)``."""
+    rng = random.Random(seed)
+    wanted, names = deficits(scores(pool, torch.arange(len(pool.group)), pool.labels), pool.group)
+    first = [int((pool.group == name).nonzero()[0]) for name in names]
+    texts = [caption(to_prompt(pool.labels[row].tolist()), rng) for row in first for _ in range(CAPTIONS)]
+    parts = [encode_text(pipe.tokenizer, pipe.text_encoder, texts[at : at + 64]) for at in range(0, len(texts), 64)]
+    pooled = torch.cat([pool_prompts(embeds.float(), mask) for embeds, mask in parts]).cpu()
+    return pooled, wanted.repeat_interleave(CAPTIONS, dim=0)
+
+
+def gate_accuracy(gate: WeightGate, pool: Pool, pipe: WanPipeline, seed: int = 0) -> dict[str, dict[str, float]]:
+    """Rank correlation of predicted and actual deficits over the prompts of a pool, by axis.
+
+    ``ceiling`` is what the actual deficits could be known to at best: the rank correlation between the two halves of the
+    samples of each prompt, stepped up to all of them by Spearman and Brown's formula.
+    """
+    pooled, wanted = _lessons(pool, pipe, seed)
+    predicted = gate(pooled).unflatten(0, (-1, CAPTIONS)).mean(dim=1)  # (prompts, 3)
+    wanted = wanted[::CAPTIONS]
+    place = torch.cat([torch.arange(int(count)) for count in pool.group.unique_consecutive(return_counts=True)[1]])
+    value = scores(pool, torch.arange(len(pool.group)), pool.labels)
+    halves = [deficits(value[place % 2 == side], pool.group[place % 2 == side])[0] for side in (0, 1)]
+    agreement = spearman(halves[0].T, halves[1].T).clamp(min=0)
+    return {
+        axis: {
+            "rank_correlation": spearman(predicted[:, index], wanted[:, index]).item(),
+            "ceiling": (2 * agreement[index] / (1 + agreement[index])).sqrt().item(),
+            "mean_deficit": wanted[:, index].mean().item(),
+            "prompts": len(wanted),
+        }
+        for index, axis in enumerate(AXES)
+    }
