@@ -28,6 +28,7 @@ from nrg_sampler.rewards.base import (
     recommended_scale,
 )
 from nrg_sampler.rewards.ensemble import member_count
+from nrg_sampler.rewards.gate import propose_weights, require_gate
 from nrg_sampler.rewards.gradient import axis_gradients, reward_gradient
 from nrg_sampler.trace import GuidanceTrace, Measurement, Stopwatch
 
@@ -42,6 +43,7 @@ class RewardGuidance:
 
     Args:
         weights: One weight per axis: ``"1:1:1"``, ``"VQ=1,TA=0.5"``, a dict, a sequence; ``None`` is 1 for every axis.
+            ``"auto"`` lets the reward propose them from the prompt, see :mod:`nrg_sampler.rewards.gate`.
         scale: Strength; 0 is none and a negative one pushes away from the reward.
         start: First guided moment as a fraction of the denoising steps, in [0, 1].
         stop: Moment from which guidance is off, in [0, 1], at least ``start``.
@@ -130,7 +132,7 @@ class RewardGuidance:
         floor = _floor(self.floor)
         return {
             **vars(self),
-            "weights": None if weights.values is None else str(weights),
+            "weights": str(weights) if weights.values or weights.auto else None,
             "floor": None if floor is None else ",".join(floor),
         }
 
@@ -175,7 +177,7 @@ class RewardGuidance:
         return max(1, len(self.differentiated(axes)))
 
     def resolve(self, axes: Sequence[str]) -> tuple[dict[str, float], tuple[str, ...]]:
-        """Return the weight of each axis that has one, and the floored axes.
+        """Return the weight of each axis that has one, 1 where a prompt is yet to decide, and the floored axes.
 
         Raises:
             ValueError: If an axis is unknown or the number of weights differs.
@@ -186,16 +188,30 @@ class RewardGuidance:
                 f"Expected `floor` to name axes of the reward ({', '.join(axes)}), but got {', '.join(unknown)}; "
                 "use the reward's own axes."
             )
-        weights = RewardWeights.parse(self.weights).resolve(axes)
+        given = RewardWeights.parse(self.weights)
+        weights = (1.0,) * len(axes) if given.auto else given.resolve(axes)
         return {axis: weight for axis, weight in zip(axes, weights, strict=True) if weight}, floor
+
+    def settled(self, reward: Any, conditioning: Conditioning | None) -> RewardGuidance:
+        """Return the same with the weights that the reward proposes for these prompts, if they are ``"auto"``.
+
+        Raises:
+            ValueError: If they are and the reward has no gate, or there is no prompt.
+        """
+        if not RewardWeights.parse(self.weights).auto:
+            return self
+        return replace(self, weights=propose_weights(reward, conditioning))
 
     def check(self, reward: Any) -> None:
         """Refuse settings that the reward cannot serve.
 
         Raises:
-            ValueError: If an axis is unknown, or members that disagree are asked for and there is one only.
+            ValueError: If an axis is unknown, weights are to be proposed and it cannot, or members that disagree are
+                asked for and there is one only.
         """
         self.resolve(reward.axes)
+        if RewardWeights.parse(self.weights).auto:
+            require_gate(reward)
         if self.disagreement and member_count(reward) < 2:
             raise ValueError(
                 f"Expected a reward with several members for disagreement={self.disagreement:g}, but "
@@ -367,6 +383,7 @@ def guided_velocity(
             "the denoiser."
         )
     _check_arguments(latents, velocity, sigma)
+    guidance = guidance.settled(reward, conditioning)
     recorder = GuidanceTrace(tuple(reward.axes), guidance.scale) if trace is None else trace
     skipped = _skips(guidance, step_index, num_inference_steps) or _skips_sigma(sigma)
     if guidance.reuse and memory is None:

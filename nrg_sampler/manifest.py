@@ -65,6 +65,7 @@ class Manifest:
         versions: Of the packages that can change the outcome.
         scheduler: One of :data:`nrg_sampler.schedulers.SCHEDULERS`, or ``None`` for the model's own.
         search: Fields of :class:`nrg_sampler.search.Search`, or ``None`` if only one candidate was sampled.
+        proposed: Whether the reward proposed the weights from the prompt.
         format: Version of this layout.
     """
 
@@ -83,6 +84,7 @@ class Manifest:
     versions: dict[str, str]
     scheduler: str | None = None
     search: dict[str, Any] | None = None
+    proposed: bool = False
     format: int = FORMAT
 
     def weighted_axes(self) -> tuple[str, ...]:
@@ -121,7 +123,12 @@ class Manifest:
         if entries["format"] != FORMAT:
             found = entries["format"]
             raise ValueError(f"Expected a manifest of format {FORMAT}, but {path} has {found}: update nrg-sampler.")
-        entries = {"scheduler": None, "search": None, **entries}  # written before there was a choice
+        entries = {
+            "scheduler": None,
+            "search": None,
+            "proposed": False,
+            **entries,
+        }  # written before there was a choice
         if wanted != entries.keys():
             odd = ", ".join(sorted(wanted ^ entries.keys()))
             raise ValueError(f"Expected the entries of a manifest, but {path} lacks or adds: {odd}.")

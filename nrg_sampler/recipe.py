@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from nrg_sampler.guidance import RewardGuidance
 from nrg_sampler.manifest import Manifest
 from nrg_sampler.rewards import RewardWeights
+from nrg_sampler.rewards.base import AUTO
+from nrg_sampler.rewards.gate import weights_for_prompt
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,7 @@ class Recipe:
         fps: Frames per second of the file, or ``None`` for what the model was made for.
         scheduler: One of :data:`nrg_sampler.schedulers.SCHEDULERS`, or ``None`` for the model's own.
         search: Fields of :class:`nrg_sampler.search.Search`, or ``None`` to sample one candidate.
+        proposed: Whether the reward has proposed the weights.
     """
 
     prompt: str
@@ -37,6 +40,7 @@ class Recipe:
     fps: float | None
     scheduler: str | None = None
     search: dict[str, Any] | None = None
+    proposed: bool = False
 
     @classmethod
     def from_manifest(cls, manifest: Manifest, device: str | None = None) -> Recipe:
@@ -60,6 +64,28 @@ class Recipe:
             fps=manifest.fps,
             scheduler=manifest.scheduler,
             search=manifest.search,
+            proposed=manifest.proposed,
+        )
+
+    def settled(self, pipe: Any) -> Recipe:
+        """Return the same with the weights that the pipeline's reward proposes for the prompt, where they are ``"auto"``.
+
+        Raises:
+            ValueError: If they are and the reward has no gate.
+        """
+        search = self.search or {}
+        asked = [RewardWeights.parse(weights).auto for weights in (self.guidance.weights, search.get("weights"))]
+        asked[0] = asked[0] and self.guidance.scale != 0
+        if not any(asked) or pipe.reward_model is None:
+            return self
+        weights = weights_for_prompt(pipe, self.prompt)
+        guidance = replace(self.guidance, weights=weights) if asked[0] else self.guidance
+        values = list(weights.values or ())
+        return replace(
+            self,
+            guidance=guidance,
+            search={**search, "weights": values} if asked[1] else self.search,
+            proposed=True,
         )
 
     def guidance_entries(self) -> dict[str, Any]:
@@ -67,7 +93,7 @@ class Recipe:
         weights = RewardWeights.parse(self.guidance.weights)
         values = None if weights.values is None else list(weights.values)
         named = values if values is None or weights.names is None else dict(zip(weights.names, values, strict=True))
-        return {**self.guidance.to_dict(), "weights": named}
+        return {**self.guidance.to_dict(), "weights": AUTO if weights.auto else named}
 
 
 def default_device() -> str:

@@ -39,8 +39,9 @@ class Sampler:
     """
 
     def __init__(self, recipe: Recipe, pipe: Any = None, judges: Mapping[str, Judge] | None = None) -> None:
-        self.recipe, self.judges = recipe, judges or {}
         self.pipe = _with_scheduler(pipe or load(recipe), recipe.scheduler)
+        recipe = recipe.settled(self.pipe)
+        self.recipe, self.judges = recipe, judges or {}
         _check_guidance(recipe, self.pipe.reward_model)
         self._search = _search(recipe, self.pipe.reward_model)
         self.fps = recipe.fps or float(read_sampling(pipeline_source(recipe.model)).get("fps", DEFAULT_FPS))
@@ -144,6 +145,7 @@ class Sampler:
             versions={**versions(), "hardware": _hardware(recipe.device)},
             scheduler=recipe.scheduler,
             search=recipe.search,
+            proposed=recipe.proposed,
         )
 
     def _judge(self, frames: Frames, latents: torch.Tensor, prompt_embeds: torch.Tensor) -> Scores:

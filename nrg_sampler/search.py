@@ -79,7 +79,7 @@ class Search:
         return {
             **vars(self),
             "moments": list(self.moments),
-            "weights": None if weights.values is None else list(weights.values),
+            "weights": str(weights) if weights.auto else None if weights.values is None else list(weights.values),
         }
 
     def cost(self) -> tuple[float, float]:

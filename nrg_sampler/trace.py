@@ -137,12 +137,14 @@ class GuidanceTrace:
         scale: The scale guidance was asked for; 0 is none.
         steps: One entry per call of the scheduler.
         alarm: What ``judge`` found, if anything.
+        weights: Of the axes in the last run, proposed or given; ``None`` before it began.
     """
 
     axes: tuple[str, ...] = ()
     scale: float = 1.0
     steps: list[GuidanceStep] = field(default_factory=list)
     alarm: str | None = None
+    weights: str | None = None
     _run: int = field(default=0, repr=False)
 
     def begin_run(self) -> None:
@@ -186,6 +188,7 @@ class GuidanceTrace:
         content = {
             "axes": list(self.axes),
             "scale": self.scale,
+            "weights": self.weights,
             "summary": self.summary(),
             "alarm": self.alarm,
             "steps": self.rows(per_sample=True),

@@ -26,6 +26,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "no weight": ({"weights": "0:0:0"}, "Expected at least one reward weight above 0, but got 0:0:0"),
     "words for weights": ({"weights": "a lot"}, "Expected reward weights like '1:1:1'"),
     "a list for weights": ({"weights": [1, 1, 1]}, "Expected weights as text such as '1:1:1', but got [1, 1, 1]."),
+    "auto weights": ({"weights": "auto"}, "Expected weights as numbers, but got 'auto'; the page shows"),
     "negative weight": ({"weights": "-1:0:0"}, "Expected reward weights of 0 or more, but got -1"),
     "huge weight": ({"weights": "1e9:0:0"}, "Expected every weight between 0 and 10, but got 1000000000."),
     "negative seed": ({"seed": -1}, "Expected seed between 0 and 4294967295, but got -1."),

@@ -50,6 +50,8 @@ def run_seeds(arguments: argparse.Namespace, make: Make) -> int:
     manifests: list[Manifest] = []
     try:
         sampler = Sampler(recipe, judges=load_judges(arguments.judge or (), recipe.device))
+        if sampler.recipe.proposed and not arguments.json:
+            print(f"weights {sampler.recipe.guidance.weights}, proposed by the reward for this prompt", flush=True)
         for seed, path in paths.items():
             manifests.append(make(sampler, seed, path))
             report(manifests[-1], path, as_json=arguments.json)
@@ -87,6 +89,7 @@ def report(manifest: Manifest, path: Path, as_json: bool) -> None:
     if as_json:
         change = changes(manifest.clips)
         about: dict[str, Any] = {"video": str(path), "manifest": str(path.with_suffix(".json")), "change": change}
+        about["weights"] = manifest.guidance["weights"]
         about["alarm"] = hacking_alarm(change, manifest.weighted_axes())
         clips = [{**asdict(clip), "trace": len(clip.trace)} for clip in manifest.clips]
         print(json.dumps({**about, "seed": manifest.seed, "clips": clips}), flush=True)
@@ -109,7 +112,13 @@ def _print_plan(sampler: Sampler, as_json: bool) -> None:
     if found.fits:  # timing two steps of what does not fit would end the plan
         timed = plan(sampler.pipe, sampler.recipe, measure(sampler))
         found = replace(timed, needed_mb=needed, available_mb=available)
-    print(json.dumps({**asdict(found), "fits": found.fits}) if as_json else found)
+    weights = sampler.recipe.guidance_entries()["weights"]
+    if as_json:
+        print(json.dumps({**asdict(found), "fits": found.fits, "weights": weights}))
+        return
+    print(found)
+    if sampler.recipe.proposed:
+        print(f"Axes weighed {sampler.recipe.guidance.weights}, as the reward proposes for this prompt.")
 
 
 def mean_change(found: Sequence[Changes]) -> Changes:

@@ -154,7 +154,7 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
 def add_guidance(parser: argparse.ArgumentParser) -> None:
     """Add the settings of the reward guidance."""
     group = parser.add_argument_group("reward guidance")
-    group.add_argument("--weights", metavar="VQ:MQ:TA", help="one weight an axis, as 1:1:1 or VQ=1,TA=0.5")
+    group.add_argument("--weights", metavar="VQ:MQ:TA", help="one weight an axis, as 1:1:1 or VQ=1,TA=0.5, or auto")
     group.add_argument("--scale", type=number, metavar="X", help="strength; 0 is the unguided pipeline")
     group.add_argument("--start", type=number, metavar="F", help="guide from this fraction of the steps on, 0 to 1")
     group.add_argument("--stop", type=number, metavar="F", help="guide up to this fraction of the steps, 0 to 1")

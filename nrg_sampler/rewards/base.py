@@ -23,6 +23,8 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 import torch
 from torch import Tensor
 
+AUTO = "auto"  # weights that the reward is to propose
+
 
 @dataclass(frozen=True)
 class Conditioning:
@@ -101,6 +103,7 @@ class RewardWeights:
     Args:
         values: The weights, in the reward's order of axes or in that of ``names``; ``None`` is 1 for every axis.
         names: The axes that ``values`` belong to; axes not named weigh 0.
+        auto: Whether the reward is to propose them from the prompt, see :mod:`nrg_sampler.rewards.gate`.
 
     Raises:
         ValueError: If a weight is negative or not finite, or a name comes twice.
@@ -108,6 +111,7 @@ class RewardWeights:
 
     values: tuple[float, ...] | None = None
     names: tuple[str, ...] | None = None
+    auto: bool = False
 
     def __post_init__(self) -> None:
         for value in self.values or ():
@@ -120,7 +124,7 @@ class RewardWeights:
 
     @classmethod
     def parse(cls, weights: Any) -> RewardWeights:
-        """Read weights from ``"1:1:1"``, ``"VQ=1,TA=0.5"``, a mapping, a sequence or ``None`` (1 for every axis).
+        """Read weights from ``"1:1:1"``, ``"VQ=1,TA=0.5"``, a mapping, a sequence, ``None`` (1 for every axis) or ``"auto"``.
 
         Raises:
             ValueError: If they do not parse or are negative.
@@ -129,6 +133,8 @@ class RewardWeights:
             return weights
         if weights is None:
             return cls()
+        if isinstance(weights, str) and weights.strip() == AUTO:
+            return cls(auto=True)
         try:
             names, values = _names_and_values(weights)
             return cls(tuple(float(value) for value in values), names)
@@ -152,8 +158,12 @@ class RewardWeights:
         """Return one weight per axis, in the order of ``axes``.
 
         Raises:
-            ValueError: If an axis is unknown or the number of weights differs.
+            ValueError: If an axis is unknown, the number of weights differs or a reward is yet to propose them.
         """
+        if self.auto:
+            raise ValueError(
+                "Expected weights that are known, but got 'auto', which a prompt decides; ask `propose_weights` first."
+            )
         if self.values is None:
             return (1.0,) * len(axes)
         if self.names is None:
@@ -172,6 +182,8 @@ class RewardWeights:
         return tuple(named.get(axis, 0.0) for axis in axes)
 
     def __str__(self) -> str:
+        if self.auto:
+            return AUTO
         if self.values is None:
             return "1 for every axis"
         if self.names is None:

@@ -78,6 +78,22 @@ def propose_weights(reward: Any, conditioning: Conditioning | None) -> RewardWei
     return RewardWeights(tuple(round(weight, 3) for weight in proposed))
 
 
+@torch.no_grad()
+def weights_for_prompt(pipe: Any, prompt: str) -> RewardWeights:
+    """Ask the gate of a pipeline's reward for the weights of a prompt, before anything is sampled.
+
+    Args:
+        pipe: A pipeline with a ``reward_model`` and an ``encode_prompt`` that returns the prompt's tokens first.
+        prompt: What the video shows.
+
+    Raises:
+        ValueError: If the reward has no gate.
+    """
+    require_gate(pipe.reward_model)
+    embeds = pipe.encode_prompt(prompt, do_classifier_free_guidance=False)[0]
+    return propose_weights(pipe.reward_model, Conditioning(embeds))
+
+
 def require_gate(reward: Any) -> None:
     """Raise ``ValueError`` if a reward cannot propose weights."""
     if not getattr(reward, "has_gate", False):

@@ -30,7 +30,7 @@ def deficits(scores: Tensor, group: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def train_gate(
-    pooled: Tensor, wanted: Tensor, steps: int = 400, lr: float = 3e-3, weight_decay: float = 0.3, seed: int = 0
+    pooled: Tensor, wanted: Tensor, steps: int = 150, lr: float = 3e-3, weight_decay: float = 0.3, seed: int = 0
 ) -> WeightGate:
     """Fit a gate to the deficits of prompts, by squared error.
 

@@ -13,6 +13,7 @@ from typing import Any
 from nrg_sampler.checkpoints import BUNDLED
 from nrg_sampler.plan import Pace, Plan, measure, plan
 from nrg_sampler.recipe import Recipe, default_device
+from nrg_sampler.rewards.gate import weights_for_prompt
 from nrg_sampler.sampler import Sampler, load
 from nrg_sampler.ui.presets import EXAMPLES
 from nrg_sampler.ui.settings import Settings
@@ -131,6 +132,15 @@ class Engine:
         """Return the axes of a loaded model's reward; those of the bundled one if it is not loaded."""
         reward = getattr(self.loaded(name), "reward_model", None)
         return tuple(reward.axes) if reward is not None else ("VQ", "MQ", "TA")
+
+    def proposal(self, name: str, prompt: str) -> tuple[float, ...] | None:
+        """Return the weights that a model's reward proposes for a prompt, or ``None`` while the model is not loaded.
+
+        Raises:
+            ValueError: If its reward has no gate.
+        """
+        pipe = self.loaded(name)
+        return None if pipe is None else weights_for_prompt(pipe, prompt).values
 
     def open(self, name: str) -> None:
         """Load a model; only for work in the line. The bundled one is timed, so that the first plan has its seconds.

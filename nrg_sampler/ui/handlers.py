@@ -74,6 +74,16 @@ class Studio:
         self.engine = engine
         self.visits = visits
 
+    def proposal(self, model: str, prompt: str) -> tuple[View, tuple[float, ...] | None]:
+        """Return the weights that the reward proposes for a prompt, to start from, or a status that says why not."""
+        try:
+            found = self.engine.proposal(model, prompt)
+        except ValueError as error:
+            return View(status=fragments.status(str(error), kind="error")), None
+        if found is None:
+            return View(status=fragments.status("The model is still loading; choose Auto again in a moment.")), None
+        return View(), found
+
     def compare(self, name: str, values: Mapping[str, Any]) -> Iterator[View]:
         """Sample a seed without and with the reward, each shown when it is finished."""
         visit = self.visits.get(name)

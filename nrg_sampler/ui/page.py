@@ -13,7 +13,7 @@ from nrg_sampler.schedulers import SCHEDULERS
 from nrg_sampler.ui.controls import CONTROLS, Choice, Control, Switch
 from nrg_sampler.ui.handlers import PARTS, Studio, View, blank
 from nrg_sampler.ui.jobs import CANDIDATES, FINENESS
-from nrg_sampler.ui.presets import AXIS_NAMES, CUSTOM, EXAMPLES, PRESETS, preset_of
+from nrg_sampler.ui.presets import AUTO, AXIS_NAMES, CUSTOM, EXAMPLES, PRESETS, preset_of
 from nrg_sampler.ui.settings import OWN_SCHEDULER, PROMPT_LENGTH
 
 RUNS: dict[str, Any] = {
@@ -70,9 +70,11 @@ class Page:
             self.go = gr.Button("Sample both", variant="primary", scale=3, min_width=120, elem_id="nrg-go")
             self.stop = gr.Button("Cancel", scale=1, min_width=90, interactive=False, elem_id="nrg-cancel")
         self.plan = gr.HTML("", elem_id="nrg-plan")
-        self.preset = gr.Dropdown([*PRESETS, CUSTOM], value=next(iter(PRESETS)), label="Preset", elem_id="nrg-preset")
+        self.preset = gr.Dropdown(
+            [*PRESETS, AUTO, CUSTOM], value=next(iter(PRESETS)), label="Preset", elem_id="nrg-preset"
+        )
         for index, axis in enumerate(AXIS_NAMES):
-            self.weights.append(_slider(0, 1, 1, 0.05, elem_id=f"nrg-weight-{index}", **_named(axis)))
+            self.weights.append(_slider(0, 3, 1, 0.05, elem_id=f"nrg-weight-{index}", **_named(axis)))
         self.controls["prompt"] = prompt
         self.controls["strength"] = _slider(
             0, 5, 1, 0.1, label="Strength", info="1 is what the reward recommends.", elem_id="nrg-strength"
@@ -198,9 +200,11 @@ class Page:
     def _wire_settings(self) -> None:
         studio, inputs = self.studio, self._inputs()
 
-        def weights_of(preset: str) -> list[Any]:
-            values = PRESETS.get(preset)
-            return [gr.skip()] * len(self.weights) if values is None else list(values)
+        def weights_of(preset: str, model: str, prompt: str) -> list[Any]:
+            view, values = studio.proposal(model, prompt) if preset == AUTO else (View(), PRESETS.get(preset))
+            sliders = [gr.skip()] * len(self.weights)
+            sliders[: len(values or ())] = values or ()
+            return [_or_skip(view.status), *sliders]
 
         def name_of(*weights: float) -> str:
             return preset_of(weights)
@@ -215,7 +219,8 @@ class Page:
         def leave(request: gr.Request) -> None:
             studio.leave(visit_name(request))
 
-        self.preset.input(weights_of, self.preset, self.weights, **AT_ONCE)
+        asked = [self.preset, self.controls["model"], self.controls["prompt"]]
+        self.preset.input(weights_of, asked, [self.parts["status"], *self.weights], **AT_ONCE)
         for slider in self.weights:
             slider.input(name_of, self.weights, self.preset, **AT_ONCE)
         changes = [part.change for name, part in self.controls.items() if name != "prompt"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 CUSTOM = "Custom"
+AUTO = "Auto: proposed for this prompt"
 PRESETS: dict[str, tuple[float, float, float]] = {
     "Balanced": (1.0, 1.0, 1.0),
     "Sharper picture": (1.0, 0.0, 0.0),

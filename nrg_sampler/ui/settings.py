@@ -58,7 +58,12 @@ class Settings:
         within("CFG", self.cfg, CFG)
         within("seed", self.seed, SEED)
         within("strength", self.guidance.scale, STRENGTH)
-        for weight in RewardWeights.parse(self.guidance.weights).values or ():
+        weights = RewardWeights.parse(self.guidance.weights)
+        if weights.auto:
+            raise ValueError(
+                "Expected weights as numbers, but got 'auto'; the page shows what is proposed to start from."
+            )
+        for weight in weights.values or ():
             within("every weight", weight, (0.0, WEIGHT))
         if self.scheduler not in (None, *SCHEDULERS):
             raise ValueError(f"Expected a scheduler from {', '.join(SCHEDULERS)}, but got {self.scheduler!r}.")
