@@ -82,6 +82,42 @@ def score_from(latents: Tensor, velocity: Tensor, sigma: Tensor | float) -> Tens
     return -noise_from(latents, velocity, sigma) / expand(sigma, latents)
 
 
+def stochastic_step(
+    latents: Tensor,
+    velocity: Tensor,
+    sigma: Tensor | float,
+    sigma_next: Tensor | float,
+    fresh: Tensor,
+    share: float = 1.0,
+) -> Tensor:
+    r"""Take a step that exchanges part of the noise for fresh noise and leaves the distribution as it is.
+
+    .. math::
+        x_{\sigma'} = (1-\sigma')\,\hat x_0 + \sqrt{\sigma'^2 - s^2}\,\hat\varepsilon + s\,\varepsilon', \qquad
+        s = \eta\,\sigma'\sqrt{1 - \left(\frac{(1-\sigma)\,\sigma'}{(1-\sigma')\,\sigma}\right)^2}
+
+    Args:
+        latents: At ``sigma``, shape ``(B, ...)``.
+        velocity: There, same shape.
+        sigma: Noise level above ``sigma_next``.
+        sigma_next: Noise level below 1 to step to.
+        fresh: Standard normal noise, same shape.
+        share: The factor eta in [0, 1]: 0 is the Euler step, 1 draws from the posterior of :math:`x_{\sigma'}` given the
+            prediction. In the limit of small steps every value gives the same marginals.
+
+    Returns:
+        Latents at ``sigma_next``, same shape.
+
+    Reference:
+        Song et al., 2020, arXiv:2010.02502, Eq. 12 and 16 (eta), for the straight path.
+    """
+    clean, noise = clean_from(latents, velocity, sigma), noise_from(latents, velocity, sigma)
+    now, after = expand(sigma, latents), expand(sigma_next, latents)
+    kept = (1 - now) * after / ((1 - after) * now)
+    renewed = share * after * (1 - kept**2).clamp(min=0).sqrt()
+    return (1 - after) * clean + (after**2 - renewed**2).clamp(min=0).sqrt() * noise + renewed * fresh
+
+
 def coefficient(sigma: Tensor, alpha: Tensor | None = None) -> Tensor:
     r"""Return the factor of the reward gradient in the guided velocity, :math:`\sigma/\alpha`.
 

@@ -61,7 +61,7 @@ class Sampler:
         if self._search is None or name == "unguided":
             return self._sample_one(seed, name, on_step)
         seeds = candidate_seeds(seed, self._search.candidates)
-        if self._search.moments:
+        if self._search.moments or self._search.noise:
             return self._resample(seeds, name)
         best, seconds = None, 0.0
         for candidate in seeds:  # one at a time, in the memory of one

@@ -1,11 +1,12 @@
-"""Choose among samples instead of changing them: best-of-n and latent resampling, with the reward that also guides.
+"""Choose among samples instead of changing them: best-of-n, latent resampling and particles, with the reward that guides.
 
-Both sample several candidates of a prompt and return the best, and both compose with guidance: the candidates are
+All sample several candidates of a prompt and return the best, and both compose with guidance: the candidates are
 whatever the pipeline samples, guided or not. They cost a multiple of a run that is known beforehand
 (:meth:`Search.cost`); guidance at the same price is what they have to be compared with.
 
 References:
     [1] LatSearch, arXiv:2603.14526 (resampling partly denoised latents by their reward).
+    [2] Singhal et al., 2025, arXiv:2501.06848 (Feynman-Kac steering: particles of a stochastic sampler).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
+from nrg_sampler.flow import stochastic_step
 from nrg_sampler.rewards.base import Conditioning, Reward, RewardWeights, WeightsLike
 from nrg_sampler.rewards.gradient import weighted_score
 
@@ -29,6 +31,7 @@ TENSORS = ("latents", "prompt_embeds", "negative_prompt_embeds")  # what changes
 # Pipelines whose loop holds nothing else of the batch, so that it can shrink on the way.
 THINNABLE = ("WanPipeline", "WanVideoToVideoPipeline")
 OTHER_CANDIDATE = 1_000_000  # between the seeds of the candidates of one seed
+MEMORYLESS = ("FlowMatchEulerDiscreteScheduler",)
 HISTORY = ("model_outputs", "last_sample", "prev_derivative", "sample")  # of multistep and two-stage solvers
 
 
@@ -41,6 +44,9 @@ class Search:
         moments: Fractions of the denoising steps, in (0, 1), after which as many candidates are drawn with replacement
             in proportion to ``exp(score / temperature)``. Solvers are deterministic, so one drawn twice goes on once.
             Without any, all candidates are finished: best-of-n.
+        noise: Share of the posterior's noise that every step adds, in [0, 1], see ``flow.stochastic_step``. Above 0 the
+            candidates are particles: one drawn twice goes on as two, which fresh noise parts again, so that all are
+            finished; and they are drawn by how much their score has risen since the last draw. Needs the Euler solver.
         temperature: Of that draw, in standard deviations of the reward, above 0.
         weights: One weight per axis of the reward in the score.
 
@@ -48,13 +54,15 @@ class Search:
         ValueError: If a setting is out of range.
 
     Reference:
-        [1]; the defaults are its schedule, steps 10, 15 and 20 of 50 with 6 candidates.
+        [1]; the defaults are its schedule, steps 10, 15 and 20 of 50 with 6 candidates. Particles: [2], the difference
+        potential; the noise-aware reward reads the noisy latents themselves, so that nothing has to be predicted.
     """
 
     candidates: int = 6
     moments: tuple[float, ...] = (0.2, 0.3, 0.4)
     temperature: float = 1.0
     weights: WeightsLike = None
+    noise: float = 0.0
 
     def __post_init__(self) -> None:
         if not isinstance(self.candidates, int) or self.candidates < 1:
@@ -63,6 +71,8 @@ class Search:
             raise ValueError(f"Expected `moments` to be between 0 and 1, but got {self.moments}.")
         if not self.temperature > 0:
             raise ValueError(f"Expected `temperature` to be above 0, but got {self.temperature}.")
+        if not 0 <= self.noise <= 1:
+            raise ValueError(f"Expected `noise` to be between 0 and 1, but got {self.noise}.")
         weights = RewardWeights.parse(self.weights)
         weights.require_some()
         object.__setattr__(self, "weights", weights)
@@ -72,6 +82,15 @@ class Search:
     def best_of(cls, n: int, weights: WeightsLike = None) -> Search:
         """Return the search that finishes ``n`` candidates and keeps the best."""
         return cls(candidates=n, moments=(), weights=weights)
+
+    @classmethod
+    def particles(cls, n: int = 4, weights: WeightsLike = None) -> Search:
+        """Return Feynman-Kac steering with ``n`` particles, drawn anew four times on the way.
+
+        Reference:
+            [2], with four particles.
+        """
+        return cls(candidates=n, moments=(0.2, 0.4, 0.6, 0.8), weights=weights, noise=1.0)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as plain JSON values; ``Search(**settings)`` reads them back."""
@@ -85,8 +104,10 @@ class Search:
     def cost(self) -> tuple[float, float]:
         """Return the least and the most network evaluations it can take, in multiples of a single run.
 
-        The least if each draw leaves a single candidate, the most if none is ever given up.
+        The least if each draw leaves a single candidate, the most if none is ever given up, as of particles.
         """
+        if self.noise:
+            return float(self.candidates), float(self.candidates)
         first = min(self.moments, default=1.0)
         return self.candidates * first + 1 - first, float(self.candidates)
 
@@ -98,6 +119,26 @@ class Search:
 def candidate_seeds(seed: int, candidates: int) -> list[int]:
     """Return the seed of each candidate; the first is ``seed`` itself, so that a search contains the plain run."""
     return [seed + OTHER_CANDIDATE * index for index in range(candidates)]
+
+
+def systematic(log_weights: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Draw as many rows as there are, with replacement, in proportion to ``exp(log_weights)``, with little chance.
+
+    A row of weight w among n comes floor(n w) or ceil(n w) times.
+
+    Args:
+        log_weights: Shape ``(n,)``, on the CPU.
+        generator: Of the one random number.
+
+    Returns:
+        Row numbers in rising order, shape ``(n,)``.
+
+    Reference:
+        Kitagawa, 1996, Monte Carlo filter and smoother, appendix (stratified and systematic resampling).
+    """
+    edges = log_weights.double().softmax(dim=0).cumsum(dim=0)
+    pointers = (torch.arange(len(edges)) + torch.rand((), generator=generator, dtype=torch.float64)) / len(edges)
+    return torch.searchsorted(edges, pointers).clamp(max=len(edges) - 1)
 
 
 class Found(NamedTuple):
@@ -207,19 +248,39 @@ class _Thinning:
         self._kept = seeds
         self._owners = torch.arange(len(seeds)) // settings.candidates  # which prompt a row belongs to
         self._generator = torch.Generator().manual_seed(seeds[0])
+        self._before: Tensor | None = None  # the particles' latents before the step
+        self._credited = torch.zeros(len(seeds))  # scores that the particles were drawn by already
 
     def __call__(self, pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
         done, total = step + 1, len(pipe.scheduler.timesteps)
-        if done not in self._settings.steps(total) and done != total:
-            return {}
+        if self._settings.noise:
+            tensors = {**tensors, "latents": self._stirred(tensors["latents"], pipe.scheduler)}
+        changed = tensors
+        if done in self._settings.steps(total) or done == total:
+            changed = self._thinned(pipe, tensors, last=done == total)
+        self._before = changed["latents"]
+        return changed if self._settings.noise or changed is not tensors else {}
+
+    def _thinned(self, pipe: Any, tensors: dict[str, Any], last: bool) -> dict[str, Any]:
         scores = self._scores(tensors, pipe.scheduler.sigmas[pipe.scheduler.step_index])
-        rows = self._best(scores) if done == total else self._drawn(scores)
+        rows = self._best(scores) if last else self._drawn(scores)
+        self._credited = scores[rows]
         self._kept = [self._kept[row] for row in rows.tolist()]
         batch, self._owners = len(self._owners), self._owners[rows]
         _thin_history(pipe.scheduler, rows, batch)
         thinned = {name: tensor[rows.to(tensor.device)] for name, tensor in tensors.items() if tensor is not None}
         self._last = thinned["latents"], thinned["prompt_embeds"], scores[rows]
         return thinned
+
+    def _stirred(self, latents: Tensor, scheduler: Any) -> Tensor:
+        """Turn the Euler step that was taken into a stochastic one; the first, from pure noise, stays."""
+        if self._before is None:
+            return latents
+        sigma, following = (scheduler.sigmas[scheduler.step_index + shift].item() for shift in (-1, 0))
+        before = self._before.float()
+        velocity = (latents.float() - before) / (following - sigma)
+        fresh = torch.randn(latents.shape, generator=self._generator).to(before)
+        return stochastic_step(before, velocity, sigma, following, fresh, self._settings.noise).to(latents.dtype)
 
     def result(self) -> tuple[Tensor, Tensor, list[int], Tensor]:
         latents, embeds, scores = self._last
@@ -239,6 +300,10 @@ class _Thinning:
     def _drawn(self, scores: Tensor) -> Tensor:
         drawn = []
         for rows in self._groups():
+            if self._settings.noise:
+                gained = (scores[rows] - self._credited[rows]) / self._settings.temperature
+                drawn.append(rows[systematic(gained, self._generator)])
+                continue
             chances = (scores[rows] / self._settings.temperature).softmax(dim=0)
             picks = torch.multinomial(chances, self._settings.candidates, replacement=True, generator=self._generator)
             drawn.append(rows[picks.unique()])
@@ -282,10 +347,16 @@ def _reward(pipe: Any) -> Reward:
 
 def _check_thinning(pipe: Any, settings: Search) -> None:
     name = type(pipe).__name__
-    if settings.moments and name not in THINNABLE:
+    if (settings.moments or settings.noise) and name not in THINNABLE:
         raise ValueError(
             f"Expected a pipeline that can give up candidates on the way ({', '.join(THINNABLE)}), but got {name}; "
             "use best-of-n, that is no `moments`."
+        )
+    if settings.noise and type(pipe.scheduler).__name__ not in MEMORYLESS:
+        raise ValueError(
+            f"Expected a solver without memory for particles ({', '.join(MEMORYLESS)}), but got "
+            f"{type(pipe.scheduler).__name__}, which would carry on without the fresh noise; use the Euler solver, or "
+            "noise=0."
         )
 
 

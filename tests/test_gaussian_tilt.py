@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 
 from nrg_sampler import RewardGuidance, attach, guided_velocity
+from nrg_sampler.flow import stochastic_step
+from nrg_sampler.search import systematic
 
 STEPS, SAMPLES = 200, 201
 
@@ -119,6 +121,48 @@ def test_the_check_fails_when_the_coefficient_is_dropped(name, monkeypatch):
     target, weight = TARGETS[name]
     reached = sample_by_hand(target, ExactTilt(target, weight), PAPER)
     assert reached != pytest.approx(target.tilted_mean(weight), rel=0.1)
+
+
+def particles(target: Mixture, weight: float, share: float, count: int = 4000) -> Tensor:
+    """Sample stochastically, drawing particles by the rise of the exact log-tilt every tenth step."""
+    generator = torch.Generator().manual_seed(0)
+    latents = torch.randn(count, generator=generator, dtype=torch.float64)
+    sigmas = torch.linspace(1, 0, STEPS + 1, dtype=torch.float64)
+    credited = target.log_tilt(latents, sigmas[0].expand(count), weight)
+    for index, (sigma, following) in enumerate(zip(sigmas[:-1], sigmas[1:]), start=1):
+        velocity = target.velocity(latents, sigma.expand(count))
+        fresh = torch.randn(count, generator=generator, dtype=torch.float64)
+        latents = stochastic_step(latents, velocity, sigma, following, fresh, share)
+        if weight and index % 10 == 0:
+            risen = target.log_tilt(latents, following.expand(count), weight)
+            rows = systematic(risen - credited, generator)
+            latents, credited = latents[rows], risen[rows]
+    return latents
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_particles_reach_the_tilted_mean_without_any_gradient(name):
+    target, weight = TARGETS[name]
+    reached = float(particles(target, weight, share=1.0).mean())
+    assert reached == pytest.approx(target.tilted_mean(weight), abs=0.05)
+    assert abs(target.tilted_mean(weight) - target.tilted_mean(0.0)) > 0.3
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("name", TARGETS)
+def test_fresh_noise_leaves_the_distribution_as_it_is(name, share):
+    target, _ = TARGETS[name]
+    reached = particles(target, 0.0, share).sort().values
+    mean = target.tilted_mean(0.0)
+    second = float((target.shares * (target.spreads**2 + target.means**2)).sum())
+    assert float(reached.mean()) == pytest.approx(mean, abs=0.04)
+    assert float(reached.var()) == pytest.approx(second - mean**2, rel=0.06)
+
+
+def test_without_fresh_noise_a_stochastic_step_is_the_step_of_euler():
+    latents, velocity = noise(), noise().flip(0) ** 3
+    step = stochastic_step(latents, velocity, 0.8, 0.7, noise(), share=0.0)
+    torch.testing.assert_close(step, latents - 0.1 * velocity)
 
 
 class WanPipeline:

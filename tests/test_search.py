@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from tiny import PromptMatch, TowardTarget, sample, schedulers
 
 from nrg_sampler import NRGFlowPipeline
 from nrg_sampler.rewards.base import Conditioning
-from nrg_sampler.search import Search, best_of_n, search
+from nrg_sampler.search import Search, best_of_n, search, systematic
 
 # of diffusers' own DPM++ on a recent numpy
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
@@ -172,3 +174,44 @@ def test_a_pipeline_without_reward_or_with_a_hidden_batch_is_refused(wan, pipe):
 def test_seeds_that_do_not_fit_are_refused(pipe):
     with pytest.raises(ValueError, match=r"Expected 3 seeds for each of 1 prompts, but got \[2\]"):
         best_of_n(pipe, "a red circle", n=3, seeds=[[0, 1]], **SETTINGS)
+
+
+def test_particles_are_drawn_in_proportion_to_their_weights():
+    weights = torch.tensor([0.5, 0.25, 0.125, 0.125])
+    counts = [
+        systematic(weights.log(), torch.Generator().manual_seed(seed)).bincount(minlength=4) for seed in range(400)
+    ]
+    drawn = torch.stack(counts).float()
+    assert ((drawn - 4 * weights).abs() < 1).all()  # rounded down or up, never further away
+    torch.testing.assert_close(drawn.mean(dim=0), 4 * weights, atol=0.1, rtol=0)
+    assert systematic(torch.zeros(5)).tolist() == [0, 1, 2, 3, 4]
+
+
+def test_particles_part_again_after_a_draw_and_the_best_is_returned(pipe):
+    settings = replace(Search.particles(3), temperature=1e-3)
+    found = search(pipe, "a red circle", settings, [[0, 1, 2]], **SETTINGS)
+    again = search(pipe, "a red circle", settings, [[0, 1, 2]], **SETTINGS)
+    assert torch.equal(found.latents, again.latents)
+    plain = best_of_n(pipe, "a red circle", n=3, **SETTINGS)
+    assert (found.latents - plain.latents).abs().max() > 1e-3 and found.scores.isfinite().all()
+    torch.testing.assert_close(found.scores, closeness(found.latents), rtol=1e-4, atol=1e-5)
+
+
+def test_particles_without_draws_and_noise_are_best_of_n(pipe):
+    barely = Search(candidates=2, moments=(), noise=1e-6)
+    found, plain = search(pipe, "a red circle", barely, **SETTINGS), best_of_n(pipe, "a red circle", n=2, **SETTINGS)
+    torch.testing.assert_close(found.latents, plain.latents, rtol=1e-3, atol=1e-3)
+
+
+def test_the_cost_of_particles_is_that_of_best_of_n():
+    assert Search.particles(4).cost() == (4.0, 4.0)
+    settings = Search.particles(4, "1:0:1")
+    assert Search(**settings.to_dict()) == settings
+
+
+def test_says_when_a_solver_would_forget_the_fresh_noise(wan, pipe):
+    pipe.scheduler = schedulers()["unipc"]
+    with pytest.raises(ValueError, match="Expected a solver without memory for particles .*got UniPC.*use the Euler"):
+        search(pipe, "a red circle", Search.particles(2), **SETTINGS)
+    with pytest.raises(ValueError, match="Expected `noise` to be between 0 and 1, but got 2."):
+        Search(noise=2)

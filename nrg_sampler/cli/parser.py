@@ -113,6 +113,11 @@ def add_search(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="give candidates up on the way, by the reward's reading of their noisy latents (default: 6 candidates)",
     )
+    group.add_argument(
+        "--particles",
+        action="store_true",
+        help="candidates of a stochastic solver, drawn anew by how their reading rises (default: 4 particles)",
+    )
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:

@@ -51,10 +51,13 @@ def guidance_from(arguments: argparse.Namespace) -> RewardGuidance:
 def _search(arguments: argparse.Namespace) -> dict[str, Any] | None:
     """The search of ``generate``, by the weights that guide; other subcommands have none."""
     best_of: int | None = getattr(arguments, "best_of", None)
-    resampling = bool(getattr(arguments, "search", False))
-    if best_of is None and not resampling:
+    resampling, particles = (bool(getattr(arguments, name, False)) for name in ("search", "particles"))
+    if resampling and particles:
+        raise ValueError("Expected --search or --particles, but got both; choose one.")
+    if best_of is None and not resampling and not particles:
         return None
     from nrg_sampler.search import Search
 
     settings = Search(weights=arguments.weights) if resampling else Search.best_of(1, arguments.weights)
+    settings = Search.particles(weights=arguments.weights) if particles else settings
     return (settings if best_of is None else replace(settings, candidates=best_of)).to_dict()

@@ -27,6 +27,7 @@ FROM_FILE = (
     "paper",
     "plan",
     "best_of",
+    "particles",
     "search",
     "judge",
     *SAMPLING,

@@ -90,6 +90,7 @@ def rivals_suite(base: RewardGuidance) -> list[Arm]:
         Arm("best of 4", search=Search.best_of(4, weights)),
         Arm("best of 2, oracle chooses", search=Search.best_of(2), judge="oracle"),
         Arm("resampling", search=Search(weights=weights)),
+        Arm("particles", search=Search.particles(4, weights)),
         Arm("guided, best of 2", base, search=Search.best_of(2, weights)),
         Arm("guided every 2nd step", replace(base, every=2)),
         Arm("guided, reused every 2nd", replace(base, every=2, reuse=True)),
