@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -10,19 +11,30 @@ import torch
 from tiny import TowardTarget
 
 from nrg_sampler.evaluation import features, memory
-from nrg_sampler.evaluation.arms import SUITES, UNGUIDED, Arm, rivals_suite, weights_suite
+from nrg_sampler.evaluation.arms import SUITES, UNGUIDED, Arm, rivals_suite, wanted_arms, weights_suite
 from nrg_sampler.evaluation.controls import RandomDirection, pixel_control
-from nrg_sampler.evaluation.gains import estimate, gains, hacking_index, ranks, slider_correlation, spearman
-from nrg_sampler.evaluation.grading import COLUMNS, Graded, diversity_of_arms, grade_arms, read_grades
+from nrg_sampler.evaluation.document import Document, Section
+from nrg_sampler.evaluation.gains import (
+    estimate,
+    gains,
+    hacking_index,
+    ranks,
+    ratio_interval,
+    slider_correlation,
+    spearman,
+)
+from nrg_sampler.evaluation.grading import COLUMNS, Graded, chosen, diversity_of_arms, grade_arms, read_grades
 from nrg_sampler.evaluation.memory import peak_memory
 from nrg_sampler.evaluation.panel import panel
 from nrg_sampler.evaluation.report import markdown, summarise
 from nrg_sampler.evaluation.sampling import ArmSampler
 from nrg_sampler.evaluation.winrate import bootstrap_interval, win_rate
+from nrg_sampler.evaluation.worst import contact_sheet, sample_cases, worst_indices
 from nrg_sampler.guidance import RewardGuidance
 from nrg_sampler.rewards.base import Conditioning
 from nrg_sampler.rewards.gradient import axis_gradients
-from nrg_sampler.search import Search, candidate_seeds
+from nrg_sampler.search import OTHER_CANDIDATE, Search, candidate_seeds
+from nrg_sampler.shapes.oracle import AXES
 from nrg_sampler.shapes.scenes import prompts
 
 
@@ -48,7 +60,7 @@ def test_win_rate_says_what_is_wrong():
 
 
 class FakePipe:
-    """Returns grey clips and counts its calls; the oracle finds nothing in them."""
+    """Returns grey clips and notes its calls; the oracle finds nothing in them."""
 
     _callback_tensor_inputs = ("latents", "prompt_embeds")
     reward_model = None
@@ -64,10 +76,11 @@ class FakePipe:
         seeds = [g.initial_seed() for g in generator]
         self.calls.append((list(texts), seeds, options))
         latents = torch.tensor(seeds, dtype=torch.float32).reshape(-1, 1, 1, 1, 1)
+        light = 0.5 + 0.1 * (latents // OTHER_CANDIDATE)  # further candidates are brighter
         for _ in range(2):
             self.transformer(latents)
         callback_on_step_end(self, 0, None, {"latents": latents, "prompt_embeds": torch.zeros(len(texts), 1, 1)})
-        return SimpleNamespace(frames=torch.full((len(texts), 13, 3, 64, 64), 0.5))
+        return SimpleNamespace(frames=light.expand(-1, 13, 3, 64, 64))
 
 
 def grades_of(pipe, arms, count, file, batch=10, **options):
@@ -90,11 +103,12 @@ def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path):
     for _ in range(4):
         next(run)
     run.close()
-    file.write_text(file.read_text() + "1:0:0,3,a cut li")
+    file.write_text(file.read_text() + "unguided,3,a cut line,3,0.5,0.5,0.5,1.0,0.1")
     pipe = FakePipe()
     graded = list(grades_of(pipe, arms, 4, file, batch=2))
     assert len(graded) == 8 and len(pipe.calls) < 4
-    assert {(clip.arm, clip.index) for clip in read_grades(file)} == {(arm.name, i) for arm in arms for i in range(4)}
+    sources = [ArmSampler(pipe).source(arm) for arm in arms]
+    assert {(clip.arm, clip.index) for clip in read_grades(file)} == {(one, i) for one in sources for i in range(4)}
 
 
 def test_a_table_of_an_earlier_version_is_still_read(tmp_path):
@@ -105,10 +119,6 @@ def test_a_table_of_an_earlier_version_is_still_read(tmp_path):
 
 
 def test_another_judge_grades_the_same_clips_and_a_table_without_its_grades_is_made_again(tmp_path):
-    def brightness(clips, asked):
-        assert clips.shape[1:] == (3, 13, 64, 64) and len(asked) == len(clips)
-        return clips.mean(dim=(1, 2, 3, 4))[:, None].expand(-1, 3)
-
     file, arms = tmp_path / "grades.csv", [Arm(UNGUIDED)]
     list(grades_of(FakePipe(), arms, 2, file))
     pipe = FakePipe()
@@ -119,22 +129,106 @@ def test_another_judge_grades_the_same_clips_and_a_table_without_its_grades_is_m
     assert all(map(math.isnan, graded[0].by("target")))
 
 
-def test_a_judge_may_choose_among_candidates_and_more_steps_are_a_multiple(tmp_path):
-    pipe, seen = FakePipe(), []
+def brightness(clips, asked):
+    return clips.mean(dim=(1, 2, 3, 4))[:, None].expand(-1, 3)
 
-    def judge(clips, asked):
-        seen.append(asked)
-        return torch.arange(len(clips), dtype=torch.float32)[:, None].expand(-1, 3)
 
-    sampler = ArmSampler(pipe, judges={"oracle": judge}, sampling={"num_inference_steps": 10})
-    two = prompts("test")[:2]
-    sampled = sampler.sample(Arm("b", search=Search.best_of(3), judge="oracle"), two, [4, 5])
-    assert pipe.calls[-1][1] == candidate_seeds(4, 3) + candidate_seeds(5, 3)
-    assert seen == [[two[0]] * 3 + [two[1]] * 3]
-    assert sampled.clips.shape == (2, 3, 13, 64, 64) and sampled.evaluations == 2 * 3
-    sampler.sample(Arm("m", steps=1.4), two, [4, 5])
-    assert pipe.calls[-1][2]["num_inference_steps"] == 14
-    assert not sampler.can(Arm("c", reward="clean")) and not sampler.can(Arm("p", judge="pixel"))
+def test_arms_of_one_source_share_their_clips(tmp_path):
+    pipe, file = FakePipe(), tmp_path / "clips.csv"
+    arms = [
+        Arm(UNGUIDED),
+        Arm("best of 2", search=Search.best_of(2), judge="pixel"),
+        Arm("best of 4", search=Search.best_of(4), judge="pixel"),
+        Arm("none", RewardGuidance(scale=0)),
+    ]
+    graded = list(grades_of(pipe, arms, 2, file, judges={"pixel": brightness}))
+    assert [call[1] for call in pipe.calls] == [
+        [first, first + 1] for first in range(0, 4 * OTHER_CANDIDATE, OTHER_CANDIDATE)
+    ]
+    taken = {(clip.arm, clip.index): clip for clip in graded}
+    assert [taken[arm.name, 1].seed for arm in arms] == [1, candidate_seeds(1, 2)[1], candidate_seeds(1, 4)[3], 1]
+    assert [taken[arm.name, 0].further["evaluations"] for arm in arms] == [2, 4, 8, 2]
+    assert taken["best of 4", 0].by("pixel") == pytest.approx((0.8, 0.8, 0.8))
+    more = FakePipe()  # another suite
+    list(grades_of(more, [Arm("again"), Arm("best of 4", search=Search.best_of(4), judge="oracle")], 2, file))
+    assert not more.calls
+
+
+def candidate(seed, target, seconds=2.0, oracle=0.5):
+    further = {f"target_{axis}": value for axis, value in zip(("VQ", "MQ", "TA"), target, strict=True)}
+    costs = {"cpu_seconds": seconds, "decoding": 0.1, "evaluations": 10.0, "memory_mib": 100.0 + seed}
+    return Graded("unguided", 0, "a red circle", seed, (oracle,) * 3, 3.0, {**further, **costs})
+
+
+def test_the_best_candidate_costs_all_of_them():
+    both = [candidate(0, (0.0, 0.0, 1.0), oracle=0.7), candidate(1, (3.0, 0.0, 0.0))]
+    by_all = chosen(Arm("b", search=Search.best_of(2, "1:1:1")), both)
+    by_text = chosen(Arm("b", search=Search.best_of(2, "0:0:1")), both)
+    by_oracle = chosen(Arm("b", search=Search.best_of(2), judge="oracle"), both)
+    assert (by_all.seed, by_text.seed, by_oracle.seed) == (1, 0, 0)
+    assert by_all.further["evaluations"] == 20 and by_all.further["memory_mib"] == 101
+    # the reward reads latents, so one of two clips is not decoded
+    assert by_all.cost == pytest.approx(2 * 2.0 - 0.1 * 2.0) and by_all.seconds == pytest.approx(2 * 3.0 - 0.1 * 3.0)
+    assert by_oracle.cost == 2 * 2.0 and by_oracle.by("target") == (0.0, 0.0, 1.0)
+
+
+def test_sources_differ_in_whatever_changes_the_clips(tmp_path):
+    pipe = FakePipe()
+    sampler = ArmSampler(pipe, fingerprints={"target": "one"})
+    base = Arm("a", RewardGuidance(weights="1:1:1"))
+    same = [Arm("b", RewardGuidance(weights="1:1:1")), Arm("c", base.guidance, search=Search.best_of(4))]
+    assert {sampler.source(arm) for arm in same} == {sampler.source(base)}
+    other = [
+        Arm("d", RewardGuidance(weights="1:1:1", damping=1.0)),
+        Arm("e", base.guidance, steps=2),
+        Arm("f", base.guidance, reward="random"),
+        Arm("g", base.guidance, search=Search()),
+        Arm("h"),
+    ]
+    assert len({sampler.source(arm) for arm in (base, *other)}) == 6
+    assert ArmSampler(pipe, fingerprints={"target": "two"}).source(base) != sampler.source(base)
+    assert sampler.source(Arm("i", RewardGuidance(scale=0))) == sampler.source(Arm("h")) == "unguided"
+    assert not sampler.can(Arm("j", reward="clean"))
+
+
+def test_more_steps_are_a_multiple():
+    pipe = FakePipe()
+    ArmSampler(pipe, sampling={"num_inference_steps": 10}).sample(Arm("m", steps=1.4), prompts("test")[:2], [4, 5])
+    assert pipe.calls[-1][1:] == ([4, 5], {"num_inference_steps": 14, "reward_scale": 0.0})
+
+
+def test_arms_may_be_given_by_weights_and_settings():
+    base = RewardGuidance(weights="1:1:1")
+    arms = wanted_arms(
+        rivals_suite(base),
+        ["guided", "0.2:0.3:0.5", "guided  scale=2 max_push=none", "VQ=1,TA=0.5 floor=TA,MQ balanced=true every=2"],
+        base,
+    )
+    assert [arm.name for arm in arms[:3]] == [UNGUIDED, "guided", "0.2:0.3:0.5"]
+    assert arms[3].guidance == replace(base, scale=2, max_push=None) and arms[3].name == "guided scale=2 max_push=none"
+    assert arms[4].guidance == RewardGuidance("VQ=1,TA=0.5", floor="TA,MQ", balanced=True, every=2)
+    (floored,) = wanted_arms(weights_suite(base), ["0.5:0.5:0 floor TA floor=VQ"], base)[1:]
+    assert floored.guidance == RewardGuidance("0.5:0.5:0", floor="VQ")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("best", "Expected --arms from 'unguided', .*, but got 'best'"),
+        ("1:1:1 scales=2", r"settings such as scale=2 \(scale, start, .*, but got '1:1:1 scales=2'"),
+        ("unguided scale=2", "a guided one with settings .* but got 'unguided scale=2'"),
+        ("1:1:1 scale=high", "Expected a number for `scale`, but got 'high'"),
+        ("1:1:1 scale=true", "Expected a number for `scale`, but got 'true'"),
+        ("1:1:1 scale=none", "Expected a number for `scale`, but got 'none'"),
+        ("1:1:1 balanced=1", "Expected true or false for `balanced`, but got '1'"),
+        ("1:1:1 conflicts=ignore", "Expected `conflicts` to be 'sum' or 'project'"),
+        ("1:1:1 every=0", "Expected `every` to be a whole number of 1 or more"),
+    ],
+)
+def test_an_arm_that_does_not_parse_is_refused(text, message):
+    base = RewardGuidance(weights="1:1:1")
+    with pytest.raises(ValueError, match=message):
+        wanted_arms(weights_suite(base), [text], base)
 
 
 def test_summary_counts_wins_against_the_unguided_run(tmp_path):
@@ -196,6 +290,47 @@ def test_diversity_is_measured_over_seeds_and_resumed(tmp_path):
     assert [call[1] for call in pipe.calls] == [[0, 1, 2]] * 4
     assert first == list(diversity_of_arms(ArmSampler(FakePipe()), arms, two, file, seeds=3))
     assert [row[:2] for row in first] == [(UNGUIDED, 0), ("1:1:1", 0), (UNGUIDED, 1), ("1:1:1", 1)]
+
+
+def test_the_worst_cases_are_the_largest_losses_by_the_oracle():
+    clips = [clip(UNGUIDED, i, (0.1 * i, 0.5, 0.5), 0, 1) for i in range(5)]
+    changes = (0.1, -0.3, 0.0, -0.5, 0.2)
+    clips += [clip("guided", i, (0.1 * i + changes[i], 0.5, 0.5), 0, 1) for i in range(5) if i != 2]
+    assert worst_indices(clips, "guided", UNGUIDED) == [3, 1, 0, 4]
+    assert worst_indices(clips, "guided", UNGUIDED, count=1) == [3]
+
+
+def test_the_contact_sheet_shows_each_pair_with_its_change():
+    pipe, asked = FakePipe(), prompts("test")[:4]
+    cases = sample_cases(ArmSampler(pipe), Arm("guided", RewardGuidance()), Arm(UNGUIDED), asked, [3, 0, 2], batch=2)
+    assert [case.index for case in cases] == [3, 0, 2] and [call[1] for call in pipe.calls] == [[3, 0]] * 2 + [[2]] * 2
+    assert all(case.change.eq(0).all() and case.clips.shape == (2, 3, 13, 64, 64) for case in cases)
+    sheet = contact_sheet(cases)
+    strip = 7 * 64 + 6 * 8  # seven frames and the gaps between them
+    assert sheet.dtype == "uint8" and sheet.shape[1] == 2 * strip + 5 * 8
+    grey = (sheet == 128).all(axis=2)
+    first = slice(8 + 16 + 2, 8 + 16 + 2 + 64)  # below the gap and a line of text
+    assert grey[first, 8 : 8 + 64].all() and not grey[first, 8 + 64 : 8 + 72].any()
+    assert grey.sum() == pytest.approx(3 * 2 * 7 * 64 * 64, rel=1e-3)
+    assert (sheet[:8].min(), sheet[8 : 8 + 16].min()) == (255, 0)  # text above it
+
+
+def test_the_document_has_every_table_and_picture():
+    arms = [
+        Arm(UNGUIDED),
+        Arm("guided", RewardGuidance(weights="1:1:1")),
+        Arm("chosen", search=Search(), judge="pixel"),
+    ]
+    clips = [clip(arm.name, i, (i / 5, 0.5, 0.5), i, 1) for arm in arms for i in range(4)]
+    clips = [replace(c, further={**c.further, **{f"pixel_{axis}": 0.0 for axis in AXES}}) for c in clips]
+    summaries = [summarise("rivals", arms, clips, judge) for judge in ("oracle", "pixel")]
+    section = Section("rivals", summaries, ["rivals.png"], "Left out 'this'.")
+    text = Document({"date": "2000-01-01"}, [section], ("worst.png", 4)).markdown()
+    assert "- date: 2000-01-01" in text and "Left out 'this'." in text
+    assert "By the oracle, 4 prompts:" in text and "By the pixel judge, 4 prompts:" in text
+    assert "![rivals](rivals.png)" in text and "![The 4 worst cases](worst.png)" in text
+    oracle, pixel = text.split("By the pixel judge")
+    assert "| chosen |" in oracle and "| chosen † |" in pixel and "† Here the pixel judge had a say" in pixel
 
 
 def test_flipped_arms_only_change_the_sign():
@@ -306,6 +441,15 @@ def test_hacking_is_gain_that_only_the_target_sees():
     assert hacking_index(2.0, 2.0) == 0 and hacking_index(0.0, 2.0) == 1 and hacking_index(-1.0, 2.0) == 1.5
     assert hacking_index(1.0, -0.5) is None
     assert str(estimate(torch.zeros(3))) == "+0.00 [+0.00, +0.00]"
+
+
+def test_a_ratio_has_an_interval_unless_its_denominator_may_be_zero():
+    generator = torch.Generator().manual_seed(0)
+    target = 2 + torch.randn(400, generator=generator)
+    held_out = 0.5 * target + 0.5 * torch.randn(400, generator=generator)
+    low, high = ratio_interval(held_out, target)
+    assert low < 0.5 < high and high - low == pytest.approx(2 * 1.96 * 0.5 / 20 / 2, rel=0.2)  # the delta method
+    assert ratio_interval(held_out, target - 2) is None
 
 
 def test_peak_memory_sees_what_was_freed_again():

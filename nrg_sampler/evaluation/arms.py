@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 from nrg_sampler.guidance import RewardGuidance
+from nrg_sampler.rewards.base import RewardWeights
 from nrg_sampler.search import Search
 
 UNGUIDED = "unguided"
@@ -13,6 +16,9 @@ AXIS_WEIGHTS = {"VQ": "1:0:0", "MQ": "0:1:0", "TA": "0:0:1"}
 MIXED_WEIGHTS = ("0.1:0.1:0.8", "0.1:0.1:0.6", "0.5:0.5:0")  # with those of one axis, the paper's Table 5 and more
 FLOOR = "TA"
 SCALES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
+SETTINGS = {setting.name: setting.default for setting in fields(RewardGuidance) if setting.name != "weights"}
+WORDS = ("conflicts", "floor", "reads", "forward")  # settings that are names; all others are numbers or yes and no
+LIMITS = ("max_coefficient", "max_push")  # settings that may be none
 
 
 @dataclass(frozen=True)
@@ -41,6 +47,15 @@ class Arm:
     def weights(self) -> str:
         """The weights it guides by, as a table writes them."""
         return str(self.guidance.weights) if self.guidance else "-"
+
+    @property
+    def candidates(self) -> int:
+        """How many finished clips it takes one of; a search that gives some up on the way finishes one by itself."""
+        return 1 if self.search is None or self.search.moments else self.search.candidates
+
+    def guided_by(self, judge: str) -> bool:
+        """Return whether ``judge`` had a say in its clips, so that its grades of them are no evidence."""
+        return judge in (self.judge, self.reward)
 
 
 def weights_suite(base: RewardGuidance) -> list[Arm]:
@@ -88,10 +103,16 @@ def rivals_suite(base: RewardGuidance) -> list[Arm]:
         Arm("more steps x2", steps=2.0),
         Arm("best of 2", search=Search.best_of(2, weights)),
         Arm("best of 4", search=Search.best_of(4, weights)),
-        Arm("best of 2, oracle chooses", search=Search.best_of(2), judge="oracle"),
+        *(
+            Arm(f"best of {n}, {name} chooses", search=Search.best_of(n), judge=judge)
+            for judge, name in (("oracle", "oracle"), ("pixel", "pixel judge"))
+            for n in (2, 4)
+        ),
         Arm("resampling", search=Search(weights=weights)),
         Arm("particles", search=Search.particles(4, weights)),
         Arm("guided, best of 2", base, search=Search.best_of(2, weights)),
+        Arm("guided, best of 2, pixel judge chooses", base, search=Search.best_of(2), judge="pixel"),
+        Arm("guided, damped", replace(base, damping=1.0)),
         Arm("guided every 2nd step", replace(base, every=2)),
         Arm("guided, reused every 2nd", replace(base, every=2, reuse=True)),
         Arm("skip-gradient", replace(base, reads="clean")),
@@ -108,6 +129,66 @@ def scale_sweep_suite(base: RewardGuidance) -> list[Arm]:
 def flipped(guidance: RewardGuidance) -> RewardGuidance:
     """Return the guidance that pushes the other way."""
     return replace(guidance, scale=-guidance.scale)
+
+
+def wanted_arms(every: Sequence[Arm], wanted: Sequence[str], base: RewardGuidance) -> list[Arm]:
+    """Return the unguided arm and the wanted ones.
+
+    Args:
+        every: The arms of a suite.
+        wanted: Each the name of one of them, or weights, and then any settings of the guidance, such as
+            ``"1:1:1 scale=2 max_push=0.2"``.
+        base: The guidance of arms that are given by their weights.
+
+    Raises:
+        ValueError: If there is no such arm, or a setting is unknown or out of range.
+    """
+    found = {UNGUIDED: next(arm for arm in every if arm.name == UNGUIDED)}
+    for text in wanted:
+        found[" ".join(text.split())] = _wanted_arm(every, text, base)
+    return list(found.values())
+
+
+def _wanted_arm(every: Sequence[Arm], text: str, base: RewardGuidance) -> Arm:
+    words = text.split()
+    settings = [word for word in words if "=" in word and word.partition("=")[0] in SETTINGS]
+    given = dict(word.split("=", 1) for word in settings)
+    name = " ".join(word for word in words if word not in settings)
+    arm = next((arm for arm in every if arm.name == name), None) or _by_weights(name, base)
+    if arm is None or (given and arm.guidance is None):
+        names = ", ".join(repr(arm.name) for arm in every)
+        raise ValueError(
+            f"Expected --arms from {names}, or weights such as 0.2:0.3:0.5, a guided one with settings such as scale=2 "
+            f"({', '.join(SETTINGS)}), but got {text!r}."
+        )
+    if not given or arm.guidance is None:
+        return arm
+    changed = replace(arm.guidance, **{key: _setting(key, value) for key, value in given.items()})
+    return replace(arm, name=" ".join(words), guidance=changed)
+
+
+def _by_weights(text: str, base: RewardGuidance) -> Arm | None:
+    try:
+        weights = RewardWeights.parse(text)
+        weights.resolve(tuple(AXIS_WEIGHTS))
+        return Arm(text, replace(base, weights=weights))
+    except ValueError:
+        return None
+
+
+def _setting(name: str, text: str) -> Any:
+    if text.lower() == "none" and name in (*LIMITS, "floor"):
+        return None
+    if name in WORDS:
+        return text
+    try:
+        value = json.loads(text.lower())
+    except ValueError:
+        value = None
+    switch = isinstance(SETTINGS[name], bool)
+    if not isinstance(value, (int, float)) or isinstance(value, bool) is not switch:
+        raise ValueError(f"Expected {'true or false' if switch else 'a number'} for `{name}`, but got {text!r}.")
+    return value
 
 
 SUITES: dict[str, Callable[[RewardGuidance], list[Arm]]] = {

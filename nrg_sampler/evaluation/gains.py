@@ -66,6 +66,20 @@ def hacking_index(held_out_gain: float, target_gain: float) -> float | None:
     return 1 - held_out_gain / target_gain if target_gain > 0 else None
 
 
+def ratio_interval(numerator: Tensor, denominator: Tensor) -> tuple[float, float] | None:
+    """Return the 95 % bootstrap interval of ``numerator.mean() / denominator.mean()`` over pairs, both ``(n,)``.
+
+    ``None`` if that of the denominator reaches 0, where a ratio has no bounds.
+    """
+    generator = torch.Generator().manual_seed(0)
+    draws = torch.randint(len(numerator), (DRAWS, len(numerator)), generator=generator)
+    one, two = (values.double()[draws].mean(dim=1) for values in (numerator, denominator))
+    if torch.quantile(two, 0.025) <= 0:
+        return None
+    low, high = (torch.quantile(one / two, q).item() for q in (0.025, 0.975))
+    return low, high
+
+
 def ranks(values: Tensor) -> Tensor:
     """Return ranks along the last dimension, ties averaged."""
     mine, others = values[..., :, None], values[..., None, :]

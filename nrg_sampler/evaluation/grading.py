@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,17 @@ from nrg_sampler.evaluation.arms import Arm
 from nrg_sampler.evaluation.features import FEATURES, diversity
 from nrg_sampler.evaluation.panel import Judge
 from nrg_sampler.evaluation.sampling import ArmSampler
-from nrg_sampler.evaluation.table import ResumableTable, read_rows
+from nrg_sampler.evaluation.table import ResumableTable, read_rows, write_rows
+from nrg_sampler.rewards.base import RewardWeights
+from nrg_sampler.search import candidate_seeds
 from nrg_sampler.shapes.oracle import AXES, grade
 from nrg_sampler.shapes.scenes import Prompt, caption
 
 ORACLE = "oracle"
+TARGET = "target"
 COLUMNS = ("arm", "index", "prompt", "seed", *AXES, "seconds")
-FURTHER = (*(f"target_{axis}" for axis in AXES), *FEATURES, "evaluations", "memory_mib")
+COSTS = ("cpu_seconds", "decoding", "evaluations", "memory_mib")
+FURTHER = (*(f"{TARGET}_{axis}" for axis in AXES), *FEATURES, *COSTS)
 DIVERSITY_COLUMNS = ("arm", "index", "prompt", "diversity")
 DIVERSITY_SEEDS = 8
 
@@ -29,7 +33,7 @@ class Graded:
     """One clip and its grades.
 
     Args:
-        arm: Name of the arm.
+        arm: Name of the arm, or of the source of single clips, see ``ArmSampler.source``.
         index: Which prompt.
         prompt: Its text.
         seed: Seed of its initial noise.
@@ -52,6 +56,11 @@ class Graded:
             return self.grades
         return tuple(self.further.get(f"{judge}_{axis}", float("nan")) for axis in AXES)
 
+    @property
+    def cost(self) -> float:
+        """Time that it took, in seconds: of the processor where that is known, else by the clock."""
+        return self.further.get("cpu_seconds", self.seconds)
+
     def row(self) -> dict[str, Any]:
         grades = {axis: f"{value:.6f}" for axis, value in zip(AXES, self.grades, strict=True)}
         return {
@@ -73,83 +82,125 @@ def read_grades(file: Path) -> list[Graded]:
     return [Graded.from_row(row) for row in read_rows(file, COLUMNS)]
 
 
+def write_grades(file: Path, grades: Sequence[Graded]) -> None:
+    """Write a table of graded clips as CSV, one row each."""
+    further = dict.fromkeys((*FURTHER, *(name for graded in grades for name in graded.further)))
+    write_rows(file, (*COLUMNS, *further), [graded.row() for graded in grades])
+
+
 def grade_arms(
     sampler: ArmSampler,
     arms: Sequence[Arm],
     prompts: Sequence[Prompt],
     file: Path,
-    batch: int = 10,
+    batch: int = 20,
     judges: Mapping[str, Judge] | None = None,
 ) -> Iterator[Graded]:
-    """Yield the grades of every arm and prompt, appending each batch to a CSV file and skipping what it holds.
+    """Yield the grades of every arm and prompt, sampling only what no other arm has sampled.
 
     Args:
-        sampler: Samples an arm.
+        sampler: Samples single clips.
         arms: What to compare.
-        prompts: One clip each; prompt ``i`` has seed ``i`` in every arm.
-        file: Per-clip CSV; a run that was interrupted goes on where it stopped.
+        prompts: One clip each; prompt ``i`` has seed ``i`` in every arm, and further candidates the same further seeds.
+        file: CSV of single clips by source and seed, which suites share; a run that was interrupted goes on where it
+            stopped.
         batch: Clips sampled together.
         judges: Who grades besides the oracle.
     """
     judges = {name: judge for name, judge in (judges or {}).items() if name != ORACLE}
     theirs = tuple(f"{name}_{axis}" for name in judges for axis in AXES)
     table = ResumableTable(file, (*COLUMNS, *FURTHER, *theirs), required=(*COLUMNS, *theirs))
-    names = {arm.name for arm in arms}
-    done = {(graded.arm, graded.index): graded for graded in map(Graded.from_row, table.rows)}
-    yield from (graded for (arm, index), graded in done.items() if arm in names and index < len(prompts))
+    done = {(clip.arm, clip.seed): clip for clip in map(Graded.from_row, table.rows)}
     # Arms in turn within a batch of prompts, so that an early stop leaves complete pairs.
     for start in range(0, len(prompts), batch):
+        wanted = range(start, min(start + batch, len(prompts)))
         for arm in arms:
-            wanted = range(start, min(start + batch, len(prompts)))
-            missing = [index for index in wanted if (arm.name, index) not in done]
-            graded_batch = _grade_batch(sampler, arm, prompts, missing, judges) if missing else []
-            table.append(graded.row() for graded in graded_batch)
-            yield from graded_batch
+            source = sampler.source(arm)
+            seeds = {index: candidate_seeds(index, arm.candidates) for index in wanted}
+            for number in range(arm.candidates):
+                missing = {
+                    index: seeds[index][number] for index in wanted if (source, seeds[index][number]) not in done
+                }
+                if missing:
+                    rows = [clip.row() for clip in _grade_batch(sampler, arm, source, prompts, missing, judges)]
+                    table.append(rows)
+                    # as they will be read: a run that goes on makes the same tables to the last digit
+                    done.update({(source, clip.seed): clip for clip in map(Graded.from_row, rows)})
+            for index in wanted:
+                yield chosen(arm, [done[source, seed] for seed in seeds[index]])
+
+
+def chosen(arm: Arm, candidates: Sequence[Graded]) -> Graded:
+    """Return the candidate that ``arm`` takes, at the cost of all of them, sampled one after the other.
+
+    Where the reward chooses, it reads latents, and only its choice has to be decoded.
+    """
+    if len(candidates) == 1:
+        return replace(candidates[0], arm=arm.name)
+    grades = column(candidates, arm.judge or TARGET)
+    weights = RewardWeights() if arm.judge or arm.search is None else RewardWeights.parse(arm.search.weights)
+    best = candidates[int((grades @ torch.tensor(weights.resolve(AXES))).argmax())]
+    further = dict(best.further)
+    spared = 0.0 if arm.judge else sum(clip.further.get("decoding", 0.0) for clip in candidates if clip is not best)
+    share = 1 - spared / len(candidates)
+    for name in ("cpu_seconds", "evaluations"):
+        if name in further:
+            further[name] = sum(clip.further[name] for clip in candidates) * (share if name == "cpu_seconds" else 1)
+    if "memory_mib" in further:
+        further["memory_mib"] = max(clip.further["memory_mib"] for clip in candidates)
+    return replace(best, arm=arm.name, seconds=share * sum(clip.seconds for clip in candidates), further=further)
 
 
 def _grade_batch(
-    sampler: ArmSampler, arm: Arm, prompts: Sequence[Prompt], indices: list[int], judges: Mapping[str, Judge]
+    sampler: ArmSampler,
+    arm: Arm,
+    source: str,
+    prompts: Sequence[Prompt],
+    seeds: Mapping[int, int],
+    judges: Mapping[str, Judge],
 ) -> list[Graded]:
-    asked = [prompts[index] for index in indices]
-    sampled = sampler.sample(arm, asked, indices)
+    """Sample and grade one clip of each prompt in ``seeds``, which holds the seed by the prompt's index."""
+    asked = [prompts[index] for index in seeds]
+    sampled = sampler.sample(arm, asked, list(seeds.values()))
     columns = {name: measure(sampled.clips).tolist() for name, measure in FEATURES.items()}
-    columns["evaluations"] = [sampled.evaluations] * len(indices)
-    if sampled.memory_mib is not None:
-        columns["memory_mib"] = [sampled.memory_mib] * len(indices)
+    for name in COSTS:
+        if getattr(sampled, name) is not None:
+            columns[name] = [getattr(sampled, name)] * len(seeds)
     scores = {name: judge(sampled.clips, asked) for name, judge in judges.items()}
     if sampled.target is not None:
-        scores["target"] = sampled.target
+        scores[TARGET] = sampled.target
     for name, values in scores.items():
         columns.update({f"{name}_{axis}": values[:, column].tolist() for column, axis in enumerate(AXES)})
     grades = grade(sampled.clips, asked).tolist()
     return [
         Graded(
-            arm=arm.name,
+            arm=source,
             index=index,
             prompt=caption(prompts[index]),
-            seed=index,
+            seed=seed,
             grades=tuple(grades[row]),
             seconds=sampled.seconds,
             further={name: values[row] for name, values in columns.items()},
         )
-        for row, index in enumerate(indices)
+        for row, (index, seed) in enumerate(seeds.items())
     ]
 
 
 def diversity_of_arms(
-    sampler: ArmSampler, arms: Sequence[Arm], prompts: Sequence[Prompt], file: Path, seeds: int = DIVERSITY_SEEDS
+    sampler: ArmSampler, arms: Sequence[Arm], prompts: Sequence[Prompt], file: Path, seeds: int
 ) -> Iterator[tuple[str, int, float]]:
     """Yield arm, prompt index and how far clips of that prompt lie apart, by as many seeds; resumable as above."""
     table = ResumableTable(file, DIVERSITY_COLUMNS, required=DIVERSITY_COLUMNS)
     done = {(row["arm"], int(row["index"])): float(row["diversity"]) for row in table.rows}
     for index, prompt in enumerate(prompts):
         for arm in arms:
-            if (arm.name, index) not in done:
+            source = sampler.source(arm)
+            if (source, index) not in done:
                 sampled = sampler.sample(arm, [prompt] * seeds, range(seeds))
-                done[arm.name, index] = diversity(sampled.clips)
-                row = (arm.name, index, caption(prompt), f"{done[arm.name, index]:.6f}")
+                done[source, index] = diversity(sampled.clips)
+                row = (source, index, caption(prompt), f"{done[source, index]:.6f}")
                 table.append([dict(zip(DIVERSITY_COLUMNS, row, strict=True))])
-            yield arm.name, index, done[arm.name, index]
+            yield arm.name, index, done[source, index]
 
 
 def tabulate(grades: Sequence[Graded]) -> dict[str, dict[int, Graded]]:

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from nrg_sampler.evaluation.arms import UNGUIDED, Arm
 from nrg_sampler.evaluation.features import STATIC
-from nrg_sampler.evaluation.gains import estimate, gains, hacking_index, slider_correlation
-from nrg_sampler.evaluation.grading import ORACLE, Graded, column, tabulate
+from nrg_sampler.evaluation.gains import estimate, gains, hacking_index, ratio_interval, slider_correlation
+from nrg_sampler.evaluation.grading import ORACLE, TARGET, Graded, column, tabulate
 from nrg_sampler.evaluation.winrate import win_rate
 from nrg_sampler.rewards.base import RewardWeights
 from nrg_sampler.shapes.oracle import AXES
@@ -37,11 +37,13 @@ def summarise(
         diversity: Distance between clips of one prompt, by arm and prompt.
 
     Returns:
-        ``{"suite", "n", "judge", "rows", "arms", "sliders"}``. A row is an arm and an axis, or their ``"mean"``: ``win``
-        in percent with a 95 % interval ``low`` to ``high``; ``k``, the median time of the arm's clips over that of the
-        unguided ones; ``gain`` in standard deviations of the unguided grades, with its interval; ``target_gain``, the
-        same by the reward that guided, which is no evidence. ``arms`` holds what does not depend on the axis, see
-        ``about_arm``; ``sliders``, in the suite of weights, Spearman's rho of weight and gain by axis.
+        ``{"suite", "n", "judge", "rows", "arms"}``, and ``"sliders"`` or ``"peak"``. A row is an arm and an axis, or
+        their ``"mean"``: ``win`` in percent with a 95 % interval ``low`` to ``high``; ``k``, the median time of the
+        arm's clips over that of the unguided ones; ``gain`` in standard deviations of the unguided grades, with its
+        interval; ``target_gain``, the same by the reward that guided, which is no evidence; ``evidence``, whether the
+        judge had no say in the clips. ``arms`` holds what does not depend on the axis, see ``about_arm``; ``sliders``,
+        in the suite of weights, Spearman's rho of weight and gain by axis; ``peak``, in the sweep of scales, the arm
+        that gains most by this judge.
     """
     table = tabulate(list(grades))
     base = table.get(UNGUIDED, {})
@@ -52,20 +54,22 @@ def summarise(
         if arm.name == UNGUIDED or not shared:
             continue
         mine, other = ([clips[index] for index in shared] for clips in (table[arm.name], base))
-        k = statistics.median(one.seconds / max(two.seconds, 1e-9) for one, two in zip(mine, other, strict=True))
+        k = statistics.median(one.cost / max(two.cost, 1e-9) for one, two in zip(mine, other, strict=True))
         found = _rows(arm, mine, other, judge, k)
         rows += found
-        about.append(about_arm(arm, mine, other, found[-1], _ratio(diversity, arm.name)))
+        about.append(about_arm(arm, mine, other, judge, found[-1], _diversity(diversity or {}, arm.name)))
     summary = {"suite": suite, "n": len(base), "judge": judge, "rows": rows, "arms": about}
     if suite == "weights":
         summary["sliders"] = _sliders(arms, table, judge)
+    if suite == "scale-sweep" and rows:
+        summary["peak"] = max((row for row in rows if row["axis"] == MEAN), key=lambda row: row["gain"])["arm"]
     return summary
 
 
 def _rows(arm: Arm, mine: Sequence[Graded], other: Sequence[Graded], judge: str, k: float) -> list[dict[str, Any]]:
     scores, base = column(mine, judge), column(other, judge)
     change = gains(scores, base)
-    target_change = gains(column(mine, "target"), column(other, "target")).mean(dim=0)
+    target_change = gains(column(mine, TARGET), column(other, TARGET)).mean(dim=0)
     # The mean of the axes in units of their spread is what the last row compares.
     compared = [(scores[:, i], base[:, i]) for i in range(len(AXES))] + [(change[:, -1], torch.zeros(len(change)))]
     rows = []
@@ -84,6 +88,7 @@ def _rows(arm: Arm, mine: Sequence[Graded], other: Sequence[Graded], judge: str,
             "gain_low": round(gain.low, 4),
             "gain_high": round(gain.high, 4),
             "target_gain": None if target != target else round(target, 4),
+            "evidence": not arm.guided_by(judge),
         }
         if axis != MEAN:
             row["mean"] = round(scores[:, index].mean().item(), 4)
@@ -93,19 +98,24 @@ def _rows(arm: Arm, mine: Sequence[Graded], other: Sequence[Graded], judge: str,
 
 
 def about_arm(
-    arm: Arm, mine: Sequence[Graded], other: Sequence[Graded], mean_row: Mapping[str, Any], diversity: float | None
+    arm: Arm,
+    mine: Sequence[Graded],
+    other: Sequence[Graded],
+    judge: str,
+    mean_row: Mapping[str, Any],
+    diversity: Mapping[str, float | None],
 ) -> dict[str, Any]:
     """Return what an arm costs and what it does besides what it is graded for.
 
     Returns:
         ``scale``; ``k``; ``network``, forward passes of the video model over those of the unguided run;
-        ``memory_mib``; ``gain_per_cost``, the mean gain over ``k - 1``; ``hacking``, see ``hacking_index``; ``motion``,
-        ``high_frequency``, ``saturation`` and ``diversity`` over those of the unguided run; ``static`` and
+        ``memory_mib``; ``gain_per_cost``, the mean gain over ``k - 1``; ``hacking``, see ``hacking_index``, and
+        ``diversity`` over that of the unguided run, both with a 95 % interval ``_low`` to ``_high`` over prompts;
+        ``motion``, ``high_frequency`` and ``saturation`` over those of the unguided run; ``static`` and
         ``unguided_static``, percent of clips with less than a tenth of the unguided median of motion. ``None`` where it
         was not measured.
     """
-    k, gain, target = mean_row["k"], mean_row["gain"], mean_row["target_gain"]
-    index = None if target is None else hacking_index(gain, target)
+    k, gain = mean_row["k"], mean_row["gain"]
     about: dict[str, Any] = {
         "arm": arm.name,
         "scale": arm.guidance.scale if arm.guidance else 0.0,
@@ -114,8 +124,8 @@ def about_arm(
         "memory_mib": _median(mine, "memory_mib"),
         "unguided_memory_mib": _median(other, "memory_mib"),
         "gain_per_cost": None if k <= 1.01 else round(gain / (k - 1), 3),
-        "hacking": None if index is None else round(index, 3),
-        "diversity": diversity,
+        **_hacking(mine, other, judge),
+        **diversity,
     }
     for name in ("motion", "high_frequency", "saturation"):
         about[name] = _of_both(mine, other, name)
@@ -140,12 +150,28 @@ def _of_both(mine: Sequence[Graded], other: Sequence[Graded], name: str) -> floa
     return round(statistics.fmean(one) / statistics.fmean(two), 3) if one and two and any(two) else None
 
 
-def _ratio(diversity: Mapping[str, Mapping[int, float]] | None, arm: str) -> float | None:
+def _hacking(mine: Sequence[Graded], other: Sequence[Graded], judge: str) -> dict[str, float | None]:
+    """The hacking index of the mean of the axes; none where the target gains nothing."""
+    held_out, target = (gains(column(mine, by), column(other, by))[:, -1] for by in (judge, TARGET))
+    index = hacking_index(held_out.mean().item(), target.mean().item())
+    low, high = (None if index is None else ratio_interval(held_out, target)) or (None, None)
+    # a large share that is confirmed is a small index
+    return _with_interval("hacking", index, None if high is None else 1 - high, None if low is None else 1 - low)
+
+
+def _diversity(diversity: Mapping[str, Mapping[int, float]], arm: str) -> dict[str, float | None]:
     """Mean over prompts of an arm's diversity, over that of the unguided run."""
-    one, two = ((diversity or {}).get(name, {}) for name in (arm, UNGUIDED))
-    shared = set(one) & set(two)
-    total = sum(two[index] for index in shared)
-    return round(sum(one[index] for index in shared) / total, 3) if total else None
+    shared = sorted(set(diversity.get(arm, {})) & set(diversity.get(UNGUIDED, {})))
+    mine, other = (torch.tensor([diversity[name][index] for index in shared]) for name in (arm, UNGUIDED))
+    if not shared or not other.any():
+        return _with_interval("diversity", None, None, None)
+    low, high = ratio_interval(mine, other) or (None, None)
+    return _with_interval("diversity", (mine.mean() / other.mean()).item(), low, high)
+
+
+def _with_interval(name: str, value: float | None, low: float | None, high: float | None) -> dict[str, float | None]:
+    found = {name: value, f"{name}_low": low, f"{name}_high": high}
+    return {key: None if number is None else round(number, 3) for key, number in found.items()}
 
 
 def _sliders(arms: Sequence[Arm], table: Mapping[str, Mapping[int, Graded]], judge: str) -> dict[str, Any]:
@@ -170,53 +196,98 @@ def _sliders(arms: Sequence[Arm], table: Mapping[str, Mapping[int, Graded]], jud
     }
 
 
-def markdown(summary: dict[str, Any]) -> str:
-    """Lay a summary out: win rates one row an arm, then costs and side effects, then the sliders."""
-    parts = [_wins(summary), _effects(summary)]
+NO_EVIDENCE = "†"
+
+
+def markdown(summary: Mapping[str, Any]) -> str:
+    """Lay a summary out: win rates one row an arm, then costs and side effects, then what the suite asks for."""
+    return "\n\n".join(part for part in (wins_table(summary), effects_table(summary), conclusion(summary)) if part)
+
+
+def wins_table(summary: Mapping[str, Any]) -> str:
+    """What the judge says of each arm, in Markdown."""
+    heads = (*AXES, MEAN, "gain of the mean", "hacking index", "time")
+    lines = [f"| arm | {' | '.join(heads)} |", f"|---|{'---|' * len(heads)}"]
+    by_arm: dict[str, list[dict[str, Any]]] = {}
+    for row in summary["rows"]:
+        by_arm.setdefault(row["arm"], []).append(row)
+    about = {arm["arm"]: arm for arm in summary["arms"]}
+    for arm, rows in by_arm.items():
+        cells = [f"{row['win']:.1f} [{row['low']:.1f}, {row['high']:.1f}]" for row in rows]
+        last = rows[-1]
+        cells.append(f"{last['gain']:+.2f} [{last['gain_low']:+.2f}, {last['gain_high']:+.2f}]")
+        cells.append(_interval(about[arm], "hacking"))
+        lines.append(f"| {labelled(last)} | {' | '.join(cells)} | {last['k']:.2f}x |")
+    if not all(row["evidence"] for row in summary["rows"]):
+        lines += [
+            "",
+            f"{NO_EVIDENCE} Here {judge_name(summary)} had a say in the clips: no evidence, but a bound.",
+        ]
+    return "\n".join(lines)
+
+
+def judge_name(summary: Mapping[str, Any]) -> str:
+    """Name the judge of a summary in a sentence."""
+    return "the oracle" if summary["judge"] == ORACLE else f"the {summary['judge']} judge"
+
+
+def labelled(row: Mapping[str, Any]) -> str:
+    """Name the arm of a row, with a mark where the judge's grades are no evidence."""
+    return f"{row['arm']}{'' if row['evidence'] else f' {NO_EVIDENCE}'}"
+
+
+def conclusion(summary: Mapping[str, Any]) -> str:
+    """The sentence that a suite is run for, if it has one."""
     if summary.get("sliders"):
         rho = ", ".join(
             f"{axis} {r['rho']:+.2f} [{r['low']:+.2f}, {r['high']:+.2f}]" for axis, r in summary["sliders"].items()
         )
-        parts.append(f"Spearman's rho of an axis' weight and its gain over the arms: {rho}.")
-    return "\n\n".join(part for part in parts if part)
-
-
-def _wins(summary: dict[str, Any]) -> str:
-    lines = [f"| arm | {' | '.join((*AXES, MEAN))} | gain of the mean | time |", f"|---|{'---|' * (len(AXES) + 3)}"]
-    by_arm: dict[str, list[dict[str, Any]]] = {}
-    for row in summary["rows"]:
-        by_arm.setdefault(row["arm"], []).append(row)
-    for arm, rows in by_arm.items():
-        cells = [f"{row['win']:.1f} [{row['low']:.1f}, {row['high']:.1f}]" for row in rows]
-        last = rows[-1]
-        gain = f"{last['gain']:+.2f} [{last['gain_low']:+.2f}, {last['gain_high']:+.2f}]"
-        lines.append(f"| {arm} | {' | '.join(cells)} | {gain} | {last['k']:.2f}x |")
-    return "\n".join(lines)
+        return f"Spearman's rho of an axis' weight and its gain over the arms: {rho}."
+    if summary.get("peak"):
+        peak = next(row for row in summary["rows"] if row["arm"] == summary["peak"] and row["axis"] == MEAN)
+        return (
+            f"By {judge_name(summary)} the gain is largest at {peak['arm']}: {peak['gain']:+.2f} "
+            f"[{peak['gain_low']:+.2f}, {peak['gain_high']:+.2f}]."
+        )
+    return ""
 
 
 EFFECTS = {
     "network": "network",
     "memory_mib": "memory MiB",
     "gain_per_cost": "gain per cost",
-    "hacking": "hacking index",
     "diversity": "diversity",
     "motion": "motion",
+    "static": "static % (unguided)",
     "high_frequency": "high frequency",
     "saturation": "saturation",
-    "static": "static %",
 }
 
 
-def _effects(summary: dict[str, Any]) -> str:
+def effects_table(summary: Mapping[str, Any]) -> str:
+    """What each arm costs and changes besides, in Markdown; columns that were not measured are left out."""
     targets = {row["arm"]: row["target_gain"] for row in summary["rows"] if row["axis"] == MEAN}
     shown = {name: title for name, title in EFFECTS.items() if any(arm[name] is not None for arm in summary["arms"])}
     if not shown:
         return ""
     lines = [f"| arm | target gain | {' | '.join(shown.values())} |", f"|---|{'---|' * (len(shown) + 1)}"]
     for arm in summary["arms"]:
-        cells = [_number(targets[arm["arm"]]), *(_number(arm[name]) for name in shown)]
+        cells = [_number(targets[arm["arm"]]), *(_cell(arm, name) for name in shown)]
         lines.append(f"| {arm['arm']} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _cell(arm: Mapping[str, Any], name: str) -> str:
+    if name == "diversity":
+        return _interval(arm, name)
+    text = _number(arm[name])
+    return f"{text} ({_number(arm['unguided_static'])})" if name == "static" else text
+
+
+def _interval(numbers: Mapping[str, Any], name: str) -> str:
+    text = _number(numbers[name])
+    low, high = numbers[f"{name}_low"], numbers[f"{name}_high"]
+    return text if low is None else f"{text} [{_number(low)}, {_number(high)}]"
 
 
 def _number(value: float | None) -> str:

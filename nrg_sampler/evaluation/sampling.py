@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,10 +15,9 @@ from torch import Tensor
 
 from nrg_sampler.evaluation.arms import Arm
 from nrg_sampler.evaluation.memory import peak_memory
-from nrg_sampler.evaluation.panel import Judge
 from nrg_sampler.pipeline import NRGFlowPipeline
 from nrg_sampler.rewards.base import Conditioning, Reward, normalised
-from nrg_sampler.search import best_of_n, candidate_seeds, search
+from nrg_sampler.search import Search, candidate_seeds, search
 from nrg_sampler.shapes.scenes import Prompt, caption
 
 
@@ -28,6 +29,8 @@ class Sampled(NamedTuple):
         target: What the guiding reward reads off the finished latents, in its standard deviations, shape
             ``(B, axes)``; ``None`` without one.
         seconds: Time to sample and decode, per clip.
+        cpu_seconds: Processor time of the same, per clip, which other programs do not disturb; ``None`` on another device.
+        decoding: Share of that time spent on decoding.
         evaluations: Forward passes of the video model, per clip.
         memory_mib: Peak memory of the batch; ``None`` if the system does not tell.
     """
@@ -35,6 +38,8 @@ class Sampled(NamedTuple):
     clips: Tensor
     target: Tensor | None
     seconds: float
+    cpu_seconds: float | None
+    decoding: float
     evaluations: float
     memory_mib: float | None
 
@@ -45,41 +50,58 @@ class ArmSampler:
     Args:
         pipe: An ``NRGFlowPipeline`` of the shapes world; its reward is the target.
         rewards: Other rewards that arms name.
-        judges: Who may choose among candidates.
         dtype: Precision of the arithmetic by autocast; ``None`` leaves it at that of the weights.
         sampling: Further arguments of the pipeline, the same in every arm.
+        fingerprints: What tells each reward from another of the same name.
     """
 
     def __init__(
         self,
         pipe: Any,
         rewards: Mapping[str, Reward] | None = None,
-        judges: Mapping[str, Judge] | None = None,
         dtype: torch.dtype | None = None,
         sampling: Mapping[str, Any] | None = None,
+        fingerprints: Mapping[str, str] | None = None,
     ) -> None:
         self._pipes = {"target": pipe}
         for name, reward in (rewards or {}).items():
             self._pipes[name] = NRGFlowPipeline.from_pipe(pipe, reward_model=reward)
-        self._judges, self._dtype, self._sampling = judges or {}, dtype, dict(sampling or {})
+        self._dtype, self._sampling, self._fingerprints = dtype, dict(sampling or {}), fingerprints or {}
 
     def can(self, arm: Arm) -> bool:
-        """Return whether the reward and the judge that ``arm`` names are there."""
-        return arm.reward in self._pipes and (arm.judge is None or arm.judge in self._judges)
+        """Return whether the reward that ``arm`` names is there."""
+        return arm.reward in self._pipes
+
+    def source(self, arm: Arm) -> str:
+        """Name what decides how single clips of ``arm`` are sampled; arms of one source share their clips."""
+        guidance = arm.guidance if arm.guidance and arm.guidance.scale else None
+        thinning = arm.search if arm.search and arm.search.moments else None
+        settings: dict[str, Any] = {"steps": arm.steps}
+        if guidance:
+            settings["guidance"] = guidance.to_dict()
+        if thinning:
+            settings["search"] = thinning.to_dict()
+        if guidance or thinning:
+            settings["reward"] = [arm.reward, self._fingerprints.get(arm.reward)]
+        if settings == {"steps": 1}:
+            return "unguided"
+        digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+        return f"{arm.weights if guidance else 'searched' if thinning else 'unguided'} {digest[:12]}"
 
     def sample(self, arm: Arm, prompts: Sequence[Prompt], seeds: Sequence[int]) -> Sampled:
-        """Sample one clip of each prompt."""
+        """Sample one clip of each prompt from the source of ``arm``; nothing is chosen among finished clips."""
         pipe = self._pipes[arm.reward]
         device = torch.device(getattr(pipe, "device", "cpu"))
         with self._precision(device), peak_memory(device) as memory, _counted(pipe.transformer) as count:
-            started = time.perf_counter()
-            clips, latents, embeds = self._run(pipe, arm, prompts, seeds)
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            seconds = time.perf_counter() - started
+            watch = _Watch(device)
+            clips, latents, embeds = self._run(pipe, arm, prompts, seeds, watch)
+            seconds, cpu_seconds, decoding = watch.read()
         target = self._target(latents, embeds)
         batch = len(prompts)
-        return Sampled(clips.float().cpu(), target, seconds / batch, count[0] / batch, memory.mib)
+        cpu = cpu_seconds / batch if device.type == "cpu" else None
+        return Sampled(
+            clips.float().cpu(), target, seconds / batch, cpu, decoding, count[0] / batch, memory.mib
+        )  # fmt: skip
 
     @contextmanager
     def _precision(self, device: torch.device) -> Iterator[None]:
@@ -92,7 +114,7 @@ class ArmSampler:
             yield
 
     def _run(
-        self, pipe: Any, arm: Arm, prompts: Sequence[Prompt], seeds: Sequence[int]
+        self, pipe: Any, arm: Arm, prompts: Sequence[Prompt], seeds: Sequence[int], watch: _Watch
     ) -> tuple[Tensor, Tensor, Tensor]:
         texts = [caption(prompt) for prompt in prompts]
         arguments = {"output_type": "pt", **self._sampling}
@@ -101,19 +123,9 @@ class ArmSampler:
             arguments["num_inference_steps"] = round(arm.steps * steps)
         guidance = {"reward_scale": 0.0} if arm.guidance is None else {"reward_guidance": arm.guidance}
         arguments.update(guidance)
-        if arm.search is None:
-            return _plain(pipe, texts, seeds, arguments)
-        n = arm.search.candidates
-        candidates = [candidate_seeds(seed, n) for seed in seeds]
-        if arm.judge is None:
-            found = search(pipe, texts, arm.search, candidates, **arguments)
-        else:
-            grades = self._judges[arm.judge]
-            repeated = [prompt for prompt in prompts for _ in range(n)]
-            found = best_of_n(
-                pipe, texts, n, lambda clips, _: grades(clips, repeated).mean(dim=1), candidates, **arguments
-            )
-        return found.frames.transpose(1, 2), found.latents, found.prompt_embeds
+        if arm.search is None or not arm.search.moments:
+            return _plain(pipe, texts, seeds, arguments, watch)
+        return _thinned(pipe, texts, seeds, arguments, arm.search)
 
     def _target(self, latents: Tensor, embeds: Tensor) -> Tensor | None:
         reward = self._pipes["target"].reward_model
@@ -127,12 +139,13 @@ class ArmSampler:
 
 
 def _plain(
-    pipe: Any, texts: list[str], seeds: Sequence[int], arguments: dict[str, Any]
+    pipe: Any, texts: list[str], seeds: Sequence[int], arguments: dict[str, Any], watch: _Watch
 ) -> tuple[Tensor, Tensor, Tensor]:
     last: dict[str, Tensor] = {}
 
     def keep(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
         last.update(tensors)
+        watch.mark()
         return {}
 
     output = pipe(
@@ -143,6 +156,43 @@ def _plain(
         **arguments,
     )
     return output.frames.transpose(1, 2), last["latents"], last["prompt_embeds"]
+
+
+def _thinned(
+    pipe: Any, texts: list[str], seeds: Sequence[int], arguments: dict[str, Any], settings: Search
+) -> tuple[Tensor, Tensor, Tensor]:
+    candidates = [candidate_seeds(seed, settings.candidates) for seed in seeds]
+    found = search(pipe, texts, settings, candidates, **arguments)
+    return found.frames.transpose(1, 2), found.latents, found.prompt_embeds
+
+
+class _Watch:
+    """Measure wall-clock and processor time from its making on, and which share of the latter came after the last mark.
+
+    Args:
+        device: What the wall clock waits for in the end; steps do not wait, so on another than a CPU the share is 0.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._start = self._now()
+        self._marked = self._start[1]
+
+    def mark(self) -> None:
+        """Note the moment."""
+        self._marked = time.process_time()
+
+    def read(self) -> tuple[float, float, float]:
+        """Return seconds, seconds of the processor and the share of the time since the last mark."""
+        end = self._now()
+        seconds, cpu_seconds = (after - before for after, before in zip(end, self._start, strict=True))
+        share = (end[1] - self._marked) / cpu_seconds if cpu_seconds and self._device.type == "cpu" else 0.0
+        return seconds, cpu_seconds, share
+
+    def _now(self) -> tuple[float, float]:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        return time.perf_counter(), time.process_time()
 
 
 @contextmanager

@@ -15,7 +15,20 @@ def read_rows(file: Path, required: Sequence[str]) -> list[dict[str, str]]:
     if not file.exists():
         return []
     with open(file, newline="") as stream:
-        return [row for row in csv.DictReader(stream) if all(row.get(name) for name in required)]
+        whole = [line for line in stream if line.endswith("\n")]
+    return [row for row in csv.DictReader(whole) if all(row.get(name) for name in required)]
+
+
+def write_rows(file: Path, columns: Sequence[str], rows: Iterable[dict[str, Any]]) -> None:
+    """Write a CSV file, whole or not at all; what a row has no value for stays empty."""
+    with replacing(file) as partial, open(partial, "w", newline="") as stream:
+        writer = _writer(stream, columns)
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def _writer(stream: Any, columns: Sequence[str]) -> csv.DictWriter[str]:
+    return csv.DictWriter(stream, columns, extrasaction="ignore", restval="")
 
 
 class ResumableTable:
@@ -23,22 +36,17 @@ class ResumableTable:
 
     Args:
         file: The file; an interrupted run may have left half a line at its end, so the whole ones are written anew.
-        columns: All columns, in order.
+        columns: All columns, in order; others that the file has already are kept.
         required: Those without which a row counts as missing.
     """
 
     def __init__(self, file: Path, columns: Sequence[str], required: Sequence[str]) -> None:
-        self.file, self.columns = file, tuple(columns)
+        self.file = file
         self.rows: list[dict[str, Any]] = [dict(row) for row in read_rows(file, required)]
-        with replacing(file) as partial, open(partial, "w", newline="") as stream:
-            writer = self._writer(stream)
-            writer.writeheader()
-            writer.writerows(self.rows)
+        self.columns = tuple(dict.fromkeys((*columns, *(name for row in self.rows[:1] for name in row))))
+        write_rows(file, self.columns, self.rows)
 
     def append(self, rows: Iterable[dict[str, Any]]) -> None:
         """Write rows to the end of the file, at once."""
         with open(self.file, "a", newline="") as stream:
-            self._writer(stream).writerows(rows)
-
-    def _writer(self, stream: Any) -> csv.DictWriter[str]:
-        return csv.DictWriter(stream, self.columns, extrasaction="ignore", restval="")
+            _writer(stream, self.columns).writerows(rows)
