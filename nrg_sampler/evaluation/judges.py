@@ -160,16 +160,32 @@ class PixelJudge(ModelMixin, ConfigMixin):
         Raises:
             ValueError: If shapes do not fit or a prompt has words that the judge never saw.
         """
-        if clips.ndim != 5 or clips.shape[1] != 3:
-            raise ValueError(f"Expected clips of shape (B, 3, T, H, W), but got {tuple(clips.shape)}.")
         if len(prompts) != len(clips):
             raise ValueError(f"Expected one prompt for each of {len(clips)} clips, but got {len(prompts)} prompts.")
+        return self.grade(*self.watch(clips), prompts)
+
+    def watch(self, clips: Tensor) -> tuple[Tensor, Tensor]:
+        """Look at clips without their prompts.
+
+        Args:
+            clips: As for ``forward``.
+
+        Returns:
+            The queries of the axes that see no prompt, ``(B, axes, D)``, and the frames' features, ``(B, T, D)``.
+
+        Raises:
+            ValueError: If the shape does not fit.
+        """
+        if clips.ndim != 5 or clips.shape[1] != 3:
+            raise ValueError(f"Expected clips of shape (B, 3, T, H, W), but got {tuple(clips.shape)}.")
         frames = self.frames(clips.to(self.blind_queries.dtype))  # (B, T, D)
         frames = frames + _positions(frames)
         blind = self.blind_queries.expand(len(clips), -1, -1)
-        blind, frames = self.temporal(torch.cat([blind, frames], dim=1)).split(
-            (blind.shape[1], frames.shape[1]), dim=1
-        )
+        seen = self.temporal(torch.cat([blind, frames], dim=1))
+        return seen[:, : blind.shape[1]], seen[:, blind.shape[1] :]
+
+    def grade(self, blind: Tensor, frames: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Raw grades ``(B, axes)`` of clips that were watched, each under a prompt."""
         sighted = self._read_prompt(frames, prompts) if self.config.text_axes else frames[:, :0]
         with_text, without = iter(sighted.unbind(dim=1)), iter(blind.unbind(dim=1))
         queries = [next(with_text if axis in self.config.text_axes else without) for axis in self.axes]  # (B, D) each

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 OTHER_SEED = 7919  # added to the seed, so that no clip is one the reward was trained on
 POOLS = {"rendered": 4000, "sampled": 1000}
+PROMPTS = 6  # that each group is graded under: its own and changed ones
 ANNOTATOR_NOISE = 0.4  # in standard deviations of a score; the reward's annotator errs less
 JUDGE_TIE = 0.15  # and calls a tie more often
 KINDS = ("mixed", "same")
@@ -47,7 +48,7 @@ NEARLY_CLEAN = (0.02, 0.1)  # noise levels at which the reward is compared
 
 
 def train_judge(
-    folder: Path, steps: int = 1500, batch: int = 32, seed: int = 0, device: str = "cpu"
+    folder: Path, steps: int = 2500, batch: int = 32, seed: int = 0, device: str = "cpu"
 ) -> Iterator[dict[str, float]]:
     """Train ``folder/judge`` and grade it on held-out pairs; needs the stages `vae` and `base`.
 
@@ -74,9 +75,14 @@ def train_judge(
     def loss(step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         rng = random.Random((seed + OTHER_SEED) * 1_000_003 + step)
         kinds = rng.choices(list(MIXTURE), list(MIXTURE.values()), k=batch // GROUP)
-        rows, labels = sampler.draw_groups(kinds, rng)
+        rows, own = sampler.draw_groups(kinds, rng)
+        asked = [
+            [labels, *(sampler.edit(labels, group, rng) for _ in range(PROMPTS - 1))]
+            for labels, group in zip(own.tolist(), rows.tolist(), strict=True)
+        ]
+        raw = grade_groups(judge, pixels, rows, torch.tensor(asked), rng).flatten(0, 1)  # (groups * PROMPTS, GROUP, 3)
+        rows, labels = rows.repeat_interleave(PROMPTS, dim=0), torch.tensor(asked).flatten(0, 1)
         said = perceived(sampler, rows, labels, generator).to(device)
-        raw = grade_groups(judge, pixels, rows, labels, rng)  # (groups, GROUP, 3)
         first, second = raw[:, LEFT].flatten(0, 1), raw[:, RIGHT].flatten(0, 1)
         found = LOSSES["bradley-terry-ties"](Comparison(first, second, said.flatten(0, 1)))
         return found.per_axis().sum() + 1e-3 * raw.pow(2).mean(), found.means()
@@ -131,13 +137,21 @@ def perceived(sampler: PairSampler, rows: Tensor, labels: Tensor, generator: tor
 
 
 def grade_groups(judge: PixelJudge, pixels: Tensor, rows: Tensor, labels: Tensor, rng: random.Random) -> Tensor:
-    """Raw grades ``(groups, GROUP, 3)`` of groups of clips, each group under one prompt in one phrasing."""
-    device = judge.blind_queries.device
-    texts = [caption(to_prompt(row), rng) for row in labels.tolist() for _ in range(GROUP)]
+    """Raw grades of groups of clips, each group under several prompts ``(groups, P, 5)``; watched once.
+
+    Returns:
+        Shape ``(groups, P, GROUP, 3)``.
+    """
+    device, count = judge.blind_queries.device, labels.shape[1]
+    texts = [caption(to_prompt(row), rng) for row in labels.flatten(0, 1).tolist() for _ in range(GROUP)]
     clips = pixels[rows.flatten()].to(device).float() / 255
     with torch.autocast(device.type, torch.bfloat16):
-        raw: Tensor = judge(clips, texts)
-    return raw.float().view(len(rows), GROUP, -1)
+        blind, frames = (
+            part.unflatten(0, (-1, 1, GROUP)).expand(-1, count, -1, -1, -1).flatten(0, 2)
+            for part in judge.watch(clips)
+        )
+        grouped: Tensor = judge.grade(blind, frames, texts).unflatten(0, (-1, count, GROUP))
+    return grouped
 
 
 @torch.no_grad()
@@ -171,7 +185,9 @@ def held_out_accuracy(
     truth = value[:, LEFT] - value[:, RIGHT]
     clear = truth.abs() > TIE
     chunks = list(zip(rows.split(16), labels.split(16), strict=True))
-    ours = torch.cat([grade_groups(judge, pixels, *chunk, rng) for chunk in chunks]).cpu()
+    ours = torch.cat([grade_groups(judge, pixels, chosen, asked[:, None], rng) for chosen, asked in chunks])[
+        :, 0
+    ].cpu()
     ours = (ours[:, LEFT] - ours[:, RIGHT]).sign()
     table = {
         axis: {
@@ -195,5 +211,5 @@ def calibrate_judge(judge: PixelJudge, pool: Pool, pixels: Tensor, seed: int) ->
     rng = random.Random(seed)
     rows, labels = PairSampler(pool).draw_groups(["same"] * CALIBRATION_GROUPS, rng)
     chunks = zip(rows.split(16), labels.split(16), strict=True)
-    raw = torch.cat([grade_groups(judge, pixels, *chunk, rng) for chunk in chunks]).flatten(0, 1)
+    raw = torch.cat([grade_groups(judge, pixels, rows, asked[:, None], rng) for rows, asked in chunks]).flatten(0, 2)
     judge.register_to_config(mean=raw.mean(dim=0).tolist(), std=raw.std(dim=0).tolist())
