@@ -8,6 +8,7 @@ from the denoiser's arguments on the way.
 from __future__ import annotations
 
 import functools
+import operator
 import types
 import warnings
 import weakref
@@ -19,13 +20,14 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from nrg_sampler.capture import captured_calls, conditioning_of
+from nrg_sampler.capture import captured_calls, conditioning_of, prompts_of
 from nrg_sampler.families import UNKNOWN, Family, family_of, require_flow
 from nrg_sampler.flow import PURE_NOISE, working_dtype
 from nrg_sampler.guidance import DirectionMemory, RewardGuidance, guided_velocity
 from nrg_sampler.layouts import IMAGE, VIDEO, Call, GivenFrame, Layout
 from nrg_sampler.paths import STRAIGHT, path_of
 from nrg_sampler.rewards.base import Conditioning, Reward, check_reward
+from nrg_sampler.rewards.gradient import prepared
 from nrg_sampler.shared import shared_forward
 from nrg_sampler.trace import GuidanceTrace, GuidanceWarning
 
@@ -91,6 +93,11 @@ def _check(pipe: Any, reward: Any, guidance: RewardGuidance) -> Family:
         )
     check_reward(reward, pipe)
     guidance.check(reward)
+    if guidance.windowed and family.given is not None:
+        raise ValueError(
+            f"Expected frame_stride=1 and crop=1 for {type(pipe).__name__}, which is given a frame, but got "
+            f"{guidance.frame_stride} and {guidance.crop:g}; set `every` above 1 to save time."
+        )
     if family is UNKNOWN:
         warnings.warn(
             f"{type(pipe).__name__} is not among the pipelines this was tested with; guiding it as a rectified flow "
@@ -128,6 +135,9 @@ class GuidedSteps:
         self._path = STRAIGHT
         self._levels: list[float] = []
         self._first = 0
+        self._told: tuple[Any, ...] | None = None
+        self._changes: tuple[Any, ...] = ()
+        self._prompts = Conditioning()
 
     def __call__(self, call: Call, output: Tensor, latents: Tensor, tokenwise: bool = False) -> Tensor:
         """Return the guided output of the model in float32, or ``output`` itself where the step is left alone.
@@ -144,7 +154,7 @@ class GuidedSteps:
         level, path, views = self._levels[index], self._path, self._views
         video = path.latents(views.unpack(latents), level)
         velocity = path.velocity(views.unpack(output), views.unpack(latents), level)
-        conditioning = conditioning_of(call, self._family, latents.shape[0])
+        conditioning = self._conditioning(call, latents)
         if index == self._first:  # weights are proposed once a run, so that no step waits for the device
             self._settled = self._guidance.settled(self._reward, conditioning)
             self._trace.weights = str(self._settled.weights)
@@ -176,8 +186,19 @@ class GuidedSteps:
                 "use a rectified-flow schedule."
             )
         self._views = self._layout(latents).views(call, latents)
+        self._told = None
         self._trace.begin_run()
         self._memory = DirectionMemory()
+
+    def _conditioning(self, call: Call, latents: Tensor) -> Conditioning:
+        """Return the positive prompts as the reward prepared them, again only if the denoiser was told others."""
+        told = prompts_of(call, self._family)
+        changes = tuple(map(_changes, told))
+        if self._told is None or self._changes != changes or any(map(operator.is_not, told, self._told)):
+            given = conditioning_of(call, self._family, latents.shape[0])
+            self._told, self._changes = told, changes
+            self._prompts = prepared(self._reward, given, latents.device)
+        return self._prompts
 
     def _layout(self, latents: Tensor) -> Layout:
         layout = self._family.layout or (IMAGE if latents.ndim == IMAGE.ndim else VIDEO)
@@ -192,6 +213,13 @@ class GuidedSteps:
         given = self._family.given
         frame = given.frame(call, video) if given else None
         return self._reward if given is None or frame is None else _WithFrame(self._reward, given, frame)
+
+
+def _changes(told: Any) -> Any:
+    """Return how often a tensor was changed in place, or what equals nothing else where nobody counts that."""
+    if told is None:
+        return 0
+    return told._version if isinstance(told, Tensor) and not told.is_inference() else object()
 
 
 class _WithFrame:

@@ -50,13 +50,18 @@ def captured_calls(pipe: Any, family: Family) -> Iterator[DenoiserCalls]:
             hook.remove()
 
 
+def prompts_of(call: Call, family: Family) -> tuple[Any, Any, Any]:
+    """Return what a denoiser was given for prompts, their mask and their pooled vectors, as it was given them."""
+    return call.get(family.prompt), call.get(family.prompt_mask or ""), call.get("pooled_projections")
+
+
 def conditioning_of(call: Call, family: Family, batch: int) -> Conditioning:
     """Return the positive prompts of ``batch`` latents.
 
     Raises:
         ValueError: If the denoiser was called with another number of prompts than ``batch`` or twice that.
     """
-    embeds, mask = call.get(family.prompt), call.get(family.prompt_mask or "")
+    embeds, mask, pooled = prompts_of(call, family)
     if isinstance(embeds, (list, tuple)):  # one (L, D) per prompt, of different lengths
         mask = _padded([torch.ones_like(prompt[:, 0]) for prompt in embeds])
         embeds = _padded(list(embeds))
@@ -64,7 +69,6 @@ def conditioning_of(call: Call, family: Family, batch: int) -> Conditioning:
         return Conditioning()
     if mask is not None:
         mask = mask[:, : embeds.shape[1]]  # further tokens are those of the picture
-    pooled = call.get("pooled_projections")
     if family.cfg == POSITIVE_FIRST:
         embeds, mask, pooled = embeds[:batch], *(None if part is None else part[:batch] for part in (mask, pooled))
     return Conditioning(embeds, mask, pooled=pooled).for_batch(batch)

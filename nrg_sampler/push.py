@@ -53,16 +53,19 @@ def compute_push(
     highest = math.inf if max_coefficient is None else max_coefficient
     clamped = factor > highest
     factor = factor.clamp(max=highest) * (1 - sigma) ** damping
-    push = scale * expand(factor, velocity) * reward_grad
 
-    grad_norm, velocity_norm, push_norm = _norm(reward_grad), _norm(velocity), _norm(push)
+    grad_norm, velocity_norm = _norm(reward_grad), _norm(velocity)
+    push_norm = abs(scale) * factor * grad_norm
     finite = (grad_norm.isfinite() & push_norm.isfinite()) | ~guidable
     limit = math.inf if max_push is None else max_push * velocity_norm
     capped = (push_norm > limit) & finite
     shrink = torch.where(capped, limit / push_norm, 1.0)
+    moved = guidable & finite
     # `where`, because 0 * nan is nan
-    push = torch.where(expand(guidable & finite, push).bool(), push * expand(shrink, push), 0.0)
-    ratio = torch.where(guidable & finite, push_norm * shrink / velocity_norm.clamp(min=TINY), 0.0)
+    push = torch.where(
+        expand(moved, reward_grad).bool(), expand(scale * factor * shrink, reward_grad) * reward_grad, 0.0
+    )
+    ratio = torch.where(moved, push_norm * shrink / velocity_norm.clamp(min=TINY), 0.0)
     return Push(push, grad_norm, velocity_norm, factor, ratio, clamped, capped, finite)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -387,3 +388,49 @@ def test_reused_directions_ask_the_reward_less_often_and_start_anew_in_every_run
     assert torch.equal(first, second)
     assert reward.calls == 2 * guidance.gradients(10) == 8
     assert sum(row.get("reused", False) for row in trace.rows()) == 8
+
+
+class PreparesItsPrompt(PromptMatch):
+    """Counts how often it was asked to read the prompt."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.prepared = 0
+
+    def prepare(self, conditioning):
+        self.prepared += 1
+        return replace(conditioning, prepared=conditioning.prompt_embeds.clone())
+
+    def __call__(self, latents, sigma, conditioning):
+        assert torch.equal(conditioning.prepared, conditioning.prompt_embeds)
+        return super().__call__(latents, sigma, conditioning)
+
+
+def test_the_prompt_is_prepared_once_a_run(wan):
+    reward = PreparesItsPrompt()
+    with attach(wan, reward, scale=5.0):
+        first = sample(wan)
+        assert reward.prepared == 1 and len(reward.seen) > 1
+        sample(wan, "a blue square")
+        assert reward.prepared == 2
+    with attach(wan, PromptMatch(), scale=5.0):
+        assert torch.equal(sample(wan), first)
+
+
+@pytest.mark.parametrize("in_place", [True, False])
+def test_a_prompt_that_changes_on_the_way_is_prepared_again(wan, in_place):
+    def change(pipe, index, timestep, tensors):
+        embeds = tensors["prompt_embeds"]
+        return {"prompt_embeds": embeds.mul_(2) if in_place else embeds * 2}
+
+    reward = PreparesItsPrompt()
+    with attach(wan, reward, scale=5.0):
+        sample(wan, callback_on_step_end=change, callback_on_step_end_tensor_inputs=["prompt_embeds"])
+    assert reward.prepared == 4
+
+
+def test_a_prompt_is_prepared_under_inference_mode(wan):
+    reward = PreparesItsPrompt()
+    with torch.inference_mode(), attach(wan, reward, scale=5.0):
+        sample(wan)
+    assert reward.prepared == 4  # nobody counts there what is changed in place

@@ -12,7 +12,7 @@ from nrg_sampler.rewards.base import Conditioning
 from nrg_sampler.rewards.card import model_card
 from nrg_sampler.rewards.gradient import reward_gradient
 from nrg_sampler.rewards.latent import LatentReward, latent_space
-from nrg_sampler.rewards.reads import POOLINGS, PooledRead
+from nrg_sampler.rewards.reads import POOLINGS, Attention, PooledRead
 
 SHAPE = (2, 16, 3, 4, 4)
 
@@ -235,3 +235,43 @@ def test_says_what_is_wrong_with_its_input(reward, inputs):
         LatentReward(pooling="sum", num_attention_heads=1, attention_head_dim=12, ffn_dim=8)
     with pytest.raises(ValueError, match="Expected `num_members` to be at least 1, but got 0"):
         LatentReward(num_members=0, num_attention_heads=1, attention_head_dim=12, ffn_dim=8)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"prompt_in_trunk": True}, {"text_axes": ()}, {"separate_queries": False}, {"num_members": 2}],
+)
+def test_a_prepared_prompt_gives_the_same_reward_and_gradient(inputs, options):
+    latents, sigma, conditioning = inputs
+    padded = Conditioning(torch.nn.functional.pad(conditioning.prompt_embeds, (0, 0, 0, 20)))
+    for reads in (0, 1):
+        torch.manual_seed(1)
+        made = LatentReward.from_transformer(tiny_transformer(), num_blocks=1, num_token_reads=reads, **options)
+        made.requires_grad_(False)
+        ready = made.prepare(padded)
+        for found, expected in zip(
+            reward_gradient(latents, sigma, made, ready), reward_gradient(latents, sigma, made, padded), strict=True
+        ):
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+        words = ready.prepared.words
+        assert words is None or words.shape[1] == 6
+
+
+def test_preparing_the_wrong_prompt_is_an_error(reward):
+    with pytest.raises(ValueError, match=r"Expected `prompt_embeds` of shape \(B, L, 16\).*but got \(1, 4, 8\)"):
+        reward.prepare(Conditioning(torch.zeros(1, 4, 8)))
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_few_queries_and_many_read_the_same(masked):
+    torch.manual_seed(0)
+    attention = Attention(dim=12, heads=2)
+    queries, features = torch.randn(3, 2, 20, 6), torch.randn(3, 50, 12, requires_grad=True)
+    mask = torch.rand(3, 50) < 0.5 if masked else None
+    many = attention(queries, features, mask)
+    few = torch.cat([attention(part, features, mask) for part in queries.split(5, dim=2)], dim=2)
+    torch.testing.assert_close(few, many)
+    direction = torch.randn_like(many)
+    torch.testing.assert_close(
+        *(torch.autograd.grad(read, features, direction, retain_graph=True)[0] for read in (few, many))
+    )

@@ -18,6 +18,7 @@ GOOD = {
     "start": 0.1, "stop": 0.9, "max_coefficient": None, "max_push": 0.2, "damping": 1.0, "every": 2, "scheduler": "unipc",
     "floor": "VQ,TA", "conflicts": "project", "parallel": 0.5, "disagreement": 0.5, "reuse": True, "smoothing": 0.2, "smoothing_samples": 3,
     "balanced": True, "calibrated": False, "reads": "clean", "forward": "separate",
+    "frame_stride": 2, "crop": 0.5,
 }  # fmt: skip
 
 BAD: dict[str, tuple[dict[str, Any], str]] = {
@@ -60,7 +61,7 @@ def test_values_are_read_back_equal() -> None:
     assert settings.guidance == RewardGuidance(
         weights="1:0.5:0", scale=2, start=0.1, stop=0.9, every=2, max_coefficient=None, max_push=0.2, damping=1,
         floor="VQ,TA", conflicts="project", parallel=0.5, disagreement=0.5, reuse=True, smoothing=0.2, smoothing_samples=3,
-        balanced=True, calibrated=False, reads="clean",
+        balanced=True, calibrated=False, reads="clean", frame_stride=2, crop=0.5,
     )  # fmt: skip
 
 

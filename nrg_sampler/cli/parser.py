@@ -39,6 +39,8 @@ GUIDANCE = (
     "smoothing",
     "smoothing_samples",
     "forward",
+    "frame_stride",
+    "crop",
 )
 CONFLICTS, READS, FORWARDS = (
     ("sum", "project"),
@@ -188,6 +190,10 @@ def add_guidance(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--forward", choices=FORWARDS, help="let the reward run on its own, or read the features of the denoiser"
     )
+    group.add_argument(
+        "--frame-stride", type=whole_number(1), metavar="N", help="let the reward read each N-th latent frame only"
+    )
+    group.add_argument("--crop", type=number, metavar="F", help="share of height and width that the reward reads")
     group.add_argument("--paper", action="store_true", help="the published algorithm: scale 100, no bound on the push")
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import statistics
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -17,9 +17,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
+from nrg_sampler.evaluation.winrate import bootstrap_interval
 from nrg_sampler.evaluation.workloads import Workload, block_costs, predicted_ratio
-from nrg_sampler.guidance import guided_velocity
+from nrg_sampler.guidance import RewardGuidance, guided_velocity
 from nrg_sampler.rewards.base import Conditioning, Reward
+from nrg_sampler.rewards.gradient import prepared
 from nrg_sampler.shared import SharedReward, following
 from nrg_sampler.trace import GuidanceTrace
 
@@ -36,10 +38,16 @@ class CostRow:
 
     Args:
         config: Name of the workload.
-        mode: ``"separate"``: the reward runs its own forward pass; ``"shared"``: it reads the denoiser's features.
+        mode: ``"separate"``: the reward runs its own forward pass; ``"shared"``: it reads the denoiser's features;
+            ``"strided"``: it runs its own on a part of the latents.
         every: Each n-th step is guided.
+        frame_stride: Each n-th latent frame is read.
+        crop: Share of the height and of the width that is read.
         blocks: Transformer blocks in the reward.
-        k_time: Measured time over that of an unguided run; ``None`` where nothing was timed.
+        k_time: Measured time over that of an unguided run, median over pairs of steps; ``None`` where nothing was timed.
+        k_time_low: Lower end of its 95 % bootstrap interval.
+        k_time_high: Upper end.
+        k_processor: The same as ``k_time`` in processor time, which other programs disturb less; ``None`` on a GPU.
         k_flops: The same for counted operations.
         k_predicted: The same by formula, see ``predicted_ratio``.
         peak_memory_mib: Highest memory of a guided step, weights of transformer and reward included.
@@ -53,8 +61,13 @@ class CostRow:
     config: str
     mode: str
     every: int
+    frame_stride: int
+    crop: float
     blocks: int
     k_time: float | None
+    k_time_low: float | None
+    k_time_high: float | None
+    k_processor: float | None
     k_flops: float
     k_predicted: float
     peak_memory_mib: float
@@ -88,6 +101,7 @@ class Step:
         device: Where the weights are.
         dtype: Of the weights and latents.
         shared: Whether the reward reads the transformer's features instead of running a forward pass of its own.
+        guidance: The settings.
     """
 
     def __init__(
@@ -98,15 +112,22 @@ class Step:
         device: str,
         dtype: torch.dtype,
         shared: bool = False,
+        guidance: RewardGuidance = RewardGuidance(),
     ) -> None:
+        self.workload, self.shared, self.guidance = workload, shared, guidance
         with _default_dtype(dtype), torch.device(device):
-            self.workload, self.shared = workload, shared
             self.transformer: Any = workload.build()
             self.reward: Any = workload.build_reward(num_blocks)
             self.latents, self.prompt = workload.random_inputs(device, dtype)
         if checkpointing:
             self.reward.enable_gradient_checkpointing()
         self.modules: tuple[torch.nn.Module, ...] = (self.transformer, self.reward)
+
+    @cached_property
+    def conditioning(self) -> Conditioning:
+        """The prompt as the reward prepares it, once for all steps of a run."""
+        given = Conditioning(self.prompt, self.workload.prompt_mask(str(self.prompt.device)))
+        return prepared(self.reward, given, self.latents.device)
 
     def velocity(self) -> Tensor:
         """Evaluate the transformer as often as an unguided step does."""
@@ -127,7 +148,15 @@ class Step:
     def _guided_by(self, reward: Any) -> Tensor:
         trace = GuidanceTrace(self.reward.axes)  # keeps the numbers on the device, as a sampled run does
         velocity = guided_velocity(
-            self.latents, self.velocity(), SIGMA, reward, Conditioning(self.prompt), trace=trace
+            self.latents,
+            self.velocity(),
+            SIGMA,
+            reward,
+            self.conditioning,
+            self.guidance,
+            step_index=0,
+            num_inference_steps=1,
+            trace=trace,
         )
         return self.latents - 0.02 * velocity
 
@@ -205,7 +234,12 @@ CPU_ATTENTION = {
 
 
 def count_step(
-    workload: Workload, num_blocks: int, checkpointing: bool, dtype: torch.dtype, shared: bool = False
+    workload: Workload,
+    num_blocks: int,
+    checkpointing: bool,
+    dtype: torch.dtype,
+    shared: bool = False,
+    guidance: RewardGuidance = RewardGuidance(),
 ) -> tuple[Counted, Counted, float]:
     """Count an unguided and a guided step at full size with fake tensors, which take no memory and no time.
 
@@ -214,27 +248,54 @@ def count_step(
     """
     # Entered while building only: what `guided_velocity` makes of plain numbers has to stay real.
     with FakeTensorMode(allow_non_fake_inputs=True):
-        step = Step(workload, num_blocks, checkpointing, "cpu", dtype, shared)
+        step = Step(workload, num_blocks, checkpointing, "cpu", dtype, shared, guidance)
+    assert step.conditioning  # prepared here, for a step takes it as it is
     unguided, guided = count(step.unguided, step.modules[:1]), count(step.guided, step.modules)
     costs = block_costs(step.transformer, workload.tokens)
     predicted = predicted_ratio(
-        costs, num_blocks, workload.evaluations, shared=shared, checkpointing=checkpointing and not shared
+        costs,
+        num_blocks,
+        workload.evaluations,
+        read=block_costs(step.transformer, workload.read_by(guidance).tokens),
+        shared=shared,
+        checkpointing=checkpointing and not shared,
     )
     return unguided, guided, predicted
 
 
-def time_step(step: Step, n: int, device: torch.device) -> tuple[float, float]:
-    """Return the median seconds of an unguided and a guided step, timed in turn ``n`` times."""
-    seconds: tuple[list[float], list[float]] = ([], [])
+@dataclass(frozen=True)
+class Timed:
+    """What ``n`` pairs of an unguided and a guided step took.
+
+    Args:
+        seconds: Of the guided over the unguided step of each pair, by the clock, shape ``(n,)``.
+        processor: The same in processor time, all threads together; ``None`` where another device did the work.
+        peaks: The device's own peak of both steps in bytes, if it keeps one.
+    """
+
+    seconds: Tensor
+    processor: Tensor | None = None
+    peaks: tuple[int, int] | None = None
+
+
+def time_step(step: Step, n: int, device: torch.device) -> Timed:
+    """Time an unguided and a guided step in turn, ``n`` times."""
+    ratios = []
     for turn in range(WARMUP + n):
-        for call, timed in zip((step.unguided, step.guided), seconds, strict=True):
-            _wait(device)
-            started = time.perf_counter()
-            call()
-            _wait(device)
-            if turn >= WARMUP:
-                timed.append(time.perf_counter() - started)
-    return statistics.median(seconds[0]), statistics.median(seconds[1])
+        taken = [_seconds(call, device) for call in (step.unguided, step.guided)]
+        if turn >= WARMUP:
+            ratios.append([guided / unguided for unguided, guided in zip(*taken, strict=True)])
+    seconds, processor = torch.tensor(ratios).T
+    return Timed(seconds, processor) if device.type == "cpu" else Timed(seconds)
+
+
+def _seconds(call: Callable[[], Any], device: torch.device) -> tuple[float, float]:
+    """Return how long a call takes by the clock, and in processor time."""
+    _wait(device)
+    started, busy = time.perf_counter(), time.process_time()
+    call()
+    _wait(device)
+    return time.perf_counter() - started, time.process_time() - busy
 
 
 def cost_rows(
@@ -243,6 +304,8 @@ def cost_rows(
     *,
     mode: str = "separate",
     every: Iterable[int] = (1, 2),
+    frame_stride: int = 2,
+    crop: float = 1.0,
     checkpointing: bool = False,
     device: str = "cpu",
     dtype: torch.dtype = torch.bfloat16,
@@ -256,7 +319,10 @@ def cost_rows(
     Args:
         workload: What is computed.
         num_blocks: Blocks in the reward; a quarter of the transformer's by default.
-        mode: ``"separate"``, or ``"shared"`` where the reward reads the transformer's own features.
+        mode: ``"separate"``, ``"shared"`` where the reward reads the transformer's own features, or ``"strided"``
+            where it reads a part of the latents.
+        frame_stride: Of that part, as in ``RewardGuidance``.
+        crop: Likewise.
         every: Each n-th step guided; the unguided steps between are counted at their own cost.
         checkpointing: Whether the reward computes its activations twice rather than keeping them.
         device: Where to time.
@@ -264,7 +330,8 @@ def cost_rows(
         n: Timed pairs.
 
     Raises:
-        ValueError: If the transformer has fewer blocks, or its features cannot be shared.
+        ValueError: If the transformer has fewer blocks, its features cannot be shared, or no part can be read of its
+            latents.
     """
     shared = mode == "shared"
     if shared and (checkpointing or workload.transformer != "WanTransformer3DModel"):
@@ -276,52 +343,67 @@ def cost_rows(
     blocks = round(total / 4) if num_blocks is None else num_blocks
     if not 1 <= blocks <= total:
         raise ValueError(f"Expected a reward of 1 to {total} blocks for {workload.name}, but got {blocks}.")
-    unguided, guided, predicted = count_step(workload, blocks, checkpointing, dtype, shared)
+    guidance = RewardGuidance(frame_stride=frame_stride, crop=crop) if mode == "strided" else RewardGuidance()
+    unguided, guided, predicted = count_step(workload, blocks, checkpointing, dtype, shared, guidance)
     flops = guided.flops / unguided.flops
-    measured = None
+    timed = None
     if n and _can_time(torch.device(device), unguided.flops, guided.peak_bytes):
-        measured = _measure(Step(workload, blocks, checkpointing, device, dtype, shared), n, torch.device(device))
+        step = Step(workload, blocks, checkpointing, device, dtype, shared, guidance)
+        timed = _measure(step, n, torch.device(device))
+    peaks = (timed and timed.peaks) or (unguided.peak_bytes, guided.peak_bytes)
     for gap in every:
-        ratio = None if measured is None else measured.guided_seconds / measured.unguided_seconds
-        on_device = measured is not None and measured.peaks is not None
-        peaks = measured.peaks if measured is not None and measured.peaks else (unguided.peak_bytes, guided.peak_bytes)
         yield CostRow(
             config=workload.name,
             mode=mode,
             every=gap,
+            frame_stride=guidance.frame_stride,
+            crop=guidance.crop,
             blocks=blocks,
-            k_time=None if ratio is None else round(1 + (ratio - 1) / gap, 3),
-            k_flops=round(1 + (flops - 1) / gap, 3),
-            k_predicted=round(1 + (predicted - 1) / gap, 3),
+            **_timed_ratios(timed, gap),
+            k_flops=_spread(flops, gap),
+            k_predicted=_spread(predicted, gap),
             peak_memory_mib=round(peaks[1] / MIB, 1),
             unguided_memory_mib=round(peaks[0] / MIB, 1),
-            memory="measured" if on_device else "counted",
+            memory="measured" if timed and timed.peaks else "counted",
             checkpointing=checkpointing,
-            n=0 if measured is None else n,
-            device=device if measured is not None else "none",
+            n=n if timed else 0,
+            device=device if timed else "none",
         )
 
 
-@dataclass(frozen=True)
-class Measured:
-    """Median seconds, and the device's own peak of both steps in bytes if it keeps one."""
-
-    unguided_seconds: float
-    guided_seconds: float
-    peaks: tuple[int, int] | None
+def _spread(ratio: float, gap: int) -> float:
+    """Return the cost of a run in which each ``gap``-th step costs ``ratio`` unguided ones."""
+    return round(1 + (ratio - 1) / gap, 3)
 
 
-def _measure(step: Step, n: int, device: torch.device) -> Measured:
-    unguided, guided = time_step(step, n, device)
+def _timed_ratios(timed: Timed | None, gap: int) -> dict[str, float | None]:
+    """Return the measured fields of a row."""
+    if timed is None:
+        return dict.fromkeys(("k_time", "k_time_low", "k_time_high", "k_processor"))
+    low, high = bootstrap_interval(timed.seconds, statistic=_median)
+    return {
+        "k_time": _spread(timed.seconds.quantile(0.5).item(), gap),
+        "k_time_low": _spread(low, gap),
+        "k_time_high": _spread(high, gap),
+        "k_processor": None if timed.processor is None else _spread(timed.processor.quantile(0.5).item(), gap),
+    }
+
+
+def _median(rows: Tensor) -> Tensor:
+    return rows.quantile(0.5, dim=1)  # `median` takes the lower of two in the middle
+
+
+def _measure(step: Step, n: int, device: torch.device) -> Timed:
+    timed = time_step(step, n, device)
     if device.type != "cuda":
-        return Measured(unguided, guided, None)
+        return timed
     peaks = []
     for call in (step.unguided, step.guided):
         torch.cuda.reset_peak_memory_stats(device)
         call()
         torch.cuda.synchronize(device)
         peaks.append(torch.cuda.max_memory_allocated(device))
-    return Measured(unguided, guided, (peaks[0], peaks[1]))
+    return replace(timed, peaks=(peaks[0], peaks[1]))
 
 
 def _can_time(device: torch.device, flops: int, peak_bytes: int) -> bool:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from nrg_sampler.guidance import RewardGuidance
 from nrg_sampler.rewards.base import Conditioning
+from nrg_sampler.rewards.window import Window
 
 # Weights of a block that do not act on every latent token: modulation from the timestep, the prompt's own stream, and
 # what turns the prompt into keys and values.
@@ -31,6 +33,8 @@ class Workload:
         prompt_tokens: Tokens of the prompt.
         evaluations: Forward passes in an unguided step: 2 with classifier-free guidance, 1 where it is distilled in.
         grid: Frames, height and width of packed latents.
+        words: Tokens of the prompt that are no padding; all by default.
+        reward: What differs from the defaults of ``LatentReward``, where that is the reward.
     """
 
     name: str
@@ -41,6 +45,8 @@ class Workload:
     prompt_tokens: int = 512
     evaluations: int = 2
     grid: tuple[int, int, int] = (1, 1, 1)
+    words: int | None = None
+    reward: Mapping[str, Any] = field(default_factory=dict)
 
     def build(self, num_blocks: int | None = None) -> Any:
         """Return the transformer with random weights, or its first ``num_blocks`` blocks; frozen."""
@@ -56,7 +62,8 @@ class Workload:
             return TrunkReward(self.build(num_blocks), self.inputs)
         from nrg_sampler.rewards.latent import TRUNK_OPTIONS, LatentReward
 
-        options = {name: value for name, value in self.config.items() if name in TRUNK_OPTIONS}
+        trunk = {name: value for name, value in self.config.items() if name in TRUNK_OPTIONS}
+        options = {**trunk, **self.reward}
         reward: LatentReward = LatentReward(num_blocks=num_blocks, **options).eval().requires_grad_(False)
         return reward
 
@@ -76,6 +83,27 @@ class Workload:
         width = PROMPT_WIDTH[self.transformer](self.config)
         shape = (self.latents[0], self.prompt_tokens, width)
         return (torch.randn(self.latents, device=device, dtype=dtype), torch.randn(shape, device=device, dtype=dtype))
+
+    def read_by(self, guidance: RewardGuidance) -> Workload:
+        """Return the same with the part of the latents that the reward reads.
+
+        Raises:
+            ValueError: If the latents are packed or an image, of which no part is counted.
+        """
+        if not guidance.windowed:
+            return self
+        if len(self.latents) != 5:
+            raise ValueError(
+                f"Expected frame_stride=1 and crop=1 for {self.name}, but got {guidance.frame_stride} and "
+                f"{guidance.crop:g}; parts are counted of latents (B, C, T, H, W)."
+            )
+        window = Window.of(self.latents, guidance.frame_stride, guidance.crop, 0)
+        return replace(self, latents=tuple(window.cut(torch.empty(self.latents, device="meta")).shape))
+
+    def prompt_mask(self, device: str) -> Tensor:
+        """Return which tokens of the prompt count, shape ``(B, L)``."""
+        words = self.prompt_tokens if self.words is None else self.words
+        return (torch.arange(self.prompt_tokens, device=device) < words).expand(self.latents[0], -1)
 
     @property
     def tokens(self) -> int:
@@ -158,6 +186,7 @@ def predicted_ratio(
     evaluations: int,
     passes_back: int = 1,
     *,
+    read: list[BlockCost] | None = None,
     shared: bool = False,
     checkpointing: bool = False,
 ) -> float:
@@ -167,9 +196,10 @@ def predicted_ratio(
 
     with ``f`` the reward's share of the forward pass, ``b`` the cost of its backward pass over its forward one and
     ``E`` evaluations a step. Features that are shared save the forward pass; checkpointing pays for another one, and
-    axes that are differentiated one by one for several backward passes.
+    axes that are differentiated one by one for several backward passes. ``read`` are the costs of the blocks with as
+    many tokens as the reward reads; all of them by default.
     """
-    trunk = costs[:num_blocks]
+    trunk = (costs if read is None else read)[:num_blocks]
     forward = sum(cost.forward for cost in trunk)
     backward = sum(cost.backward for cost in trunk)
     extra = passes_back * backward + forward * (checkpointing + (not shared))
@@ -254,11 +284,20 @@ def _wan(name: str, heads: int, ffn: int, layers: int) -> Workload:
 
 
 def _shapes() -> Workload:
-    """The bundled model."""
+    """The bundled model with its reward, and a prompt of the usual length."""
     trunk = {"num_attention_heads": 6, "attention_head_dim": 32, "ffn_dim": 768, "num_layers": 8, "freq_dim": 128}
     shape = {"patch_size": (1, 2, 2), "in_channels": 16, "out_channels": 16, "text_dim": 96, "rope_max_seq_len": 64}
     latents = (1, 16, 7, 8, 8)
-    return Workload("shapes", "WanTransformer3DModel", {**trunk, **shape}, latents, "64x64, 13 frames", 32)
+    return Workload(
+        name="shapes",
+        transformer="WanTransformer3DModel",
+        config={**trunk, **shape},
+        latents=latents,
+        about="64x64, 13 frames",
+        prompt_tokens=32,
+        words=12,
+        reward={"num_token_reads": 1},
+    )
 
 
 LTX = {

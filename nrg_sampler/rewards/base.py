@@ -16,8 +16,8 @@ It should be noise-aware: its gradient must fade like ``1 - sigma`` toward pure 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import torch
@@ -36,16 +36,21 @@ class Conditioning:
         velocity: Velocity of the step after classifier-free guidance, shape of the latents; only for a reward with
             ``needs_velocity``.
         pooled: One vector for the positive prompt as a whole, shape ``(B, P)``, where the model has one.
+        prepared: What the reward's own ``prepare`` made of the prompt, if it was asked to.
+        frame_stride: How far apart in the video the frames of the latents are.
     """
 
     prompt_embeds: Tensor | None = None
     prompt_mask: Tensor | None = None
     velocity: Tensor | None = None
     pooled: Tensor | None = None
+    prepared: Any = field(default=None, kw_only=True)
+    frame_stride: int = field(default=1, kw_only=True)
 
     def copied(self, device: torch.device) -> Conditioning:
         """Return an independent copy on ``device``, safe to use under autograd even if made in inference mode."""
-        return Conditioning(*(_copy(tensor, device) for tensor in vars(self).values()))
+        copies: dict[str, Any] = {name: _copy(tensor, device) for name, tensor in self._tensors()}
+        return replace(self, **copies)
 
     def for_batch(self, batch: int) -> Conditioning:
         """Return the conditioning of ``batch`` samples, repeating a single one and dropping the unconditional half.
@@ -53,7 +58,11 @@ class Conditioning:
         Raises:
             ValueError: If the stored batch is neither 1, ``batch`` nor ``2 * batch``.
         """
-        return Conditioning(*(_for_batch(tensor, batch) for tensor in vars(self).values()))
+        rows: dict[str, Any] = {name: _for_batch(tensor, batch) for name, tensor in self._tensors()}
+        return replace(self, **rows, prepared=None)
+
+    def _tensors(self) -> Iterator[tuple[str, Any]]:
+        return ((name, getattr(self, name)) for name in ("prompt_embeds", "prompt_mask", "velocity", "pooled"))
 
 
 def _copy(tensor: Tensor | None, device: torch.device) -> Tensor | None:
@@ -79,8 +88,10 @@ class Reward(Protocol):
     ``mean`` and ``std`` per axis (of the raw reward over the base model's samples) and ``recommended_scale`` may be
     left out; they default to 0, 1 and 1. With them, weights and strengths mean the same for every reward. A reward may
     also have ``check_compatible(pipe)``, which raises ``ValueError`` when the pipeline's latents are not its own,
-    ``needs_velocity = True``, which asks for the step's velocity in the conditioning, and ``num_members`` above 1: then
-    it takes ``members=True`` and returns what each member says, shape ``(B, members, axes)``, instead of the mean.
+    ``needs_velocity = True``, which asks for the step's velocity in the conditioning, ``num_members`` above 1: then
+    it takes ``members=True`` and returns what each member says, shape ``(B, members, axes)``, instead of the mean, and
+    ``prepare(conditioning)``, which returns it with what can be worked out of the prompt once for all steps in
+    ``prepared``.
     """
 
     axes: tuple[str, ...]
@@ -205,9 +216,14 @@ WeightsLike: TypeAlias = RewardWeights | str | Mapping[str, float] | Sequence[fl
 
 def normalised(reward: Reward, raw: Tensor) -> Tensor:
     """Return ``(raw - mean) / std`` per axis with the reward's stored statistics, shape ``(B, axes)``."""
-    statistics = zip(raw.unbind(-1), _statistic(reward, "mean", 0.0), _statistic(reward, "std", 1.0), strict=True)
+    statistics = zip(raw.unbind(-1), _statistic(reward, "mean", 0.0), units(reward), strict=True)
     # numbers rather than a tensor of them, whose copy to the device the host would wait for
     return torch.stack([(column - mean) / std for column, mean, std in statistics], dim=-1)
+
+
+def units(reward: Reward) -> tuple[float, ...]:
+    """Return the stored standard deviation of each axis, the unit of a calibrated reward; 1 where it has none."""
+    return _statistic(reward, "std", 1.0)
 
 
 def _statistic(reward: Any, name: str, default: float) -> tuple[float, ...]:
@@ -239,7 +255,7 @@ def check_reward(reward: Any, pipe: Any = None) -> None:
                 f"Expected `{name}` of the reward to have one value per axis ({', '.join(axes)}), "
                 f"but got {len(values)}; store one for each."
             )
-    if not all(value > 0 for value in _statistic(reward, "std", 1.0)):
+    if not all(value > 0 for value in units(reward)):
         raise ValueError(f"Expected `std` of the reward to be above 0, but got {reward.std}; measure it again.")
     if pipe is not None and hasattr(reward, "check_compatible"):
         reward.check_compatible(pipe)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from nrg_sampler.flow import per_sample, working_dtype
-from nrg_sampler.rewards.base import Conditioning, Reward, RewardWeights, WeightsLike, normalised
+from nrg_sampler.rewards.base import Conditioning, Reward, RewardWeights, WeightsLike, normalised, units
 from nrg_sampler.rewards.ensemble import lower_bound, member_count
 
 
@@ -61,11 +61,8 @@ def reward_gradient(
     Raises:
         ValueError: If the reward has another output shape, gives no gradient or is on another device.
     """
-
-    def score(raw: Tensor) -> list[Tensor]:
-        return [weighted_score(reward, raw, weights, calibrated)]
-
-    grads, raw = _differentiate(latents, sigma, reward, conditioning, score, disagreement)
+    shares = _in_units(RewardWeights.parse(weights).resolve(reward.axes), reward, calibrated)
+    grads, raw = _differentiate(latents, sigma, reward, conditioning, [shares], disagreement)
     return grads[0], raw
 
 
@@ -97,13 +94,37 @@ def axis_gradients(
     Raises:
         ValueError: As ``reward_gradient``.
     """
-    columns = [reward.axes.index(axis) for axis in (reward.axes if axes is None else axes)]
+    single = [[float(own == axis) for own in reward.axes] for axis in (reward.axes if axes is None else axes)]
+    shares = [_in_units(row, reward, calibrated) for row in single]
+    grads, raw = _differentiate(latents, sigma, reward, conditioning, shares, disagreement)
+    return torch.stack(grads), raw
 
-    def scores(raw: Tensor) -> list[Tensor]:
-        values = normalised(reward, raw) if calibrated else raw
-        return [values[:, column] for column in columns]
 
-    return _differentiate(latents, sigma, reward, conditioning, scores, disagreement)
+def prepared(reward: Any, conditioning: Conditioning, device: torch.device) -> Conditioning:
+    """Let a reward with ``prepare`` work out of the prompts, once for all steps of a run, what it needs in each.
+
+    Args:
+        reward: Any reward.
+        conditioning: The positive prompts, one row per latent.
+        device: That of the latents.
+
+    Returns:
+        The conditioning for every step with these prompts.
+
+    Raises:
+        ValueError: If the prompts do not fit the reward.
+    """
+    if not hasattr(reward, "prepare"):
+        return conditioning
+    _check_device(reward, device)
+    with torch.inference_mode(False):  # autograd takes no tensors made in inference mode
+        found: Conditioning = reward.prepare(conditioning.copied(device))
+    return found
+
+
+def _in_units(shares: Sequence[float], reward: Reward, calibrated: bool) -> list[float]:
+    """Return the derivative of a weighted score by each raw axis."""
+    return [share / unit for share, unit in zip(shares, units(reward) if calibrated else (1.0,) * len(shares))]
 
 
 def _differentiate(
@@ -111,10 +132,10 @@ def _differentiate(
     sigma: Tensor | float,
     reward: Reward,
     conditioning: Conditioning | None,
-    scores: Callable[[Tensor], list[Tensor]],
+    sums: Sequence[Sequence[float]],
     disagreement: float,
-) -> tuple[Tensor, Tensor]:
-    """Return the gradient of each score ``(B,)`` that ``scores`` makes of the raw reward, stacked, and that reward."""
+) -> tuple[list[Tensor], Tensor]:
+    """Return the gradient of each weighted sum of the raw axes, one pass back for each, and the raw reward."""
     _check_device(reward, latents.device)
     options = {"members": True} if disagreement else {}
     with torch.inference_mode(False), torch.enable_grad():
@@ -129,13 +150,15 @@ def _differentiate(
             said = score(leaf, per_sample(sigma, leaf).clone(), given, **options)
         _check_output(said, leaf, reward, **options)
         raw = said.mean(dim=1) if disagreement else said
-        wanted = scores(lower_bound(said.to(dtype), disagreement) if disagreement else raw.to(dtype))
+        guiding = lower_bound(said.to(dtype), disagreement) if disagreement else raw.to(dtype)
         grads = []
-        for index, score in enumerate(wanted):
-            again = index + 1 < len(wanted)
-            (grad,) = torch.autograd.grad(score.sum(), leaf, retain_graph=again, allow_unused=True)
+        for index, shares in enumerate(sums):
+            again = index + 1 < len(sums)
+            # numbers rather than a tensor of them, whose copy to the device the host would wait for
+            slope = torch.stack([torch.full_like(guiding[:, 0], share) for share in shares], dim=1)
+            (grad,) = torch.autograd.grad(guiding, leaf, slope, retain_graph=again, allow_unused=True)
             grads.append(torch.zeros_like(leaf, dtype=dtype) if grad is None else grad.to(dtype))
-    return torch.stack(grads), raw.detach()
+    return grads, raw.detach()
 
 
 def _check_device(reward: Any, device: torch.device) -> None:

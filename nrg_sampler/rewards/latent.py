@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from diffusers import WanTransformer3DModel
@@ -53,6 +54,22 @@ def latent_space(vae: Any) -> dict[str, Any]:
     """Describe the latents of a VAE: its class, and what of its config shapes or normalises them."""
     config = {name: vae.config[name] for name in LATENT_OPTIONS if vae.config.get(name) is not None}
     return {"vae": type(vae).__name__, **config}
+
+
+class ReadPrompt(NamedTuple):
+    """What a reward makes of a prompt before it sees any latents; a single row serves every sample.
+
+    Args:
+        context: What the trunk reads as the prompt, shape ``(B, M, D)``.
+        queries: Of the axes, member by member, shape ``(B, M * A, D)``.
+        words: What axes that see text read, shape ``(B, L, D)``; ``None`` if the queries have read it already.
+        mask: Which of the words count, shape ``(B, L)``.
+    """
+
+    context: Tensor
+    queries: Tensor
+    words: Tensor | None = None
+    mask: Tensor | None = None
 
 
 class LatentReward(ModelMixin, ConfigMixin):
@@ -301,40 +318,65 @@ class LatentReward(ModelMixin, ConfigMixin):
         Raises:
             ValueError: If shapes do not fit the config, or a text axis finds no prompt.
         """
-        self._check(latents, conditioning)
+        self._check_latents(latents)
+        self._check_prompt(conditioning)
+        prompt = self._prompt(conditioning)
         dtype = self.patch_embedding.weight.dtype
-        hidden = self._trunk(latents.to(dtype), sigma.to(latents.device), conditioning)
-        return self.score_features(hidden, conditioning, members)
+        rotary = self._rotary(latents, conditioning.frame_stride)
+        hidden = self._trunk(latents.to(dtype), sigma.to(latents.device), prompt.context, rotary)
+        return self._score(hidden, prompt, members)
 
     def score_features(self, hidden: Tensor, conditioning: Conditioning, members: bool = False) -> Tensor:
         """Score what the last block of the trunk gives, shape ``(B, N, D)``; returns as ``forward`` does."""
-        dtype = self.patch_embedding.weight.dtype
-        features = self.features_norm(hidden.to(dtype))
-        queries = torch.cat([member.queries for member in self.members], dim=1).expand(len(hidden), -1, -1)
-        if self.config.text_axes:
-            text, mask = self._text(conditioning, dtype)
+        return self._score(hidden, self._prompt(conditioning), members)
+
+    @torch.no_grad()
+    def prepare(self, conditioning: Conditioning) -> Conditioning:
+        """Read the prompt once for all steps of a run; good for as long as the weights stay as they are.
+
+        Args:
+            conditioning: ``prompt_embeds`` as in ``forward``; what is padding in every row is not read again.
+
+        Raises:
+            ValueError: If a text axis finds no prompt of its width.
+        """
+        self._check_prompt(conditioning)
+        return replace(conditioning, prepared=self._prompt(replace(conditioning, prepared=None), trimmed=True))
+
+    def _score(self, hidden: Tensor, prompt: ReadPrompt, members: bool) -> Tensor:
+        features = self.features_norm(hidden.to(self.patch_embedding.weight.dtype))
+        queries, words = prompt.queries, prompt.words
+        if words is not None:
             for read in self.token_reads:  # each word looks for what it names, then the queries read the words
-                text = read(text, features)
-            sees_text = self.sees_text.repeat(self.num_members)[:, None]
-            queries = torch.where(sees_text, self.text_read(queries, text, mask), queries)  # (B, M * A, D)
+                words = read(words.expand(len(hidden), -1, -1), features)
+            queries = self._informed(queries, words, prompt.mask)
+        queries = queries.expand(len(hidden), -1, -1)
         raw = answers(self.members, queries.chunk(self.num_members, dim=1), features)
         if members:
             return torch.stack(raw, dim=1)  # (B, M, A)
         return torch.stack(raw).mean(dim=0) if len(raw) > 1 else raw[0]
 
-    def _trunk(self, latents: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
+    def _informed(self, queries: Tensor, words: Tensor, mask: Tensor | None) -> Tensor:
+        """Let the queries of the axes that see text read it."""
+        queries = queries.expand(len(words), -1, -1)
+        sees_text = self.sees_text.repeat(self.num_members)[:, None]
+        return torch.where(sees_text, self.text_read(queries, words, mask), queries)
+
+    def _rotary(self, latents: Tensor, frame_stride: int) -> tuple[Tensor, ...]:
+        """Rotary embedding of each token, where frames are ``frame_stride`` apart, shape ``(1, N, 1, D / heads)``."""
+        rows, columns = (size // patch for size, patch in zip(latents.shape[3:], self.config.patch_size[1:]))
+        frames = frame_stride * (latents.shape[2] - 1) + 1
+        whole = self.rope(latents[:, :, :1].expand(-1, -1, frames, -1, -1))  # looks at the shape alone
+        return tuple(part.unflatten(1, (-1, rows * columns))[:, ::frame_stride].flatten(1, 2) for part in whole)
+
+    def _trunk(self, latents: Tensor, sigma: Tensor, context: Tensor, rotary: tuple[Tensor, ...]) -> Tensor:
         """Output of the last block, shape ``(B, N, D)``, for noisy latents."""
         hidden: Tensor = self.patch_embedding(latents).flatten(2).transpose(1, 2).contiguous()  # (B, N, D)
-        rotary = self.rope(latents)
         embedder = self.condition_embedder
         frequencies = embedder.timesteps_proj(sigma.expand(len(latents)) * 1000)
         time = embedder.time_embedder(frequencies.to(next(embedder.time_embedder.parameters()).dtype))
         modulation = embedder.time_proj(embedder.act_fn(time.to(hidden.dtype))).unflatten(1, (6, -1))  # (B, 6, D)
-        if self.config.prompt_in_trunk:
-            assert conditioning.prompt_embeds is not None  # checked in forward
-            context = embedder.text_embedder(conditioning.prompt_embeds.to(hidden.dtype))
-        else:
-            context = self.null_context.to(hidden.dtype).expand(len(latents), -1, -1)
+        context = context.to(hidden.dtype).expand(len(latents), -1, -1)
         for block in self.blocks:
             if torch.is_grad_enabled() and self.gradient_checkpointing:
                 hidden = self._gradient_checkpointing_func(block, hidden, context, modulation, rotary)
@@ -342,15 +384,31 @@ class LatentReward(ModelMixin, ConfigMixin):
                 hidden = block(hidden, context, modulation, rotary)
         return hidden
 
-    def _text(self, conditioning: Conditioning, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Projected prompt tokens ``(B, L, D)`` and which of them count ``(B, L)``."""
-        embeds = conditioning.prompt_embeds
-        assert embeds is not None  # checked in forward
+    def _prompt(self, conditioning: Conditioning, trimmed: bool = False) -> ReadPrompt:
+        """Read the prompt; with ``trimmed``, which makes the host wait for the device, up to its last word only."""
+        if conditioning.prepared is not None:
+            prepared: ReadPrompt = conditioning.prepared
+            return prepared
+        embeds, dtype = conditioning.prompt_embeds, self.patch_embedding.weight.dtype
+        context = self.null_context
+        queries = torch.cat([member.queries for member in self.members], dim=1)
+        if self.config.prompt_in_trunk:
+            assert embeds is not None  # checked before
+            context = self.condition_embedder.text_embedder(embeds.to(dtype))
+        if not self.config.text_axes:
+            return ReadPrompt(context, queries)
+        assert embeds is not None  # checked before
         mask = (embeds != 0).any(dim=-1) if conditioning.prompt_mask is None else conditioning.prompt_mask.bool()
         mask = mask | (torch.arange(mask.shape[1], device=mask.device) == 0)  # a row that reads nothing would be NaN
-        return self.text_norm(self.condition_embedder.text_embedder(embeds.to(dtype))), mask
+        if trimmed:
+            length = int(mask.any(dim=0).nonzero().max()) + 1
+            embeds, mask = embeds[:, :length], mask[:, :length]
+        words = self.text_norm(self.condition_embedder.text_embedder(embeds.to(dtype)))
+        if self.token_reads:
+            return ReadPrompt(context, queries, words, mask)
+        return ReadPrompt(context, self._informed(queries, words, mask))
 
-    def _check(self, latents: Tensor, conditioning: Conditioning) -> None:
+    def _check_latents(self, latents: Tensor) -> None:
         if latents.ndim != 5 or latents.shape[1] != self.config.in_channels:
             raise ValueError(
                 f"Expected latents of shape (B, {self.config.in_channels}, T, H, W), but got {tuple(latents.shape)}."
@@ -360,6 +418,8 @@ class LatentReward(ModelMixin, ConfigMixin):
             raise ValueError(
                 f"Expected latent sizes that are multiples of {tuple(multiples)}, but got {tuple(latents.shape[2:])}."
             )
+
+    def _check_prompt(self, conditioning: Conditioning) -> None:
         embeds = conditioning.prompt_embeds
         if not self.config.text_axes and not self.config.prompt_in_trunk:
             return

@@ -21,6 +21,51 @@ from torch.nn import functional
 POOLINGS = ("query", "mean", "max")
 
 
+class Attention(nn.Module):
+    """Attention to features, in whichever order of the same products is the cheaper.
+
+    A few queries go through the weights of the keys to the features, and what they read through those of the values.
+    Many queries meet features that were projected to keys and values.
+
+    Args:
+        dim: Width of the features.
+        heads: Number of heads.
+    """
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        linear = nn.Linear(dim, 2 * dim)
+        self.weight, self.bias = linear.weight, linear.bias  # of the keys, then of the values
+
+    def forward(self, query: Tensor, features: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Return what each query ``(B, heads, A, D / heads)`` reads from features ``(B, N, D)``, shape of the queries.
+
+        Where ``mask`` ``(B, N)`` is False is not read.
+        """
+        few = query.shape[1] * query.shape[2] <= features.shape[-1]
+        return (self._by_few if few else self._by_many)(query, features, mask)
+
+    def _by_few(self, query: Tensor, features: Tensor, mask: Tensor | None) -> Tensor:
+        to_key, to_value = self.weight.unflatten(0, (2, self.heads, -1)).unbind()  # (heads, D / heads, D) each
+        scale = query.shape[-1] ** -0.5
+        asked = (query * scale @ to_key).flatten(1, 2)  # (B, heads * A, D); the keys' bias shifts all logits alike
+        logits = asked @ features.mT  # (B, heads * A, N)
+        if mask is not None:
+            logits = logits.masked_fill(~mask[:, None], -torch.inf)
+        found = logits.softmax(dim=-1, dtype=torch.promote_types(logits.dtype, torch.float32)).to(features.dtype)
+        read = (found @ features).unflatten(1, (self.heads, -1))  # (B, heads, A, D)
+        bias = self.bias.chunk(2)[1].unflatten(0, (self.heads, 1, -1))
+        values: Tensor = read @ to_value.mT + bias
+        return values
+
+    def _by_many(self, query: Tensor, features: Tensor, mask: Tensor | None) -> Tensor:
+        both = functional.linear(features, self.weight, self.bias).unflatten(-1, (2, self.heads, -1))
+        key, value = both.permute(2, 0, 3, 1, 4)  # (B, heads, N, D / heads) each
+        bias = None if mask is None else mask[:, None, None]
+        return functional.scaled_dot_product_attention(query, key, value, attn_mask=bias)
+
+
 class QueryRead(nn.Module):
     """One read: queries attend to features and then think for themselves (pre-norm, residual).
 
@@ -35,7 +80,7 @@ class QueryRead(nn.Module):
         self.heads = heads
         self.norm = nn.LayerNorm(dim)
         self.to_q = nn.Linear(dim, dim)
-        self.to_kv = nn.Linear(dim, 2 * dim) if looks else None
+        self.to_kv = Attention(dim, heads) if looks else None
         self.to_out = nn.Linear(dim, dim)
         self.mlp = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, 2 * dim), nn.SiLU(), nn.Linear(2 * dim, dim))
 
@@ -50,9 +95,7 @@ class QueryRead(nn.Module):
     def find(self, asked: Sequence[Tensor], features: Tensor, mask: Tensor | None = None) -> tuple[Tensor, ...]:
         """What each of ``asked`` finds among the features, in one attention."""
         assert self.to_kv is not None  # only the first member looks
-        key, value = (self._split(part) for part in self.to_kv(features).chunk(2, dim=-1))
-        bias = None if mask is None else mask[:, None, None]
-        found = functional.scaled_dot_product_attention(torch.cat(list(asked), dim=2), key, value, attn_mask=bias)
+        found: Tensor = self.to_kv(torch.cat(list(asked), dim=2), features, mask)
         return found.chunk(len(asked), dim=2)
 
     def think(self, queries: Tensor, found: Tensor) -> Tensor:
@@ -147,4 +190,4 @@ def answers(members: Sequence[Any], queries: Sequence[Tensor], features: Tensor)
 
 def _raw(heads: nn.ModuleList, queries: Tensor) -> Tensor:
     queries = queries.expand(-1, len(heads), -1)  # a shared query answers for every axis
-    return torch.cat([head(queries[:, axis]) for axis, head in enumerate(heads)], dim=1).float()
+    return torch.cat([head(query) for head, query in zip(heads, queries.unbind(1))], dim=1).float()

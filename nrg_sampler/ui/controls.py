@@ -126,6 +126,8 @@ CONTROLS: dict[str, Control] = {
     "smoothing_samples": Number("Samples of it", "Gradients in the average.", 1, 16, 1),
     "balanced": Switch("Balance the axes", "One norm for every axis' gradient."),
     "forward": Choice("Forward pass", "The reward's own, or the video model's features.", {f: f for f in FORWARDS}),
+    "frame_stride": Number("Every n-th frame", "The reward reads only each n-th latent frame.", 1, 10, 1),
+    "crop": Number("Crop", "Share of height and width that the reward reads.", 0.1, 1.0, 0.05),
     "calibrated": Switch("Calibrated", "Strength in units of the recommended one."),
 }
 

@@ -1,0 +1,68 @@
+"""The part of the latents that the reward reads in one step: cheaper than all of them, and every part has its turn."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from nrg_sampler.rewards.base import Conditioning
+
+PATCH = 2  # latents; a crop begins and ends where the patches of video transformers do
+
+
+@dataclass(frozen=True)
+class Window:
+    """Some frames of some latents, and a rectangle of each.
+
+    Args:
+        frames: Every n-th of them, from one on.
+        rows: In the height.
+        columns: In the width.
+    """
+
+    frames: slice
+    rows: slice
+    columns: slice
+
+    @classmethod
+    def of(cls, shape: Sequence[int], frame_stride: int, crop: float, turn: int) -> Window:
+        """Choose the part whose turn it is.
+
+        Args:
+            shape: Of the latents, ``(B, C, T, H, W)``.
+            frame_stride: Each n-th latent frame is read.
+            crop: Share of the height and of the width, above 0.
+            turn: How many parts were read before; first frames take turns, then places in the picture.
+        """
+        *_, frames, height, width = shape
+        turn, first = divmod(turn, min(frame_stride, frames))
+        rows, columns = _stretches(height, crop), _stretches(width, crop)
+        turn, row = divmod(turn, len(rows))
+        return cls(slice(first, None, frame_stride), rows[row], columns[turn % len(columns)])
+
+    def cut(self, tensor: Tensor) -> Tensor:
+        """Return the part of a tensor ``(..., T, H, W)``."""
+        return tensor[..., self.frames, self.rows, self.columns]
+
+    def conditioning(self, whole: Conditioning) -> Conditioning:
+        """Return what belongs to the part of what was said of the whole."""
+        velocity = None if whole.velocity is None else self.cut(whole.velocity)
+        return replace(whole, velocity=velocity, frame_stride=self.frames.step)
+
+    def placed(self, part: Tensor, shape: Sequence[int]) -> Tensor:
+        """Put a part ``(..., t, h, w)`` back where it was cut out; ``shape`` is that of the result, zero elsewhere."""
+        whole = part.new_zeros(shape)
+        self.cut(whole).copy_(part)
+        return whole
+
+
+def _stretches(size: int, crop: float) -> list[slice]:
+    """Cover ``size`` latents by stretches of one length that begin and end at a patch, overlapping where they have to."""
+    length = min(size, max(PATCH, round(crop * size / PATCH) * PATCH))
+    count = math.ceil(size / length)
+    gap = (size - length) / max(1, count - 1)
+    starts = (min(PATCH * round(index * gap / PATCH), size - length) for index in range(count))
+    return [slice(start, start + length) for start in starts]
