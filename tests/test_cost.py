@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from dataclasses import replace
 
@@ -12,8 +13,19 @@ from torch.utils.flop_counter import FlopCounterMode
 from nrg_sampler import cli
 from nrg_sampler.evaluation import cost, workloads
 from nrg_sampler.evaluation.workloads import WORKLOADS, block_costs, predicted_ratio
+from nrg_sampler.rewards.latent import LatentReward
 
 SHAPES = WORKLOADS["shapes"]
+READING = (
+    "num_reads",
+    "num_token_reads",
+    "num_members",
+    "null_tokens",
+    "pooling",
+    "separate_queries",
+    "prompt_in_trunk",
+)
+USUAL = {name: inspect.signature(LatentReward).parameters[name].default for name in READING}
 
 
 def shallow(name: str) -> workloads.Workload:
@@ -38,6 +50,17 @@ def test_the_bundled_workload_is_the_bundled_model():
 
     config = WanTransformer3DModel.load_config(bundled_folder("pipeline") / "transformer")
     assert {name: tuple(v) if isinstance(v := config[name], list) else v for name in SHAPES.config} == SHAPES.config
+    reward = LatentReward.load_config(bundled_folder("reward"))
+    assert reward["num_blocks"] == config["num_layers"] // 4
+    assert {name: value for name, value in reward.items() if name in READING} == {**USUAL, **SHAPES.reward}
+
+
+def test_a_measured_ratio_is_the_median_of_pairs_with_its_interval():
+    ratios = torch.tensor([1.1, 1.5, 1.2, 1.3, 1.4])
+    (first, second) = (cost._timed_ratios(cost.Timed(ratios, ratios + 1), gap) for gap in (1, 2))
+    assert first["k_time"] == 1.3 and 1.1 <= first["k_time_low"] < 1.3 < first["k_time_high"] <= 1.5
+    assert first["k_processor"] == 2.3 and second["k_time"] == 1.15
+    assert set(cost._timed_ratios(None, 1).values()) == {None}
 
 
 def test_counting_with_fake_tensors_is_counting_the_real_ones():
@@ -121,6 +144,7 @@ def test_rows_tell_time_operations_and_memory(capsys):
     first, second = rows
     assert first["config"] == "shapes" and first["mode"] == "separate" and first["n"] == 2 and first["k_time"] > 0
     assert second["k_flops"] - 1 == pytest.approx((first["k_flops"] - 1) / 2, abs=2e-3)
+    assert first["k_time_low"] <= first["k_time"] <= first["k_time_high"] and first["k_processor"] > 0
     assert first["peak_memory_mib"] > first["unguided_memory_mib"] > 0
 
 
@@ -130,6 +154,13 @@ def test_the_table_says_what_was_not_measured(capsys):
     assert line.startswith("| shapes, 64x64, 13 frames | separate | 1 | 2 | - | 1.2") and line.endswith(
         "counted | none |"
     )
+
+
+def test_the_table_names_the_part_that_is_read(capsys):
+    options = ["--mode", "strided", "--frame-stride", "3", "--crop", "0.5", "--every", "1", "--n", "1"]
+    assert cli.main(["bench", *options, "--device", "cpu"]) == 0
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert line.startswith("| shapes, 64x64, 13 frames | strided, each 3. frame, crop 0.5 | 1 | 2 | ") and "[" in line
 
 
 def test_too_many_blocks_are_refused(capsys):

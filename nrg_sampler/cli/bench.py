@@ -28,9 +28,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--mode",
         nargs="+",
-        choices=("separate", "shared"),
+        choices=("separate", "shared", "strided"),
         default=["separate"],
-        help="whose features the reward reads",
+        help="the reward runs its own forward pass, reads the model's features, or reads a part of the latents",
+    )
+    parser.add_argument(
+        "--frame-stride",
+        type=options.whole_number(1),
+        default=2,
+        metavar="N",
+        help="each N-th latent frame, with --mode strided (default: 2)",
+    )
+    parser.add_argument(
+        "--crop",
+        type=options.number,
+        default=1.0,
+        metavar="F",
+        help="share of height and width, likewise (default: 1)",
     )
     parser.add_argument(
         "--every", type=options.whole_number(1), nargs="+", default=[1, 2], metavar="N", help="guide each N-th step"
@@ -57,6 +71,8 @@ def run(arguments: argparse.Namespace) -> int:
             arguments.blocks,
             mode=mode,
             every=arguments.every,
+            frame_stride=arguments.frame_stride,
+            crop=arguments.crop,
             checkpointing=arguments.checkpointing,
             device=device,
             dtype=getattr(torch, arguments.dtype or ("bfloat16" if half else "float32")),
@@ -77,9 +93,19 @@ def table(rows: Iterable[CostRow], about: str) -> str:
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
-        measured = "-" if row.k_time is None else f"{row.k_time:.2f}"
-        mode = f"{row.mode}, checkpointed" if row.checkpointing else row.mode
         memory = f"{row.peak_memory_mib:.0f} ({row.unguided_memory_mib:.0f}), {row.memory}"
-        numbers = f"{measured} | {row.k_flops:.2f} | {row.k_predicted:.2f} | {memory}"
-        lines.append(f"| {row.config}, {about} | {mode} | {row.every} | {row.blocks} | {numbers} | {row.device} |")
+        numbers = f"{_measured(row)} | {row.k_flops:.2f} | {row.k_predicted:.2f} | {memory}"
+        lines.append(
+            f"| {row.config}, {about} | {_mode(row)} | {row.every} | {row.blocks} | {numbers} | {row.device} |"
+        )
     return "\n".join(lines)
+
+
+def _measured(row: CostRow) -> str:
+    return "-" if row.k_time is None else f"{row.k_time:.2f} [{row.k_time_low:.2f}, {row.k_time_high:.2f}]"
+
+
+def _mode(row: CostRow) -> str:
+    stride = [f"each {row.frame_stride}. frame"] * (row.frame_stride > 1)
+    crop = [f"crop {row.crop:g}"] * (row.crop < 1)
+    return ", ".join([row.mode, *stride, *crop, *["checkpointed"] * row.checkpointing])
