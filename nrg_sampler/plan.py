@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from nrg_sampler.evaluation.workloads import Workload, block_costs, predicted_ratio
+from nrg_sampler.guidance import RewardGuidance
 from nrg_sampler.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -68,6 +69,19 @@ class Pace:
 
 
 @dataclass(frozen=True)
+class Memory:
+    """What a guided step takes and what there is, in MB.
+
+    Args:
+        needed: Highest memory of a step, counted, with the weights of the whole pipeline.
+        available: What is free on the device, and what the pipeline holds there already.
+    """
+
+    needed: float
+    available: float
+
+
+@dataclass(frozen=True)
 class Plan:
     """The cost of one video.
 
@@ -85,7 +99,7 @@ class Plan:
         seconds: Expected time of a guided video; ``None`` if the pace is not known.
         unguided_seconds: The same without the reward.
         memory_mb: Expected memory; ``None`` likewise.
-        needed_mb: Highest memory of a guided step, counted; ``None`` where it cannot be, see :func:`memory_needed`.
+        needed_mb: Highest memory of a guided step, counted; ``None`` where it is not, see :func:`count_memory`.
         available_mb: Memory that is free on the device; ``None`` likewise.
     """
 
@@ -127,19 +141,20 @@ class Plan:
             lines.append(f"A guided step needs about {self.needed_mb:.0f} MB; {self.available_mb:.0f} MB are free.")
         if not self.fits:
             lines.append(
-                "That will not fit: use fewer frames or a smaller picture, bfloat16, "
-                "or `reward.enable_gradient_checkpointing()`."
+                "That will not fit: let the reward read fewer frames (`frame_stride`) or a part of the picture (`crop`), "
+                "use bfloat16, `reward.enable_gradient_checkpointing()`, or sample a smaller video."
             )
         return "\n".join(lines)
 
 
-def plan(pipe: Any, recipe: Recipe, pace: Pace | None = None) -> Plan:
+def plan(pipe: Any, recipe: Recipe, pace: Pace | None = None, memory: Memory | None = None) -> Plan:
     """Count what a video of a recipe would cost.
 
     Args:
         pipe: A loaded pipeline.
         recipe: What would be sampled.
         pace: How fast it runs here, from :func:`measure` or an earlier run of the same size.
+        memory: What it takes, from :func:`count_memory`.
     """
     sampling = {**WAN_DEFAULTS, **pipe.sampling_defaults, **recipe.sampling}
     steps = int(sampling["num_inference_steps"])
@@ -148,10 +163,10 @@ def plan(pipe: Any, recipe: Recipe, pace: Pace | None = None) -> Plan:
     single = steps * (2 if sampling["guidance_scale"] > 1 else 1)
     candidates = recipe.search["candidates"] if recipe.search else 1
     modules = {name: part for name, part in pipe.components.items() if hasattr(part, "parameters")}
-    reward = modules.pop("reward_model", None)
+    modules.pop("reward_model", None)
+    reward = pipe.reward_model  # which may be a plain callable
     passes_back = recipe.guidance.passes_back(reward.axes) if gradients else 1
-    shared = recipe.guidance.forward == "shared"
-    extra = candidates * gradients * _gradient_cost(pipe, reward, sampling, passes_back, shared)
+    extra = candidates * gradients * _gradient_cost(pipe, reward, sampling, passes_back, recipe.guidance)
     counted = Plan(
         steps=steps,
         guided_steps=guided,
@@ -162,6 +177,8 @@ def plan(pipe: Any, recipe: Recipe, pace: Pace | None = None) -> Plan:
         ratio=round(candidates + extra / single, 2),
         weights_mb=round(sum(map(_megabytes, modules.values())), 1),
         reward_mb=round(_megabytes(reward), 1),
+        needed_mb=None if memory is None else round(memory.needed, 1),
+        available_mb=None if memory is None else round(memory.available, 1),
     )
     if pace is None:
         return counted
@@ -174,15 +191,23 @@ def plan(pipe: Any, recipe: Recipe, pace: Pace | None = None) -> Plan:
     )
 
 
-def _gradient_cost(pipe: Any, reward: Any, sampling: dict[str, Any], passes_back: int, shared: bool) -> float:
+def _gradient_cost(
+    pipe: Any, reward: Any, sampling: dict[str, Any], passes_back: int, guidance: RewardGuidance
+) -> float:
     """Return the cost of one gradient in evaluations of the transformer."""
     workload = _workload(pipe, sampling)
     if workload is None or not hasattr(reward, "blocks"):
         return _count(reward) / max(1, _count(pipe.transformer)) * (1 + BACKWARD * passes_back)
-    costs = block_costs(pipe.transformer, workload.tokens)
-    checkpointing = getattr(reward, "gradient_checkpointing", False)
-    blocks = len(reward.blocks)
-    return predicted_ratio(costs, blocks, 1, passes_back, shared=shared, checkpointing=checkpointing) - 1
+    ratio = predicted_ratio(
+        block_costs(pipe.transformer, workload.tokens),
+        len(reward.blocks),
+        1,
+        passes_back,
+        read=block_costs(pipe.transformer, workload.read_by(guidance).tokens),
+        shared=guidance.forward == "shared",
+        checkpointing=getattr(reward, "gradient_checkpointing", False),
+    )
+    return ratio - 1
 
 
 def _workload(pipe: Any, sampling: dict[str, Any]) -> Workload | None:
@@ -201,11 +226,28 @@ def _workload(pipe: Any, sampling: dict[str, Any]) -> Workload | None:
         about="what a recipe asks for",
         prompt_tokens=sampling["max_sequence_length"],
         evaluations=2 if sampling["guidance_scale"] > 1 else 1,
+        reward=_reading(pipe.reward_model),
     )
 
 
-def memory_needed(pipe: Any, recipe: Recipe) -> tuple[float, float] | None:
-    """Count the highest memory of a guided step, and what is free for it, in MB; ``None`` where it cannot be counted.
+def _reading(reward: Any) -> dict[str, Any]:
+    """Return what of a latent reward's config shapes what comes after its blocks."""
+    config = getattr(reward, "config", {})
+    names = (
+        "axes",
+        "text_axes",
+        "num_reads",
+        "num_token_reads",
+        "num_members",
+        "null_tokens",
+        "pooling",
+        "separate_queries",
+    )
+    return {name: config[name] for name in names if name in config}
+
+
+def count_memory(pipe: Any, recipe: Recipe) -> Memory | None:
+    """Count the memory of a step; ``None`` where it cannot be: no Wan pipeline, another reward, or offloaded weights.
 
     The step runs with fake tensors, which takes no memory. Decoding comes after the last step and is not in it.
 
@@ -216,23 +258,25 @@ def memory_needed(pipe: Any, recipe: Recipe) -> tuple[float, float] | None:
     from nrg_sampler.evaluation.cost import count_step
 
     workload = _workload(pipe, {**WAN_DEFAULTS, **pipe.sampling_defaults, **recipe.sampling})
-    reward = pipe.reward_model
-    if workload is None or type(reward).__name__ != "LatentReward":
+    reward, modules = pipe.reward_model, [part for part in pipe.components.values() if hasattr(part, "parameters")]
+    offloaded = any(hasattr(part, "_hf_hook") or hasattr(part, "_diffusers_hook") for part in modules)
+    if workload is None or type(reward).__name__ != "LatentReward" or offloaded:
         return None
     checkpointing, shared = reward.gradient_checkpointing, recipe.guidance.forward == "shared"
-    unguided, guided, _ = count_step(
-        workload, len(reward.blocks), checkpointing, getattr(torch, recipe.dtype), shared=shared
-    )
-    others = [part for name, part in pipe.components.items() if name not in ("transformer", "reward_model")]
+    dtype = getattr(torch, recipe.dtype)
+    settings = RewardGuidance(frame_stride=recipe.guidance.frame_stride, crop=recipe.guidance.crop)
+    unguided, guided, _ = count_step(workload, len(reward.blocks), checkpointing, dtype, shared, settings)
+    loaded = sum(map(_megabytes, modules))
+    others = loaded - _megabytes(pipe.transformer) - _megabytes(reward)
     peak = guided.peak_bytes if recipe.guidance.scale else unguided.peak_bytes
-    loaded = sum(map(_megabytes, (pipe.transformer, reward, *others)))
-    return round(peak / MIB + sum(map(_megabytes, others)), 1), round(available_mb(recipe.device) + loaded, 1)
+    return Memory(peak / MIB + others, available_mb(recipe.device) + loaded)
 
 
 def available_mb(device: str) -> float:
     """Return the memory that is free on a device."""
     if torch.device(device).type == "cuda":
-        return torch.cuda.mem_get_info(device)[0] / MIB
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # by PyTorch, to use again
+        return float(torch.cuda.mem_get_info(device)[0] + kept) / MIB
     import psutil
 
     return float(psutil.virtual_memory().available) / MIB

@@ -209,8 +209,9 @@ def test_a_search_on_the_way_is_replayed_and_planned(model: list[str], capsys: p
         assert cli.main(["generate", "a red circle", *model, *settings, "--weights", weights, "--plan"]) == 0
         plans[weights] = json.loads(capsys.readouterr().out)
     assert (plans["1:0:0"]["candidates"], plans["1:0:0"]["evaluations"], plans["1:0:0"]["gradients"]) == (4, 80, 10)
-    # one pass forward and one back, against one forward and one back for each of two axes
-    assert plans["1:0:0"]["reward_evaluations"] == pytest.approx(1.5 * plans["0:0:1"]["reward_evaluations"], abs=0.1)
+    # One pass forward and one back, against one forward and one back for each of two axes. A pass back takes between
+    # once (linear layers) and two and a half times (attention) as much as one forward.
+    assert 3 / 2 < plans["1:0:0"]["reward_evaluations"] / plans["0:0:1"]["reward_evaluations"] < 6 / 3.5
     assert plans["0:0:1"]["ratio"] == pytest.approx(4 + plans["0:0:1"]["reward_evaluations"] / 20, abs=0.01)
 
 

@@ -6,7 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -105,13 +105,12 @@ def report(manifest: Manifest, path: Path, as_json: bool) -> None:
 
 
 def _print_plan(sampler: Sampler, as_json: bool) -> None:
-    from nrg_sampler.plan import measure, memory_needed, plan
+    from nrg_sampler.plan import count_memory, measure, plan
 
-    needed, available = memory_needed(sampler.pipe, sampler.recipe) or (None, None)
-    found = replace(plan(sampler.pipe, sampler.recipe), needed_mb=needed, available_mb=available)
+    memory = count_memory(sampler.pipe, sampler.recipe)
+    found = plan(sampler.pipe, sampler.recipe, memory=memory)
     if found.fits:  # timing two steps of what does not fit would end the plan
-        timed = plan(sampler.pipe, sampler.recipe, measure(sampler))
-        found = replace(timed, needed_mb=needed, available_mb=available)
+        found = plan(sampler.pipe, sampler.recipe, measure(sampler), memory)
     weights = sampler.recipe.guidance_entries()["weights"]
     if as_json:
         print(json.dumps({**asdict(found), "fits": found.fits, "weights": weights}))
