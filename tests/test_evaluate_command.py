@@ -133,7 +133,7 @@ def test_another_reward_guides_and_has_a_table_of_its_own(tmp_path, capsys):
     reward.save_pretrained(tmp_path / "own")
     own = ["--reward", str(tmp_path / "own")]
     assert evaluate(*SMALL, "--arms", "1:1:1", *own, out=tmp_path / "table") == 0
-    settings = json.loads((tmp_path / "table" / "weights-validation.settings.json").read_text())
+    settings = json.loads((tmp_path / "table" / "clips-validation.settings.json").read_text())
     assert settings["reward"] == model_fingerprint(str(tmp_path / "own"))
     capsys.readouterr()
     assert evaluate(*SMALL, "--arms", "1:1:1", out=tmp_path / "table") == 2
@@ -150,6 +150,7 @@ def test_another_reward_guides_and_has_a_table_of_its_own(tmp_path, capsys):
         (["--n", "1", "--arms", "best"], "Expected --arms from 'unguided', '1:1:1'"),
         (["--n", "1", "--arms", "1:1:1 every=x"], "Expected a number for `every`, but got 'x'."),
         (["--n", "1", "--suite", "all", "--arms", "1:1:1"], "Expected --arms with one suite"),
+        (["--n", "1", "--suite", "all", "--weights", "auto"], "Expected --weights as numbers"),
         (["--n", "1", "--judges", "oracle", "--reward", HERE], f"Expected a reward in {HERE!r}, but found none"),
     ],
 )

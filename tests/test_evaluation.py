@@ -207,6 +207,8 @@ def test_arms_may_be_given_by_weights_and_settings():
     assert [arm.name for arm in arms[:3]] == [UNGUIDED, "guided", "0.2:0.3:0.5"]
     assert arms[3].guidance == replace(base, scale=2, max_push=None) and arms[3].name == "guided scale=2 max_push=none"
     assert arms[4].guidance == RewardGuidance("VQ=1,TA=0.5", floor="TA,MQ", balanced=True, every=2)
+    (proposed,) = wanted_arms(weights_suite(base), ["auto"], base)[1:]
+    assert proposed.guidance == RewardGuidance("auto") and proposed.weights == "auto"
     (floored,) = wanted_arms(weights_suite(base), ["0.5:0.5:0 floor TA floor=VQ"], base)[1:]
     assert floored.guidance == RewardGuidance("0.5:0.5:0", floor="VQ")
 

@@ -73,6 +73,7 @@ def run(arguments: argparse.Namespace) -> int:
     from nrg_sampler.cli.recipe import guidance_from
     from nrg_sampler.evaluation.panel import panel
     from nrg_sampler.recipe import present
+    from nrg_sampler.rewards.base import RewardWeights
     from nrg_sampler.shapes.scenes import prompts
 
     chosen = prompts(arguments.split)
@@ -84,6 +85,11 @@ def run(arguments: argparse.Namespace) -> int:
     guidance = guidance_from(arguments)
     if arguments.weights is None:
         guidance = replace(guidance, weights=EQUAL)
+    if guidance.weights == RewardWeights(auto=True) and arguments.suite in ("rivals", "all"):
+        raise ValueError(
+            f"Expected --weights as numbers for the suite {arguments.suite}, whose searches choose by them, but got "
+            "'auto'; name another suite, or weights such as 1:1:1."
+        )
     arms_of = {suite: _arms(suite, guidance, arguments) for suite in _suites(arguments)}
     names = _judge_names(arguments.judges)
     evaluation = Evaluation(arguments, guidance, chosen[: arguments.n], names, panel(names))
@@ -329,7 +335,8 @@ def _settings(arguments: argparse.Namespace, fingerprints: dict[str, str], judge
     return {
         **{name: getattr(arguments, name) for name in ("split", "steps", "dtype")},
         "device": arguments.device.partition(":")[0],
-        **{name: fingerprints.get(name) for name in ("pipeline", "target")},
+        "pipeline": fingerprints.get("pipeline"),
+        "reward": fingerprints.get("target"),
         **{f"{name.partition(':')[0]} judge": judge_identity(name) for name in judges},
     }
 

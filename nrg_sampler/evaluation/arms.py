@@ -170,7 +170,8 @@ def _wanted_arm(every: Sequence[Arm], text: str, base: RewardGuidance) -> Arm:
 def _by_weights(text: str, base: RewardGuidance) -> Arm | None:
     try:
         weights = RewardWeights.parse(text)
-        weights.resolve(tuple(AXIS_WEIGHTS))
+        if not weights.auto:
+            weights.resolve(tuple(AXIS_WEIGHTS))
         return Arm(text, replace(base, weights=weights))
     except ValueError:
         return None

@@ -175,8 +175,9 @@ def _with_interval(name: str, value: float | None, low: float | None, high: floa
 
 
 def _sliders(arms: Sequence[Arm], table: Mapping[str, Mapping[int, Graded]], judge: str) -> dict[str, Any]:
-    """Rho of weight and gain over the arms that push along, without a floor."""
+    """Rho of weight and gain over the arms that push along, by known weights and without a floor."""
     pushed = [arm for arm in arms if arm.guidance and arm.guidance.scale > 0 and not arm.guidance.floor]
+    pushed = [arm for arm in pushed if not RewardWeights.parse(arm.guidance and arm.guidance.weights).auto]
     shared = set(table.get(UNGUIDED, {}))
     for arm in pushed:
         shared &= set(table.get(arm.name, {}))
