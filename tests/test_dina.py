@@ -17,8 +17,8 @@ from torch import nn
 from torch.nn import functional
 
 from nrg_sampler import RewardGuidance, attach
-from nrg_sampler.rewards.base import Conditioning, check_reward
-from nrg_sampler.rewards.dina import DiNaReward
+from nrg_sampler.rewards import Conditioning, DiNaReward
+from nrg_sampler.rewards.base import check_reward
 
 # peft about a property of transformers
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")

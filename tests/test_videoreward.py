@@ -380,7 +380,7 @@ def test_grades_in_the_tables_beside_the_oracle(judge_name, tmp_path, capsys):
     assert cli.main(["evaluate", *options, "--judges", f"oracle,{judge_name}", "--json"]) == 0
     summaries = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [summary["judge"] for summary in summaries] == ["oracle", "videoreward"]
-    with open(tmp_path / "weights-validation.csv") as stream:
+    with open(tmp_path / "clips-validation.csv") as stream:
         assert all(float(row["videoreward_TA"]) == float(row["videoreward_TA"]) for row in csv.DictReader(stream))
 
 

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from nrg_sampler.rewards.base import Conditioning, Reward, RewardWeights
 from nrg_sampler.rewards.ensemble import EnsembleReward
 
 if TYPE_CHECKING:
+    from nrg_sampler.rewards.dina import DiNaReward
     from nrg_sampler.rewards.latent import LatentReward
     from nrg_sampler.rewards.pixel import PixelReward
 
-__all__ = ["Conditioning", "EnsembleReward", "LatentReward", "PixelReward", "Reward", "RewardWeights"]
+__all__ = ["Conditioning", "DiNaReward", "EnsembleReward", "LatentReward", "PixelReward", "Reward", "RewardWeights"]
+
+
+# These bring diffusers in or need it, so only when asked for.
+_LATE = {"DiNaReward": "dina", "LatentReward": "latent", "PixelReward": "pixel"}
 
 
 def __getattr__(name: str) -> Any:
-    if name == "LatentReward":  # brings diffusers in, so only when asked for
-        from nrg_sampler.rewards.latent import LatentReward
-
-        return LatentReward
-    if name == "PixelReward":
-        from nrg_sampler.rewards.pixel import PixelReward
-
-        return PixelReward
+    if name in _LATE:
+        return getattr(importlib.import_module(f"{__name__}.{_LATE[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
