@@ -128,7 +128,7 @@ class GuidedSteps:
         trace: GuidanceTrace,
     ) -> None:
         self._scheduler, self._family = scheduler, family
-        self._reward, self._guidance, self._settled = reward, guidance, guidance
+        self._reward, self._guidance = reward, guidance
         self._trace = trace
         self._memory = DirectionMemory()
         self._schedule: Tensor | None = None
@@ -154,18 +154,14 @@ class GuidedSteps:
         level, path, views = self._levels[index], self._path, self._views
         video = path.latents(views.unpack(latents), level)
         velocity = path.velocity(views.unpack(output), views.unpack(latents), level)
-        conditioning = self._conditioning(call, latents)
-        if index == self._first:  # weights are proposed once a run, so that no step waits for the device
-            self._settled = self._guidance.settled(self._reward, conditioning)
-            self._trace.weights = str(self._settled.weights)
         order = self._scheduler.order  # Heun calls twice per denoising step
         guided = guided_velocity(
             video,
             velocity,
             path.sigma(level),
             self._reward_of(call, video),
-            conditioning,
-            self._settled,
+            self._conditioning(call, latents),
+            self._guidance,
             step_index=(index - self._first) // order,
             num_inference_steps=-(-(len(self._scheduler.timesteps) - self._first) // order),
             trace=self._trace,

@@ -9,7 +9,7 @@ Reference:
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from nrg_sampler import directions
-from nrg_sampler.flow import PURE_NOISE, clean_from, working_dtype
+from nrg_sampler.flow import PURE_NOISE, clean_from, expand, working_dtype
 from nrg_sampler.push import Push, compute_push
 from nrg_sampler.rewards.base import (
     Conditioning,
@@ -191,7 +191,7 @@ class RewardGuidance:
         return max(1, len(self.differentiated(axes)))
 
     def resolve(self, axes: Sequence[str]) -> tuple[dict[str, float], tuple[str, ...]]:
-        """Return the weight of each axis that has one, 1 where a prompt is yet to decide, and the floored axes.
+        """Return the weight of each axis that has one, 1 where the prompts decide, and the floored axes.
 
         Raises:
             ValueError: If an axis is unknown or the number of weights differs.
@@ -205,16 +205,6 @@ class RewardGuidance:
         given = RewardWeights.parse(self.weights)
         weights = (1.0,) * len(axes) if given.auto else given.resolve(axes)
         return {axis: weight for axis, weight in zip(axes, weights, strict=True) if weight}, floor
-
-    def settled(self, reward: Any, conditioning: Conditioning | None) -> RewardGuidance:
-        """Return the same with the weights that the reward proposes for these prompts, if they are ``"auto"``.
-
-        Raises:
-            ValueError: If they are and the reward has no gate, or there is no prompt.
-        """
-        if not RewardWeights.parse(self.weights).auto:
-            return self
-        return replace(self, weights=propose_weights(reward, conditioning))
 
     def check(self, reward: Any) -> None:
         """Refuse settings that the reward cannot serve.
@@ -241,11 +231,13 @@ class Direction(NamedTuple):
         value: Combined gradient, shape of the latents.
         raw: Raw reward there, shape ``(B, axes)``.
         floored: Whether a floor changed it, shape ``(B,)``.
+        proposed: Weights that the reward proposed, shape ``(B, axes)``; ``None`` if they were given.
     """
 
     value: Tensor
     raw: Tensor
     floored: Tensor
+    proposed: Tensor | None = None
 
 
 @dataclass
@@ -290,7 +282,13 @@ def reward_direction(
         ValueError: If the arguments or the reward do not fit.
     """
     guidance.check(reward)
+    weights: Mapping[str, float | Tensor]
     weights, floor = guidance.resolve(reward.axes)
+    given: WeightsLike | Tensor = guidance.weights
+    proposed = None
+    if RewardWeights.parse(guidance.weights).auto:
+        given = proposed = propose_weights(reward, conditioning)
+        weights = dict(zip(reward.axes, proposed.unbind(dim=1), strict=True))
     # a push away from the reward is sure of the upper bound
     disagreement = math.copysign(guidance.disagreement, guidance.scale)
     dtype = working_dtype(latents, velocity)
@@ -310,7 +308,7 @@ def reward_direction(
         if names:
             grads, raw = axis_gradients(part, level, reward, told, names, *options)
         else:
-            grad, raw = reward_gradient(part, level, reward, told, guidance.weights, *options)
+            grad, raw = reward_gradient(part, level, reward, told, given, *options)
             grads = grad[None]
         return (window.placed(grads, (len(grads), *at.shape)) if guidance.windowed else grads), raw
 
@@ -332,14 +330,16 @@ def reward_direction(
         sign = math.copysign(1, guidance.scale)  # the floor holds for what is done, also when that is flipped
         held, floored = directions.above_floor(sign * direction, grads[[names.index(axis) for axis in floor]])
         direction = sign * held
-    return Direction(direction, raw, floored)
+    return Direction(direction, raw, floored, proposed)
 
 
-def _combined(grads: Tensor, names: Sequence[str], weights: dict[str, float], guidance: RewardGuidance) -> Tensor:
+def _combined(
+    grads: Tensor, names: Sequence[str], weights: Mapping[str, float | Tensor], guidance: RewardGuidance
+) -> Tensor:
     terms = grads[[names.index(axis) for axis in weights]]
     if guidance.balanced:
         terms = directions.balanced(terms)
-    terms = torch.stack([weight * term for weight, term in zip(weights.values(), terms, strict=True)])
+    terms = torch.stack([expand(weight, term) * term for weight, term in zip(weights.values(), terms, strict=True)])
     if guidance.conflicts == "project":
         terms = directions.without_conflicts(terms)
     return terms.sum(dim=0)
@@ -402,7 +402,6 @@ def guided_velocity(
             "the denoiser."
         )
     _check_arguments(latents, velocity, sigma)
-    guidance = guidance.settled(reward, conditioning)
     recorder = GuidanceTrace(tuple(reward.axes), guidance.scale) if trace is None else trace
     skipped = _skips(guidance, step_index, num_inference_steps) or _skips_sigma(sigma)
     if guidance.reuse and memory is None:
@@ -424,6 +423,7 @@ def guided_velocity(
     push = compute_push(velocity, direction.value, sigma, guidance.strength(reward), **guidance.limits())
     guided = (velocity.to(push.value.dtype) - push.value).to(dtype or velocity.dtype)
     stopwatch.stop()
+    recorder.proposed = direction.proposed
     recorder.record(step_index, sigma, reused=held is not None, measurement=_measurement(direction, push, stopwatch))
     if trace is None:
         recorder.warn_not_finite()

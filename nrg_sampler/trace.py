@@ -137,14 +137,14 @@ class GuidanceTrace:
         scale: The scale guidance was asked for; 0 is none.
         steps: One entry per call of the scheduler.
         alarm: What ``judge`` found, if anything.
-        weights: Of the axes in the last run, proposed or given; ``None`` before it began.
+        proposed: Weights of the axes that the reward proposed in the last guided step, shape ``(B, axes)``, if any.
     """
 
     axes: tuple[str, ...] = ()
     scale: float = 1.0
     steps: list[GuidanceStep] = field(default_factory=list)
     alarm: str | None = None
-    weights: str | None = None
+    proposed: Tensor | None = None
     _run: int = field(default=0, repr=False)
 
     def begin_run(self) -> None:
@@ -188,7 +188,7 @@ class GuidanceTrace:
         content = {
             "axes": list(self.axes),
             "scale": self.scale,
-            "weights": self.weights,
+            "proposed": None if self.proposed is None else [self._weights(row) for row in self.proposed.tolist()],
             "summary": self.summary(),
             "alarm": self.alarm,
             "steps": self.rows(per_sample=True),
@@ -227,6 +227,9 @@ class GuidanceTrace:
             )
             warnings.warn(message, GuidanceWarning, stacklevel=3)
         return bool(summary["not_finite"])
+
+    def _weights(self, proposed: Sequence[float]) -> dict[str, float]:
+        return {axis: round(weight, 3) for axis, weight in zip(self.axes, proposed, strict=True)}
 
     def _why_nothing(self) -> str:
         if not self.steps:

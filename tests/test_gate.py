@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -80,18 +81,29 @@ def test_auto_samples_as_the_proposed_weights_do(wan):
         expected = sample(wan)
     with attach(wan, reward, weights="auto", **settings) as trace:
         found = sample(wan)
-    assert trace.weights == str(weights) and json.loads(trace.to_json())["weights"] == str(weights)
+    (proposed,) = json.loads(trace.to_json())["proposed"]
+    assert proposed == dict(zip(reward.axes, weights.values, strict=True))
     assert torch.equal(found, expected)
     with attach(wan, reward, weights="1:1:1", **settings):
         assert not torch.equal(sample(wan), expected)
 
 
-def test_a_batch_of_prompts_gets_the_mean_of_what_is_proposed():
-    reward = gated()
-    embeds = torch.randn(2, 5, 16, generator=torch.Generator().manual_seed(0))
-    single = [torch.tensor(propose_weights(reward, Conditioning(embeds[i : i + 1])).values) for i in range(2)]
-    both = torch.tensor(propose_weights(reward, Conditioning(embeds)).values)
-    torch.testing.assert_close(both, torch.stack(single).mean(dim=0), atol=2e-3, rtol=0)
+@pytest.mark.parametrize("settings", [{}, {"balanced": True}, {"floor": "TA", "conflicts": "project"}])
+def test_each_prompt_of_a_batch_is_guided_by_its_own_weights(settings):
+    reward, generator = gated(), torch.Generator().manual_seed(0)
+    embeds, latents, velocity = (
+        torch.randn(2, *size, generator=generator) for size in ((5, 16), (16, 2, 4, 4), (16, 2, 4, 4))
+    )
+    proposed = propose_weights(reward, Conditioning(embeds))
+    assert (proposed[0] - proposed[1]).abs().max() > 0.1
+    guidance = RewardGuidance(weights="auto", scale=1e3, max_push=None, **settings)
+    both = guided_velocity(latents, velocity, 0.5, reward, Conditioning(embeds), guidance)
+    for row in range(2):
+        one = [tensor[row : row + 1] for tensor in (latents, velocity, embeds)]
+        own = replace(guidance, weights=[round(weight, 3) for weight in proposed[row].tolist()])
+        alone = guided_velocity(one[0], one[1], 0.5, reward, Conditioning(one[2]), own)
+        torch.testing.assert_close(both[row : row + 1], alone, rtol=1e-3, atol=1e-4)
+        assert (alone - one[1]).abs().max() > 1e-2
 
 
 def test_says_why_nothing_can_be_proposed(wan):

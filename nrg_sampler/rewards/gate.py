@@ -13,7 +13,6 @@ Reference:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -61,12 +60,15 @@ def shares(deficits: Tensor) -> Tensor:
     return deficits.shape[-1] * positive / positive.sum(dim=-1, keepdim=True)
 
 
-def propose_weights(reward: Any, conditioning: Conditioning | None) -> RewardWeights:
-    """Ask the reward's gate for weights, one set for a batch: the mean over its prompts.
+def propose_weights(reward: Any, conditioning: Conditioning | None) -> Tensor:
+    """Ask the reward's gate for the weights of each prompt, to three decimals.
 
     Args:
-        reward: A reward with ``propose(conditioning)``, which returns weights of shape ``(B, axes)``.
+        reward: A reward with ``propose(conditioning)``.
         conditioning: The positive prompts.
+
+    Returns:
+        Shape ``(B, axes)``.
 
     Raises:
         ValueError: If the reward has no gate, or there is no prompt.
@@ -74,8 +76,8 @@ def propose_weights(reward: Any, conditioning: Conditioning | None) -> RewardWei
     require_gate(reward)
     if conditioning is None or conditioning.prompt_embeds is None:
         raise ValueError("Expected a prompt for weights='auto', but got none; give the weights yourself.")
-    proposed: Sequence[float] = reward.propose(conditioning).mean(dim=0).tolist()
-    return RewardWeights(tuple(round(weight, 3) for weight in proposed))
+    proposed: Tensor = reward.propose(conditioning)
+    return proposed.round(decimals=3)
 
 
 @torch.no_grad()
@@ -91,7 +93,8 @@ def weights_for_prompt(pipe: Any, prompt: str) -> RewardWeights:
     """
     require_gate(pipe.reward_model)
     embeds = pipe.encode_prompt(prompt, do_classifier_free_guidance=False)[0]
-    return propose_weights(pipe.reward_model, Conditioning(embeds))
+    proposed = propose_weights(pipe.reward_model, Conditioning(embeds))[0].tolist()
+    return RewardWeights(tuple(round(weight, 3) for weight in proposed))
 
 
 def require_gate(reward: Any) -> None:

@@ -13,22 +13,28 @@ from nrg_sampler.rewards.base import Conditioning, Reward, RewardWeights, Weight
 from nrg_sampler.rewards.ensemble import lower_bound, member_count
 
 
-def weighted_score(reward: Reward, raw: Tensor, weights: WeightsLike = None, calibrated: bool = True) -> Tensor:
+def weighted_score(
+    reward: Reward, raw: Tensor, weights: WeightsLike | Tensor = None, calibrated: bool = True
+) -> Tensor:
     """Return the weighted sum of a raw reward.
 
     Args:
         reward: The reward that gave ``raw``.
         raw: Raw reward, shape ``(B, axes)``.
-        weights: One weight per axis; 1 for each by default.
+        weights: One weight per axis; 1 for each by default. A tensor has a row for each sample, ``(B, axes)``.
         calibrated: Use the axes in units of their stored standard deviation rather than raw.
 
     Returns:
         The score, shape ``(B,)``.
     """
     values = normalised(reward, raw) if calibrated else raw
-    resolved = RewardWeights.parse(weights).resolve(reward.axes)
-    terms = [weight * column for weight, column in zip(resolved, values.unbind(-1), strict=True)]
-    return torch.stack(terms).sum(dim=0)
+    columns = zip(_by_axis(weights, reward.axes), values.unbind(-1), strict=True)
+    return torch.stack([weight * column for weight, column in columns]).sum(dim=0)
+
+
+def _by_axis(weights: WeightsLike | Tensor, axes: Sequence[str]) -> Sequence[Any]:
+    """A number for each axis, or one for each sample, ``(B,)``."""
+    return weights.unbind(dim=1) if isinstance(weights, Tensor) else RewardWeights.parse(weights).resolve(axes)
 
 
 def reward_gradient(
@@ -36,7 +42,7 @@ def reward_gradient(
     sigma: Tensor | float,
     reward: Reward,
     conditioning: Conditioning | None = None,
-    weights: WeightsLike = None,
+    weights: WeightsLike | Tensor = None,
     calibrated: bool = True,
     disagreement: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
@@ -50,7 +56,7 @@ def reward_gradient(
         sigma: Noise level, 1 is pure noise: a number, or shape ``(B,)``.
         reward: The reward; must treat the samples of a batch independently.
         conditioning: The positive prompts, one row per latent.
-        weights: One weight per axis; 1 for each by default.
+        weights: One weight per axis; 1 for each by default. A tensor has a row for each sample, ``(B, axes)``.
         calibrated: Differentiate the axes in units of their stored standard deviation rather than raw.
         disagreement: Differentiate the lower confidence bound over the reward's members with this multiple of their
             standard deviation; 0 their mean.
