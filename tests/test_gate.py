@@ -156,3 +156,33 @@ def test_the_page_puts_the_sliders_where_they_are_proposed(folders, tmp_path):
     studio.engine.loaded(model.name).reward_model.gate = None
     view, values = studio.proposal(model.name, REQUEST["prompt"])
     assert values is None and "Expected a reward with a gate" in view.status
+
+
+def test_the_bundled_stage_adds_a_gate_to_the_reward_and_says_how_good_it_is(tmp_path, monkeypatch):
+    from nrg_sampler import NRGFlowPipeline
+    from nrg_sampler.shapes.scenes import prompts
+    from nrg_sampler.shapes.train import assemble
+    from nrg_sampler.shapes.train.gate import fit_gate
+    from nrg_sampler.shapes.train.pool import Pool
+    from nrg_sampler.shapes.train.text import attribute_labels
+
+    generator = torch.Generator().manual_seed(0)
+    for split, count in (("train", 60), ("validation", 20)):
+        labels = attribute_labels([prompt for prompt in prompts(split)[:count] for _ in range(4)])
+        # big things move badly and every other quality is chance
+        quality = torch.rand(4 * count, 3, generator=generator)
+        quality[:, 1] = (labels[:, 4] != 0) * 0.8 + 0.1 * quality[:, 1]
+        tables = torch.rand(4 * count, 28, generator=generator)
+        pool = Pool(torch.zeros(4 * count, 1), labels, torch.arange(4 * count) // 4, quality, tables)
+        pool.save(tmp_path / f"pool-sampled-{split}.safetensors")
+    pipe = NRGFlowPipeline.from_pretrained("shapes")
+    monkeypatch.setattr(assemble, "assemble_pipeline", lambda folder: pipe)
+    pipe.reward_model.save_pretrained(tmp_path / "reward")
+    (found,) = fit_gate(tmp_path)
+    stored = json.loads((tmp_path / "gate-accuracy.json").read_text())
+    assert found["MQ"] == stored["MQ"]["rank_correlation"] > 0.5 > abs(found["VQ"])
+    assert stored["MQ"]["ceiling"] > 0.8 and stored["MQ"]["prompts"] == 20
+    reward = LatentReward.from_pretrained(tmp_path / "reward")
+    pipe.reward_model = reward
+    assert reward.has_gate and weights_for_prompt(pipe, "a red circle moving right").values
+    assert "| MQ |" in assemble.reward_card(reward, {"mixed": {}, "same": {}}, stored)

@@ -61,8 +61,10 @@ def save_bundle(folder: Path, out: Path) -> None:
     reward = LatentReward.from_pretrained(folder / "reward", dtype=torch.float32)
     reward.register_to_config(latent_space=latent_space(pipe.vae))
     accuracy = json.loads((folder / "reward-accuracy.json").read_text())
+    measured = folder / "gate-accuracy.json"
+    gate = json.loads(measured.read_text()) if reward.has_gate and measured.exists() else None
     reward.to(dtype=torch.float16).save_pretrained(out / "reward")
-    (out / "reward" / "README.md").write_text(reward_card(reward, accuracy))
+    (out / "reward" / "README.md").write_text(reward_card(reward, accuracy, gate))
     if (folder / "judge").is_dir():
         judge = PixelJudge.from_pretrained(folder / "judge", dtype=torch.float32)
         judge.to(dtype=torch.float16).save_pretrained(out / "judge")
@@ -96,8 +98,12 @@ It exists so that guidance can be tried, tested and measured without a download 
 """
 
 
-def reward_card(reward: LatentReward, accuracy: dict[str, dict[str, dict[str, dict[str, float]]]]) -> str:
-    """Describe a trained reward and its held-out accuracy, by kind of pair, noise level and axis."""
+def reward_card(
+    reward: LatentReward,
+    accuracy: dict[str, dict[str, dict[str, dict[str, float]]]],
+    gate: dict[str, dict[str, float]] | None = None,
+) -> str:
+    """Describe a trained reward and its held-out accuracy, by kind of pair, noise level and axis, and its gate's."""
     axes = reward.axes
     statistics = ", ".join(
         f"{axis} {mean:.3f} / {std:.3f}" for axis, mean, std in zip(axes, reward.mean, reward.std, strict=True)
@@ -132,8 +138,25 @@ def reward_card(reward: LatentReward, accuracy: dict[str, dict[str, dict[str, di
             "",
             *_accuracy_table(axes, accuracy["same"]),
             "",
+            *(_gate_lines(gate) if gate else []),
         ]
     )
+
+
+def _gate_lines(gate: dict[str, dict[str, float]]) -> list[str]:
+    cells = [
+        f"| {axis} | {found['rank_correlation']:.2f} | {found['ceiling']:.2f} | {found['prompts']} |"
+        for axis, found in gate.items()
+    ]
+    return [
+        'Its gate proposes weights from the prompt (`weights="auto"`): rank correlation of the deficit that it predicts with',
+        "the one that samples of held-out prompts had, and how high that could be with as few samples:",
+        "",
+        "| axis | rank correlation | at most | prompts |",
+        "|---|---|---|---|",
+        *cells,
+        "",
+    ]
 
 
 def _accuracy_table(axes: Sequence[str], accuracy: dict[str, dict[str, dict[str, float]]]) -> list[str]:
