@@ -1,4 +1,4 @@
-"""Train the noise-aware latent reward on clips that the oracle scores under many prompts."""
+"""Train the noise-aware latent reward on preference pairs that the oracle labels."""
 
 from __future__ import annotations
 
@@ -21,19 +21,20 @@ from nrg_sampler.shapes.train.base import TrainingAttention, fixed_length, new_o
 from nrg_sampler.shapes.train.loop import LoopSettings, fit
 from nrg_sampler.shapes.train.pool import ATTRIBUTE_ORDER, Pool, rendered_pool, sampled_pool
 from nrg_sampler.shapes.train.text import encode_text
-from nrg_sampler.training.ensemble import bootstrap_weights
+from nrg_sampler.training.ensemble import LEVEL_PULL, bootstrap_weights, level_spread
+from nrg_sampler.training.losses import bradley_terry_with_ties
 
 if TYPE_CHECKING:
     from diffusers import WanPipeline
 
 NUM_BLOCKS = 2  # of the base model's 8
-NUM_MEMBERS = 3  # of the ensemble, each taught by its own bootstrap sample of the clips
+NUM_MEMBERS = 1  # more make an ensemble, each taught by its own bootstrap sample of the prompts
 GROUP = 4  # clips under one prompt and one noise: six pairs for four forward passes
 ANNOTATOR_NOISE = 0.25  # standard deviation of a rater's error, in standard deviations of a score over the pool
 TIE = 0.25  # smaller perceived differences are called a tie, same unit
 COMBINATION = 3  # the first three attributes, (shape, colour, motion), are what the splits hold out
-FIRST_POOLS = {"rendered": 10000, "sampled": 4000}
-POOLS = {**FIRST_POOLS, "guided": 3200}
+FIRST_POOLS = {"rendered": 10000, "sampled": 1600}
+POOLS = {**FIRST_POOLS, "guided": 1600}
 HELD_OUT = 0.1  # size of a held-out pool as a share of the training pool
 MIXTURE = {"same": 0.35, "alike": 0.25, "near": 0.2, "mixed": 0.2}  # shares of the kinds of groups in training
 EDITED = 0.5  # share of the groups that are compared under a changed prompt
@@ -224,7 +225,7 @@ def _train(
     reward = LatentReward.from_transformer(
         pipe.transformer, NUM_BLOCKS, axes=AXES, text_axes=("TA",), num_token_reads=1, num_members=members
     ).to(device)
-    drawn = bootstrap_weights(len(pool.group), members, seed).to(device)
+    drawn = bootstrap_weights(int(pool.group.max()) + 1, members, seed)
     for block in reward.blocks:
         block.attn1.set_processor(TrainingAttention())
         block.attn2.set_processor(TrainingAttention())
@@ -234,12 +235,17 @@ def _train(
         rows, labels = sampler.draw_groups(
             rng.choices(list(MIXTURE), list(MIXTURE.values()), k=batch // GROUP), rng, EDITED
         )
-        taught = sampler.ratings(rows, labels)
-        taught = (taught + ANNOTATOR_NOISE * torch.randn(taught.shape, generator=generator)).to(device)
+        wanted = sampler.preferences(rows, labels, generator).to(device)
         raw = rate(reward, pool, rows, labels, pipe, rng, generator, sigma, members=True)  # (groups, GROUP, M, 3)
-        error = (raw - taught[:, :, None]).square()  # least at E[score | noisy latents], see `losses.regression`
-        of_axis = (drawn[rows.to(device)][..., None] * error).mean(dim=(0, 1, 2))
-        return of_axis.sum(), dict(zip(AXES, of_axis.tolist(), strict=True))
+        difference = raw[:, LEFT] - raw[:, RIGHT]
+        unlikely = bradley_terry_with_ties(difference, wanted[:, :, None].expand_as(difference))
+        counted = drawn[pool.group[rows[:, 0]]].to(device)  # (groups, M); the first clip's prompt is the group's
+        loss_of_axis = (counted[:, None, :, None] * unlikely).mean(dim=(0, 1, 2))
+        guess = difference.mean(dim=2).sign()
+        right = ((guess == wanted) & (wanted != 0)).sum(dim=(0, 1)) / (wanted != 0).sum(dim=(0, 1))
+        # Logits have no natural origin: a light pull to 0 keeps them where half precision is fine.
+        pull = 1e-3 * raw.pow(2).mean() + LEVEL_PULL * level_spread(raw)
+        return loss_of_axis.sum() + pull, dict(zip(AXES, right.tolist(), strict=True))
 
     settings = LoopSettings(steps, warmup=100, ema=0.998, seed=seed)
     yield from fit(reward, loss, new_optimizers(reward, lr=6e-4), settings, folder / f"{name}.pt")
@@ -314,15 +320,16 @@ def accuracy_by_sigma(
 
 @torch.no_grad()
 def calibrate(reward: LatentReward, pool: Pool, pipe: WanPipeline, seed: int, groups: int = 100) -> None:
-    """Store mean and standard deviation of the raw reward over nearly clean samples of the base model."""
+    """Align the members and store the reward's mean and spread over nearly clean samples of the base model."""
     rng, generator = random.Random(seed), torch.Generator().manual_seed(seed)
     chosen, _ = PairSampler(pool).draw_groups(["same"] * groups, rng)
     raw = torch.cat(
         [
-            rate(reward, pool, rows, pool.labels[rows[:, 0]], pipe, rng, generator, (0.02, 0.1))
+            rate(reward, pool, rows, pool.labels[rows[:, 0]], pipe, rng, generator, (0.02, 0.1), members=True)
             for rows in chosen.split(16)
         ]
     ).flatten(0, 1)
+    raw = reward.align_members(raw).mean(dim=1)  # (clips, 3)
     reward.register_to_config(
         mean=raw.mean(dim=0).tolist(), std=raw.std(dim=0).tolist(), recommended_scale=RECOMMENDED_SCALE
     )
