@@ -67,7 +67,7 @@ def reward_gradient(
     Raises:
         ValueError: If the reward has another output shape, gives no gradient or is on another device.
     """
-    shares = _in_units(RewardWeights.parse(weights).resolve(reward.axes), reward, calibrated)
+    shares = _in_units(_by_axis(weights, reward.axes), reward, calibrated)
     grads, raw = _differentiate(latents, sigma, reward, conditioning, [shares], disagreement)
     return grads[0], raw
 
@@ -128,8 +128,8 @@ def prepared(reward: Any, conditioning: Conditioning, device: torch.device) -> C
     return found
 
 
-def _in_units(shares: Sequence[float], reward: Reward, calibrated: bool) -> list[float]:
-    """Return the derivative of a weighted score by each raw axis."""
+def _in_units(shares: Sequence[Any], reward: Reward, calibrated: bool) -> list[Any]:
+    """Return the derivative of a weighted score by each raw axis, a number or one for each sample."""
     return [share / unit for share, unit in zip(shares, units(reward) if calibrated else (1.0,) * len(shares))]
 
 
@@ -138,7 +138,7 @@ def _differentiate(
     sigma: Tensor | float,
     reward: Reward,
     conditioning: Conditioning | None,
-    sums: Sequence[Sequence[float]],
+    sums: Sequence[Sequence[Any]],
     disagreement: float,
 ) -> tuple[list[Tensor], Tensor]:
     """Return the gradient of each weighted sum of the raw axes, one pass back for each, and the raw reward."""
@@ -161,7 +161,7 @@ def _differentiate(
         for index, shares in enumerate(sums):
             again = index + 1 < len(sums)
             # numbers rather than a tensor of them, whose copy to the device the host would wait for
-            slope = torch.stack([torch.full_like(guiding[:, 0], share) for share in shares], dim=1)
+            slope = torch.stack([share * torch.ones_like(guiding[:, 0]) for share in shares], dim=1)
             (grad,) = torch.autograd.grad(guiding, leaf, slope, retain_graph=again, allow_unused=True)
             grads.append(torch.zeros_like(leaf, dtype=dtype) if grad is None else grad.to(dtype))
     return grads, raw.detach()
