@@ -259,7 +259,7 @@ def count_memory(pipe: Any, recipe: Recipe) -> Memory | None:
 
     workload = _workload(pipe, {**WAN_DEFAULTS, **pipe.sampling_defaults, **recipe.sampling})
     reward, modules = pipe.reward_model, [part for part in pipe.components.values() if hasattr(part, "parameters")]
-    offloaded = any(hasattr(part, "_hf_hook") or hasattr(part, "_diffusers_hook") for part in modules)
+    offloaded = any(_is_offloaded(part) for part in modules)
     if workload is None or type(reward).__name__ != "LatentReward" or offloaded:
         return None
     checkpointing, shared = reward.gradient_checkpointing, recipe.guidance.forward == "shared"
@@ -270,6 +270,14 @@ def count_memory(pipe: Any, recipe: Recipe) -> Memory | None:
     others = loaded - _megabytes(pipe.transformer) - _megabytes(reward)
     peak = guided.peak_bytes if recipe.guidance.scale else unguided.peak_bytes
     return Memory(peak / MIB + others, available_mb(recipe.device) + loaded)
+
+
+def _is_offloaded(part: torch.nn.Module) -> bool:
+    """Whether a part's weights come and go, by accelerate's hooks or by group offloading, which may hook any of its modules."""
+    registries = (getattr(module, "_diffusers_hook", None) for module in part.modules())
+    return hasattr(part, "_hf_hook") or any(
+        "group_offload" in name for found in registries if found for name in found.hooks
+    )
 
 
 def available_mb(device: str) -> float:

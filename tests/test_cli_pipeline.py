@@ -189,7 +189,13 @@ def test_the_best_of_several_seeds_is_the_one_the_reward_prefers(
         (clip,) = Manifest.read(Path(f"{seed}.json")).clips
         scores[clip.sha256] = clip.scores["reward"]["VQ"] + 2 * clip.scores["reward"]["MQ"]
     assert best.clips[0].sha256 == max(scores, key=lambda sha: scores[sha])
-    assert best.search == {"candidates": 3, "moments": [], "temperature": 1.0, "weights": [1.0, 2.0, 0.0]}
+    assert best.search == {
+        "candidates": 3,
+        "moments": [],
+        "temperature": 1.0,
+        "weights": [1.0, 2.0, 0.0],
+        "noise": 0.0,
+    }
     capsys.readouterr()
     assert cli.main(["generate", "--replay", "best.json"]) == 0
     assert "identical" in capsys.readouterr().out

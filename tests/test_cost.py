@@ -67,6 +67,7 @@ def test_a_measured_ratio_is_the_median_of_pairs_with_its_interval():
 def test_counting_with_fake_tensors_is_counting_the_real_ones():
     unguided, guided, _ = cost.count_step(SHAPES, 2, False, torch.float32)
     step = cost.Step(SHAPES, 2, False, "cpu", torch.float32)
+    assert step.conditioning.prepared  # once a run, so it is no part of a step
     real = cost.count(step.guided, step.modules)
     assert real.flops == guided.flops
     assert real.peak_bytes == pytest.approx(guided.peak_bytes, rel=0.01)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from diffusers.hooks import HookRegistry, ModelHook
 from tiny import TowardTarget
 
 from nrg_sampler import LatentReward, NRGFlowPipeline, RewardGuidance, cli, plan
@@ -48,6 +50,14 @@ def test_sharing_is_cheaper_and_checkpointing_dearer(pipe: Any) -> None:
     assert 1 < strided < separate
     pipe.reward_model.enable_gradient_checkpointing()
     assert shared < separate < plan.plan(pipe, RECIPE).ratio
+
+
+def test_memory_is_left_open_where_weights_come_and_go(pipe: Any) -> None:
+    pipe.transformer = copy.deepcopy(pipe.transformer)
+    register = HookRegistry.check_if_exists_or_initialize(pipe.transformer.blocks[0])
+    assert plan.count_memory(pipe, RECIPE) is not None  # an empty registry moves nothing
+    register.register_hook(ModelHook(), "group_offloading")
+    assert plan.count_memory(pipe, RECIPE) is None
 
 
 def test_memory_grows_with_the_picture(pipe: Any) -> None:
