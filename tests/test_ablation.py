@@ -120,7 +120,7 @@ def test_the_compared_rewards_differ_in_the_noise_alone(folder, monkeypatch, nam
     assert sigma.eq(0).all() if name == "clean-reward" else sigma.gt(0).all()
     # the rest is drawn alike
     generator = torch.Generator().manual_seed(0)
-    torch.randn(2, 4, 3, generator=generator)  # the annotator
+    torch.randn(2, 6, 3, generator=generator)  # the annotator, on six pairs of a group
     torch.rand(2, generator=generator)
     expected = torch.randn(2, *clean.shape[1:], generator=generator).repeat_interleave(4, dim=0)
     torch.testing.assert_close(noise, expected)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -33,13 +33,14 @@ def transformer() -> Any:
 
 
 @pytest.fixture
-def pipe(components: dict[str, Any]) -> Any:
-    """A Wan pipeline with a transformer of its own, which a test may change."""
+def pipe(components: dict[str, Any]) -> Iterator[Any]:
+    """A Wan pipeline with a transformer of its own, which a test may change; what hooks the shared parts is removed."""
     from diffusers import WanPipeline
 
     pipe = WanPipeline(**{**components, "transformer": transformer()}, scheduler=schedulers()["unipc"])
     pipe.set_progress_bar_config(disable=True)
-    return pipe
+    yield pipe
+    pipe.remove_all_hooks()
 
 
 def guided(pipe: Any, **settings: Any) -> torch.Tensor:
