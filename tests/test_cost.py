@@ -162,7 +162,7 @@ def test_the_table_names_the_part_that_is_read(capsys):
     options = ["--mode", "strided", "--frame-stride", "3", "--crop", "0.5", "--every", "1", "--n", "1"]
     assert cli.main(["bench", *options, "--device", "cpu"]) == 0
     line = capsys.readouterr().out.splitlines()[-1]
-    assert line.startswith("| shapes, 64x64, 13 frames | strided, each 3. frame, crop 0.5 | 1 | 2 | ") and "[" in line
+    assert line.startswith("| shapes, 64x64, 13 frames | strided, frame stride 3, crop 0.5 | 1 | 2 | ") and "[" in line
 
 
 def test_too_many_blocks_are_refused(capsys):

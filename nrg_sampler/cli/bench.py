@@ -106,6 +106,6 @@ def _measured(row: CostRow) -> str:
 
 
 def _mode(row: CostRow) -> str:
-    stride = [f"each {row.frame_stride}. frame"] * (row.frame_stride > 1)
+    stride = [f"frame stride {row.frame_stride}"] * (row.frame_stride > 1)
     crop = [f"crop {row.crop:g}"] * (row.crop < 1)
     return ", ".join([row.mode, *stride, *crop, *["checkpointed"] * row.checkpointing])
