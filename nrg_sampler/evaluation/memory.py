@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
-from mmap import mmap
 from pathlib import Path
 
 import torch
 
 MIB = 2**20
-PROBE = 32 * MIB
 
 
 class Peak:
@@ -27,42 +24,33 @@ class Peak:
 
 @contextmanager
 def peak_memory(device: torch.device) -> Iterator[Peak]:
-    """Measure the peak inside the block: of the device's memory on CUDA, else of the whole process where Linux tells."""
+    """Measure the peak inside the block: of the device's memory on CUDA, else of the whole process (Linux only).
+
+    A process also holds freed memory that its C library keeps for later, and using that again raises no peak: compare
+    figures of young processes.
+    """
     peak = Peak()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         yield peak
         peak.mib = torch.cuda.max_memory_allocated(device) / MIB
         return
-    if not _kernel_tells_peaks():
-        yield peak
-        return
-    _forget_peak()
+    told = _forget_peak()
     yield peak
-    peak.mib = _peak_of_process()
+    peak.mib = _peak_of_process() if told else None
 
 
-@cache
-def _kernel_tells_peaks() -> bool:
-    """Whether the process's peak can be read and counted anew: sandboxes accept the request and ignore it."""
+def _forget_peak() -> bool:
+    """Let the kernel count the process's peak anew; return whether it does."""
     try:
-        _forget_peak()
-        low = _peak_of_process()
-        with mmap(-1, PROBE) as probe:
-            probe.write(b"x" * PROBE)
-        high = _peak_of_process()
-        _forget_peak()
-        again = _peak_of_process()
-    except (OSError, StopIteration):  # another system, or not allowed
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:  # another system, or not allowed
         return False
-    return high - low > PROBE / MIB / 2 and high - again > PROBE / MIB / 2
+    return True
 
 
-def _forget_peak() -> None:
-    """Ask the kernel to count the process's peak from here on."""
-    Path("/proc/self/clear_refs").write_text("5")
-
-
-def _peak_of_process() -> float:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM:"))
+def _peak_of_process() -> float | None:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) / 1024
+    return None
