@@ -10,7 +10,7 @@ from tiny import PromptMatch, TowardTarget, sample, schedulers
 
 from nrg_sampler import NRGFlowPipeline
 from nrg_sampler.rewards.base import Conditioning
-from nrg_sampler.search import Search, best_of_n, search, systematic
+from nrg_sampler.search import Search, _Thinning, best_of_n, search, systematic
 
 # of diffusers' own DPM++ on a recent numpy
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
@@ -185,6 +185,14 @@ def test_particles_are_drawn_in_proportion_to_their_weights():
     assert ((drawn - 4 * weights).abs() < 1).all()  # rounded down or up, never further away
     torch.testing.assert_close(drawn.mean(dim=0), 4 * weights, atol=0.1, rtol=0)
     assert systematic(torch.zeros(5)).tolist() == [0, 1, 2, 3, 4]
+
+
+def test_particles_are_drawn_by_what_has_risen_since_the_last_draw(pipe):
+    drawing = _Thinning(pipe, Search.particles(4), [0, 1, 2, 3])
+    scores = torch.tensor([0.0, 30.0, 60.0, 90.0])
+    assert drawing._drawn(scores).tolist() == [3, 3, 3, 3]
+    drawing._credited = scores  # drawn by once, a lead does not count again
+    assert drawing._drawn(scores).tolist() == [0, 1, 2, 3]
 
 
 def test_particles_part_again_after_a_draw_and_the_best_is_returned(pipe):
