@@ -93,7 +93,7 @@ def test_trains_from_the_stages_resumes_and_reports(tmp_path, monkeypatch):
     (tmp_path / "reward").symlink_to(bundled_folder("reward"))
     asked: list[int] = []
 
-    def few_clips(folder, pipe, seed, counts, reward):
+    def few_clips(folder, pipe, seed, counts, reward, held_out):
         """Stand in for rendering and sampling: random latents."""
         asked.append(seed)
         for kind, split in itertools.product(counts, ("train", "validation")):
@@ -117,9 +117,57 @@ def test_trains_from_the_stages_resumes_and_reports(tmp_path, monkeypatch):
     assert next(numbers for numbers in run if numbers["step"] == 1)["loss"] > 0
     run.close()
     (tmp_path / "judge-pools" / "pixels-train.safetensors").stat()
+    assert_pairs_prompts_with_their_grades(stage, tmp_path, monkeypatch)
     steps = [numbers["step"] for numbers in stage.train_judge(tmp_path, steps=3, batch=8)]
     assert steps == [0, 1, 2, 3]  # the pixels were decoded once: only the stand-in reports step 0 again
     assert set(asked) == {stage.OTHER_SEED}
     report = stage.json.loads((tmp_path / "judge-accuracy.json").read_text())
     assert set(report["mixed"]["TA"]) == {"accuracy", "pairs", "agreement"}
     assert len(PixelJudge.from_pretrained(tmp_path / "judge").std) == 3
+
+
+def assert_pairs_prompts_with_their_grades(stage, folder, monkeypatch):
+    """A judge that knows the oracle's scores under every prompt is taught nothing; one that confuses prompts is."""
+
+    def knows(judge, pixels, rows, labels, rng):
+        sampler = stage.PairSampler(stage._load(folder / "judge-pools", "train")[0])
+        asked = labels.flatten(0, 1)
+        ratings = sampler.ratings(rows.repeat_interleave(labels.shape[1], dim=0), asked)
+        return 8 * ratings.unflatten(0, labels.shape[:2]), torch.zeros(rows.numel(), 2, 16)
+
+    kept = []
+
+    def fit(model, loss, *rest):
+        kept.append(loss)
+        yield {"step": 1}
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stage, "fit", fit)
+        patch.setattr(stage, "grade_groups", knows)
+        patch.setattr(stage, "ANNOTATOR_NOISE", 0.0)
+        run = stage.train_judge(folder, steps=1, batch=8)
+        assert any(numbers["step"] == 1 for numbers in run)
+        run.close()
+        (loss,) = kept
+        _, numbers = loss(0, torch.Generator().manual_seed(0))
+        patch.setattr(
+            stage, "grade_groups", lambda *given: tuple(part.flip(min(1, part.ndim - 3)) for part in knows(*given))
+        )
+        _, confused = loss(0, torch.Generator().manual_seed(0))
+    assert numbers["preferred"] < 0.7 * confused["preferred"]
+
+
+def test_names_what_is_shown():
+    from nrg_sampler.shapes.train.judge import AttributeReader
+
+    reader = AttributeReader(4)
+    with torch.no_grad():
+        for head in reader.heads:
+            head.weight.zero_()
+            head.bias.copy_(torch.arange(len(head.bias)).float())
+    sizes = [len(head.bias) for head in reader.heads]
+    last = torch.tensor([[size - 1 for size in sizes], [0] * len(sizes)])
+    loss, right = reader(torch.randn(2, 3, 4), last)
+    assert set(right.values()) == {0.5}
+    expected = sum(-(torch.arange(size).float().log_softmax(0)[[size - 1, 0]]).mean() for size in sizes)
+    torch.testing.assert_close(loss, expected)

@@ -65,17 +65,22 @@ class FrameEncoder(nn.Module):
         self.blocks = nn.ModuleList(ShiftedBlock(width) for width in widths)
         steps = zip(widths, widths[1:])
         self.downs = nn.ModuleList(nn.Conv2d(low, high, 3, stride=2, padding=1) for low, high in steps)
-        self.squeeze = nn.Sequential(nn.GroupNorm(8, widths[-1]), nn.SiLU(), nn.Conv2d(widths[-1], dim // 4, 1))
-        self.project = nn.Linear(LAYOUT**2 * (dim // 4), dim)
+        self.normalize = nn.Sequential(nn.GroupNorm(8, widths[-1]), nn.SiLU())
+        self.squeeze = nn.Conv2d(widths[-1], dim // 4, 1)
+        self.where = nn.Linear(LAYOUT**2 * (dim // 4), dim)
+        self.what = nn.Linear(widths[-1], dim)
 
     def forward(self, clips: Tensor) -> Tensor:
         count = clips.shape[2]
         frames = self.stem(clips.transpose(1, 2).flatten(0, 1) * 2 - 1)  # (B * T, C, H / 4, W / 4)
         for index, block in enumerate(self.blocks):
             frames = block(frames if index == 0 else self.downs[index - 1](frames), count)
+        frames = self.normalize(frames)
         layout = functional.adaptive_avg_pool2d(self.squeeze(frames), LAYOUT)
-        projected: Tensor = self.project(layout.flatten(1)).unflatten(0, (-1, count))
-        return projected
+        # The strongest answer anywhere says what is there without having to learn it for every place.
+        features = self.where(layout.flatten(1)) + self.what(frames.amax(dim=(2, 3)))
+        per_clip: Tensor = features.unflatten(0, (-1, count))
+        return per_clip
 
 
 class PixelJudge(ModelMixin, ConfigMixin):

@@ -10,18 +10,20 @@ from typing import TYPE_CHECKING
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional
 
 from nrg_sampler.evaluation.judges import PixelJudge
 from nrg_sampler.files import replacing
 from nrg_sampler.shapes.oracle import AXES
 from nrg_sampler.shapes.scenes import caption, vocabulary
 from nrg_sampler.shapes.train.loop import LoopSettings, fit
-from nrg_sampler.shapes.train.pool import Pool, decode_latents
+from nrg_sampler.shapes.train.pool import ATTRIBUTE_ORDER, Pool, decode_latents
 from nrg_sampler.shapes.train.reward import (
     GROUP,
     LEFT,
     MIXTURE,
+    OPTIONS,
     RIGHT,
     TIE,
     PairSampler,
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
 
 OTHER_SEED = 7919  # added to the seed, so that no clip is one the reward was trained on
 POOLS = {"rendered": 4000, "sampled": 1000}
+HELD_OUT = {"rendered": 400, "sampled": 100}
 PROMPTS = 6  # that each group is graded under: its own and changed ones
 ANNOTATOR_NOISE = 0.4  # in standard deviations of a score; the reward's annotator errs less
 JUDGE_TIE = 0.15  # and calls a tie more often
@@ -45,6 +48,35 @@ KINDS = ("mixed", "same")
 HELD_OUT_GROUPS = 400  # of four clips, for each kind of pairs
 CALIBRATION_GROUPS = 100
 NEARLY_CLEAN = (0.02, 0.1)  # noise levels at which the reward is compared
+
+
+class AttributeReader(nn.Module):
+    """Names shape, colour, motion, background and size from a judge's frames; there in training alone.
+
+    Whether a clip fits its prompt is a faint signal as long as the features do not hold what the clip shows. Naming it
+    teaches them within minutes.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.heads = nn.ModuleList(nn.Linear(dim, len(OPTIONS[name])) for name in ATTRIBUTE_ORDER)
+
+    def forward(self, frames: Tensor, shown: Tensor) -> tuple[Tensor, dict[str, float]]:
+        """Name what the features ``(B, T, D)`` of clips show.
+
+        Args:
+            frames: From `PixelJudge.watch`.
+            shown: The right answers, attribute indices, ``(B, 5)``.
+
+        Returns:
+            The sum of the attributes' cross-entropies, and for each the share that was named rightly.
+        """
+        pooled = frames.float().mean(dim=1)
+        logits = [head(pooled) for head in self.heads]
+        answers = shown.unbind(dim=1)
+        misnamed = torch.stack([functional.cross_entropy(*pair) for pair in zip(logits, answers, strict=True)]).sum()
+        right = [(guess.argmax(dim=1) == answer).float().mean().item() for guess, answer in zip(logits, answers)]
+        return misnamed, dict(zip(ATTRIBUTE_ORDER, right, strict=True))
 
 
 def train_judge(
@@ -64,13 +96,15 @@ def train_judge(
     pipe = assemble_pipeline(folder).to(device)
     own = folder / "judge-pools"
     own.mkdir(parents=True, exist_ok=True)
-    yield from prepare_pools(own, pipe, seed + OTHER_SEED, POOLS, None)
+    yield from prepare_pools(own, pipe, seed + OTHER_SEED, POOLS, None, HELD_OUT)
     for split in ("train", "validation"):
         yield from _decode_pool(own, split, pipe)
     pool, pixels = _load(own, "train")
     sampler = PairSampler(pool)
     torch.manual_seed(seed + OTHER_SEED)
     judge = PixelJudge(axes=AXES, text_axes=("TA",), words=vocabulary()).to(device)
+    reader = AttributeReader(judge.config.dim).to(device)
+    shown = sampler.shown.to(device)
 
     def loss(step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         rng = random.Random((seed + OTHER_SEED) * 1_000_003 + step)
@@ -80,15 +114,18 @@ def train_judge(
             [labels, *(sampler.edit(labels, group, rng) for _ in range(PROMPTS - 1))]
             for labels, group in zip(own.tolist(), rows.tolist(), strict=True)
         ]
-        raw = grade_groups(judge, pixels, rows, torch.tensor(asked), rng).flatten(0, 1)  # (groups * PROMPTS, GROUP, 3)
+        raw, frames = grade_groups(judge, pixels, rows, torch.tensor(asked), rng)
+        raw = raw.flatten(0, 1)  # (groups * PROMPTS, GROUP, 3)
+        misnamed, named = reader(frames, shown[rows.flatten()])
         rows, labels = rows.repeat_interleave(PROMPTS, dim=0), torch.tensor(asked).flatten(0, 1)
         said = perceived(sampler, rows, labels, generator).to(device)
         first, second = raw[:, LEFT].flatten(0, 1), raw[:, RIGHT].flatten(0, 1)
         found = LOSSES["bradley-terry-ties"](Comparison(first, second, said.flatten(0, 1)))
-        return found.per_axis().sum() + 1e-3 * raw.pow(2).mean(), found.means()
+        return found.per_axis().sum() + misnamed + 1e-3 * raw.pow(2).mean(), found.means() | named
 
-    optimizer = torch.optim.AdamW(judge.parameters(), lr=8e-4, betas=(0.9, 0.98), weight_decay=0.05)
-    yield from fit(judge, loss, [optimizer], LoopSettings(steps, ema=0.998, seed=seed), folder / "judge.pt")
+    trained = nn.ModuleDict({"judge": judge, "reader": reader})
+    settings = LoopSettings(steps, ema=0.998, seed=seed)
+    yield from fit(trained, loss, judge_optimizers(trained), settings, folder / "judge.pt")
     reward = _reward(folder, device)
     held_out = _load(own, "validation")
     accuracy = {kind: held_out_accuracy(judge, *held_out, kind, seed, pipe, reward) for kind in KINDS}
@@ -96,6 +133,18 @@ def train_judge(
         partial.write_text(json.dumps(accuracy, indent=2) + "\n")
     calibrate_judge(judge, pool, pixels, seed)
     judge.to("cpu").save_pretrained(folder / "judge")
+
+
+def judge_optimizers(model: nn.Module, lr: float = 8e-4) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices of the transformers, AdamW for everything else."""
+    matrices: list[nn.Parameter] = []
+    rest: list[nn.Parameter] = []
+    for name, parameter in model.named_parameters():
+        (matrices if ".layers." in name and parameter.ndim == 2 else rest).append(parameter)
+    return [
+        torch.optim.Muon(matrices, lr=lr, weight_decay=0.05, momentum=0.95, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(rest, lr=lr, betas=(0.9, 0.98), weight_decay=0.05),
+    ]
 
 
 def _decode_pool(folder: Path, split: str, pipe: WanPipeline) -> Iterator[dict[str, float]]:
@@ -136,22 +185,24 @@ def perceived(sampler: PairSampler, rows: Tensor, labels: Tensor, generator: tor
     return seen.sign() * (seen.abs() > JUDGE_TIE)
 
 
-def grade_groups(judge: PixelJudge, pixels: Tensor, rows: Tensor, labels: Tensor, rng: random.Random) -> Tensor:
-    """Raw grades of groups of clips, each group under several prompts ``(groups, P, 5)``; watched once.
+def grade_groups(
+    judge: PixelJudge, pixels: Tensor, rows: Tensor, labels: Tensor, rng: random.Random
+) -> tuple[Tensor, Tensor]:
+    """Grade groups of clips, each group under several prompts ``(groups, P, 5)``; every clip is watched once.
 
     Returns:
-        Shape ``(groups, P, GROUP, 3)``.
+        Raw grades ``(groups, P, GROUP, 3)`` and the features of the clips' frames ``(groups * GROUP, T, D)``.
     """
     device, count = judge.blind_queries.device, labels.shape[1]
     texts = [caption(to_prompt(row), rng) for row in labels.flatten(0, 1).tolist() for _ in range(GROUP)]
     clips = pixels[rows.flatten()].to(device).float() / 255
     with torch.autocast(device.type, torch.bfloat16):
+        watched = judge.watch(clips)
         blind, frames = (
-            part.unflatten(0, (-1, 1, GROUP)).expand(-1, count, -1, -1, -1).flatten(0, 2)
-            for part in judge.watch(clips)
+            part.unflatten(0, (-1, 1, GROUP)).expand(-1, count, -1, -1, -1).flatten(0, 2) for part in watched
         )
-        grouped: Tensor = judge.grade(blind, frames, texts).unflatten(0, (-1, count, GROUP))
-    return grouped
+        raw: Tensor = judge.grade(blind, frames, texts).unflatten(0, (-1, count, GROUP))
+    return raw, watched[1]
 
 
 @torch.no_grad()
@@ -185,9 +236,8 @@ def held_out_accuracy(
     truth = value[:, LEFT] - value[:, RIGHT]
     clear = truth.abs() > TIE
     chunks = list(zip(rows.split(16), labels.split(16), strict=True))
-    ours = torch.cat([grade_groups(judge, pixels, chosen, asked[:, None], rng) for chosen, asked in chunks])[
-        :, 0
-    ].cpu()
+    ours = torch.cat([grade_groups(judge, pixels, chosen, asked[:, None], rng)[0] for chosen, asked in chunks])
+    ours = ours[:, 0].cpu()
     ours = (ours[:, LEFT] - ours[:, RIGHT]).sign()
     table = {
         axis: {
@@ -211,5 +261,7 @@ def calibrate_judge(judge: PixelJudge, pool: Pool, pixels: Tensor, seed: int) ->
     rng = random.Random(seed)
     rows, labels = PairSampler(pool).draw_groups(["same"] * CALIBRATION_GROUPS, rng)
     chunks = zip(rows.split(16), labels.split(16), strict=True)
-    raw = torch.cat([grade_groups(judge, pixels, rows, asked[:, None], rng) for rows, asked in chunks]).flatten(0, 2)
+    raw = torch.cat([grade_groups(judge, pixels, rows, asked[:, None], rng)[0] for rows, asked in chunks]).flatten(
+        0, 2
+    )
     judge.register_to_config(mean=raw.mean(dim=0).tolist(), std=raw.std(dim=0).tolist())

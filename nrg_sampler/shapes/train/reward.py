@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import combinations, product
+from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,7 @@ from nrg_sampler.shapes.train.loop import LoopSettings, fit
 from nrg_sampler.shapes.train.pool import ATTRIBUTE_ORDER, Pool, rendered_pool, sampled_pool
 from nrg_sampler.shapes.train.text import encode_text
 from nrg_sampler.training.ensemble import LEVEL_PULL, bootstrap_weights, level_spread
-from nrg_sampler.training.losses import bradley_terry_with_ties
+from nrg_sampler.training.losses import K, bradley_terry_with_ties
 
 if TYPE_CHECKING:
     from diffusers import WanPipeline
@@ -32,10 +33,12 @@ NUM_MEMBERS = 1  # more make an ensemble, each taught by its own bootstrap sampl
 GROUP = 4  # clips under one prompt and one noise: six pairs for four forward passes
 ANNOTATOR_NOISE = 0.25  # standard deviation of a rater's error, in standard deviations of a score over the pool
 TIE = 0.25  # smaller perceived differences are called a tie, same unit
+SLOPE = math.log(K) / TIE  # logits per standard deviation: a tie is as wide in the likelihood as for the rater
+SCORE_WEIGHT = 0.5  # of the error in the scores themselves, beside the pairs, in the final reward
 COMBINATION = 3  # the first three attributes, (shape, colour, motion), are what the splits hold out
 FIRST_POOLS = {"rendered": 10000, "sampled": 1600}
-POOLS = {**FIRST_POOLS, "guided": 1600}
-HELD_OUT = 0.1  # size of a held-out pool as a share of the training pool
+POOLS = {**FIRST_POOLS, "more-sampled": 2400, "guided": 3200}
+HELD_OUT = {"rendered": 500, "sampled": 160, "guided": 160}  # clips of held-out pools
 MIXTURE = {"same": 0.35, "alike": 0.25, "near": 0.2, "mixed": 0.2}  # shares of the kinds of groups in training
 EDITED = 0.5  # share of the groups that are compared under a changed prompt
 RECOMMENDED_SCALE = 40.0  # by win rates on validation prompts
@@ -161,19 +164,28 @@ def neighbours(combination: tuple[int, ...]) -> list[tuple[int, ...]]:
 
 
 def prepare_pools(
-    folder: Path, pipe: WanPipeline, seed: int, counts: Mapping[str, int], reward: LatentReward | None
+    folder: Path,
+    pipe: WanPipeline,
+    seed: int,
+    counts: Mapping[str, int],
+    reward: LatentReward | None,
+    held_out: Mapping[str, int] = HELD_OUT,
 ) -> Iterator[dict[str, float]]:
-    """Make the training and held-out pools that are not there yet: ``rendered``, ``sampled`` and ``guided``."""
-    for (kind, count), (split, share) in product(counts.items(), (("train", 1.0), ("validation", HELD_OUT))):
+    """Make the training and held-out pools that are not there yet: ``rendered``, ``sampled`` and ``guided``.
+
+    ``more-sampled`` are samples for training alone, with a seed of their own.
+    """
+    planned = [("train", kind, count) for kind, count in counts.items()]
+    planned += [("validation", kind, count) for kind, count in held_out.items() if kind in counts]
+    for split, kind, count in planned:
         file = folder / f"pool-{kind}-{split}.safetensors"
         if file.exists():
             continue
-        total = int(count * share)
         if kind == "rendered":
-            run = rendered_pool(pipe, total, split, seed, file)
+            run = rendered_pool(pipe, count, split, seed, file)
         else:
             guiding = reward if kind == "guided" else None
-            run = sampled_pool(pipe, total, GROUP, split, seed, file, reward=guiding)
+            run = sampled_pool(pipe, count, GROUP, split, seed + (kind not in held_out), file, reward=guiding)
         for done in run:
             yield {"step": 0, kind: done}
 
@@ -183,24 +195,34 @@ def train_first_reward(folder: Path, steps: int = 1600, **options: Any) -> Itera
     yield from _train(folder, "first-reward", FIRST_POOLS, steps=steps, **options)
 
 
-def train_reward(folder: Path, steps: int = 2800, **options: Any) -> Iterator[dict[str, float]]:
-    """Train ``folder/reward``; needs the earlier stages.
-
-    Args:
-        folder: Where the other stages saved their models.
-        steps: Optimiser steps.
-        **options: ``batch`` (clips a step, in groups of :data:`GROUP`), ``members`` of the ensemble, ``seed`` and ``device``.
-    """
-    yield from _train(folder, "reward", POOLS, steps=steps, **options)
-
-
 def train_compared_reward(folder: Path, name: str, steps: int = 800, **options: Any) -> Iterator[dict[str, float]]:
-    """Train ``folder/clean-reward`` or ``folder/noised-reward``: the final recipe, shorter, without noise or with it.
+    """Train ``folder/clean-reward`` or ``folder/noised-reward`` on pairs, without noise or with it.
 
     They answer what noise in training is worth, so they differ in nothing else; see `train_reward` for the options.
     """
     sigma = (0.0, 0.0) if name == "clean-reward" else None
     yield from _train(folder, name, POOLS, steps=steps, sigma=sigma, **options)
+
+
+def train_reward(folder: Path, steps: int = 2400, **options: Any) -> Iterator[dict[str, float]]:
+    """Train ``folder/reward``; needs the earlier stages and ``clean-reward``, from which it starts.
+
+    What a fault looks like is learned several times faster without noise, so noise comes second. The oracle's scores
+    are taught beside the pairs: the order of two clips says nothing about how far apart they are, and a reward that
+    exaggerates is the easier to over-optimise.
+
+    Args:
+        folder: Where the other stages saved their models.
+        steps: Optimiser steps.
+        **options: ``batch`` (clips a step, in groups of :data:`GROUP`), ``members`` of the ensemble, ``seed`` and ``device``.
+
+    Raises:
+        FileNotFoundError: If ``folder/clean-reward`` is missing.
+    """
+    start = folder / "clean-reward"
+    if not start.is_dir():
+        raise FileNotFoundError(f"Expected {start}, made by the stage `clean-reward`: run that one first.")
+    yield from _train(folder, "reward", POOLS, steps=steps, start=start, score_weight=SCORE_WEIGHT, **options)
 
 
 def _train(
@@ -213,6 +235,8 @@ def _train(
     device: str = "cpu",
     members: int = NUM_MEMBERS,
     sigma: tuple[float, float] | None = None,
+    start: Path | None = None,
+    score_weight: float = 0.0,
 ) -> Iterator[dict[str, float]]:
     from nrg_sampler.shapes.train.assemble import assemble_pipeline
 
@@ -225,6 +249,8 @@ def _train(
     reward = LatentReward.from_transformer(
         pipe.transformer, NUM_BLOCKS, axes=AXES, text_axes=("TA",), num_token_reads=1, num_members=members
     ).to(device)
+    if start is not None:
+        reward.load_state_dict(LatentReward.from_pretrained(start).state_dict())
     drawn = bootstrap_weights(int(pool.group.max()) + 1, members, seed)
     for block in reward.blocks:
         block.attn1.set_processor(TrainingAttention())
@@ -241,6 +267,12 @@ def _train(
         unlikely = bradley_terry_with_ties(difference, wanted[:, :, None].expand_as(difference))
         counted = drawn[pool.group[rows[:, 0]]].to(device)  # (groups, M); the first clip's prompt is the group's
         loss_of_axis = (counted[:, None, :, None] * unlikely).mean(dim=(0, 1, 2))
+        if score_weight:
+            taught = sampler.ratings(rows, labels)
+            taught = (taught + ANNOTATOR_NOISE * torch.randn(taught.shape, generator=generator)).to(device)
+            # Least at E[score | noisy latents], see `losses.regression`; `SLOPE` turns logits into scores.
+            error = (raw / SLOPE - taught[:, :, None]).square()
+            loss_of_axis = loss_of_axis + score_weight * (counted[:, None, :, None] * error).mean(dim=(0, 1, 2))
         guess = difference.mean(dim=2).sign()
         right = ((guess == wanted) & (wanted != 0)).sum(dim=(0, 1)) / (wanted != 0).sum(dim=(0, 1))
         # Logits have no natural origin: a light pull to 0 keeps them where half precision is fine.
@@ -249,7 +281,7 @@ def _train(
 
     settings = LoopSettings(steps, warmup=100, ema=0.998, seed=seed)
     yield from fit(reward, loss, new_optimizers(reward, lr=6e-4), settings, folder / f"{name}.pt")
-    held_out = Pool.load(*(folder / f"pool-{kind}-validation.safetensors" for kind in counts))
+    held_out = Pool.load(*(folder / f"pool-{kind}-validation.safetensors" for kind in HELD_OUT if kind in counts))
     accuracy = {kind: accuracy_by_sigma(reward, held_out, pipe, seed, kind) for kind in ("mixed", "same")}
     (folder / f"{name}-accuracy.json").write_text(json.dumps(accuracy, indent=2))
     calibrate(reward, Pool.load(folder / "pool-sampled-train.safetensors"), pipe, seed)
