@@ -137,30 +137,32 @@ def losses_of(stage, folder, monkeypatch, **options):
         yield {"step": settings.steps}
 
     monkeypatch.setattr(training, "fit", fit)
-    monkeypatch.setattr(training, "POOLS", training.FIRST_POOLS)  # without guided samples
+    for pools in ("POOLS", "FINAL_POOLS"):
+        monkeypatch.setattr(training, pools, training.FIRST_POOLS)  # without guided samples
     for grade in ("accuracy_by_sigma", "calibrate"):
         monkeypatch.setattr(training, grade, lambda *args, **options: {})
     list(getattr(training, stage)(folder, steps=1, batch=8, **options))
     return kept
 
 
-def test_the_final_reward_starts_from_the_clean_one(folder, monkeypatch, tmp_path):
-    from nrg_sampler.rewards.latent import LatentReward
+@pytest.mark.parametrize(
+    ("stage", "start"), [("train_second_reward", "clean-reward"), ("train_reward", "second-reward")]
+)
+def test_later_rewards_start_from_the_one_before(folder, monkeypatch, tmp_path, stage, start):
     from nrg_sampler.shapes.train import reward as training
 
     for file in folder.iterdir():
         if not file.name.endswith("reward"):
             (tmp_path / file.name).symlink_to(file)
-    with pytest.raises(FileNotFoundError, match="made by the stage `clean-reward`"):
-        list(training.train_reward(tmp_path, steps=1))
+    with pytest.raises(FileNotFoundError, match=f"made by the stage `{start}`"):
+        list(getattr(training, stage)(tmp_path, steps=1))
     untrained, _ = losses_of("train_first_reward", tmp_path, monkeypatch)
-    clean: LatentReward = untrained
     with torch.no_grad():
-        clean.queries.add_(1.0)
-        clean.blocks[0].ffn.net[2].weight.mul_(0.5)
-    clean.save_pretrained(tmp_path / "clean-reward")
-    started, _ = losses_of("train_reward", tmp_path, monkeypatch)
-    for name, value in clean.state_dict().items():
+        untrained.queries.add_(1.0)
+        untrained.blocks[0].ffn.net[2].weight.mul_(0.5)
+    untrained.save_pretrained(tmp_path / start)
+    started, _ = losses_of(stage, tmp_path, monkeypatch)
+    for name, value in untrained.state_dict().items():
         torch.testing.assert_close(started.state_dict()[name], value)
 
 
@@ -177,7 +179,7 @@ def test_the_final_reward_learns_scores_beside_pairs(folder, monkeypatch):
     drawn["raw"] = torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(1), requires_grad=True)
     untrained, pairs = losses_of("train_first_reward", folder, monkeypatch)
     pairs_alone, _ = pairs(0, torch.Generator().manual_seed(5))
-    (folder / "clean-reward").mkdir(exist_ok=True)
+    (folder / "second-reward").mkdir()
     monkeypatch.setattr(training.LatentReward, "from_pretrained", lambda path: untrained)
     _, both = losses_of("train_reward", folder, monkeypatch)
     with_scores, _ = both(0, torch.Generator().manual_seed(5))
@@ -188,6 +190,7 @@ def test_the_final_reward_learns_scores_beside_pairs(folder, monkeypatch):
     error = (drawn["raw"] / logits_per_deviation - taught).square().mean(dim=(0, 1)).sum()
     torch.testing.assert_close(with_scores - pairs_alone, training.SCORE_WEIGHT * error)
     assert with_scores.requires_grad
+    (folder / "second-reward").rmdir()
 
 
 def test_held_out_pools_leave_out_what_is_for_training_alone(tmp_path, monkeypatch):
@@ -205,12 +208,13 @@ def test_held_out_pools_leave_out_what_is_for_training_alone(tmp_path, monkeypat
 
     monkeypatch.setattr(training, "rendered_pool", rendered)
     monkeypatch.setattr(training, "sampled_pool", sampled)
-    counts = {"rendered": 50, "sampled": 8, "more-sampled": 12, "guided": 4}
-    list(training.prepare_pools(tmp_path, None, 3, counts, "reward", {"rendered": 5, "sampled": 4, "guided": 2}))
+    counts = {"rendered": 50, "sampled": 8, "sampled-more": 12, "guided": 4}
+    held_out = {"rendered": 5, "sampled": 4, "guided": 2}
+    list(training.prepare_pools(tmp_path, None, 3, counts, {"guided": "reward"}, held_out))
     assert made == [
         ("pool-rendered-train.safetensors", 50, 3),
         ("pool-sampled-train.safetensors", 8, 3, None),
-        ("pool-more-sampled-train.safetensors", 12, 4, None),
+        ("pool-sampled-more-train.safetensors", 12, 4, None),
         ("pool-guided-train.safetensors", 4, 3, "reward"),
         ("pool-rendered-validation.safetensors", 5, 3),
         ("pool-sampled-validation.safetensors", 4, 3, None),

@@ -41,6 +41,12 @@ def _reward(folder: Path, **options: Any) -> Iterator[dict[str, float]]:
     return train_reward(folder, **options)
 
 
+def _second_reward(folder: Path, **options: Any) -> Iterator[dict[str, float]]:
+    from nrg_sampler.shapes.train.reward import train_second_reward
+
+    return train_second_reward(folder, **options)
+
+
 def _clean_reward(folder: Path, **options: Any) -> Iterator[dict[str, float]]:
     from nrg_sampler.shapes.train.reward import train_compared_reward
 
@@ -75,10 +81,11 @@ STAGES = {
     "vae": _vae,
     "base": _base,
     "first-reward": _first_reward,
-    "reward": _reward,
-    "gate": _gate,
     "clean-reward": _clean_reward,
     "noised-reward": _noised_reward,
+    "second-reward": _second_reward,
+    "reward": _reward,
+    "gate": _gate,
     "judge": _judge,
     "ablation": _ablation,
 }

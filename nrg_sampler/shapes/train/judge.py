@@ -96,7 +96,7 @@ def train_judge(
     pipe = assemble_pipeline(folder).to(device)
     own = folder / "judge-pools"
     own.mkdir(parents=True, exist_ok=True)
-    yield from prepare_pools(own, pipe, seed + OTHER_SEED, POOLS, None, HELD_OUT)
+    yield from prepare_pools(own, pipe, seed + OTHER_SEED, POOLS, {}, HELD_OUT)
     for split in ("train", "validation"):
         yield from _decode_pool(own, split, pipe)
     pool, pixels = _load(own, "train")

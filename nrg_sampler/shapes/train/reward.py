@@ -37,7 +37,9 @@ SLOPE = math.log(K) / TIE  # logits per standard deviation: a tie is as wide in 
 SCORE_WEIGHT = 0.5  # of the error in the scores themselves, beside the pairs, in the final reward
 COMBINATION = 3  # the first three attributes, (shape, colour, motion), are what the splits hold out
 FIRST_POOLS = {"rendered": 10000, "sampled": 1600}
-POOLS = {**FIRST_POOLS, "more-sampled": 2400, "guided": 3200}
+POOLS = {**FIRST_POOLS, "sampled-more": 2400, "guided": 3200}
+FINAL_POOLS = {**POOLS, "guided-again": 1200}
+GUIDED_BY = {"guided": "first-reward", "guided-again": "second-reward"}
 HELD_OUT = {"rendered": 500, "sampled": 160, "guided": 160}  # clips of held-out pools
 MIXTURE = {"same": 0.35, "alike": 0.25, "near": 0.2, "mixed": 0.2}  # shares of the kinds of groups in training
 EDITED = 0.5  # share of the groups that are compared under a changed prompt
@@ -168,12 +170,12 @@ def prepare_pools(
     pipe: WanPipeline,
     seed: int,
     counts: Mapping[str, int],
-    reward: LatentReward | None,
+    guides: Mapping[str, LatentReward],
     held_out: Mapping[str, int] = HELD_OUT,
 ) -> Iterator[dict[str, float]]:
-    """Make the training and held-out pools that are not there yet: ``rendered``, ``sampled`` and ``guided``.
+    """Make the training and held-out pools that are not there yet: ``rendered`` clips, and samples.
 
-    ``more-sampled`` are samples for training alone, with a seed of their own.
+    Samples of the kinds in ``guides`` are guided by those rewards. Kinds that are not held out have a seed of their own.
     """
     planned = [("train", kind, count) for kind, count in counts.items()]
     planned += [("validation", kind, count) for kind, count in held_out.items() if kind in counts]
@@ -184,8 +186,8 @@ def prepare_pools(
         if kind == "rendered":
             run = rendered_pool(pipe, count, split, seed, file)
         else:
-            guiding = reward if kind == "guided" else None
-            run = sampled_pool(pipe, count, GROUP, split, seed + (kind not in held_out), file, reward=guiding)
+            own_seed = seed + (kind not in held_out)
+            run = sampled_pool(pipe, count, GROUP, split, own_seed, file, reward=guides.get(kind))
         for done in run:
             yield {"step": 0, kind: done}
 
@@ -204,12 +206,24 @@ def train_compared_reward(folder: Path, name: str, steps: int = 800, **options: 
     yield from _train(folder, name, POOLS, steps=steps, sigma=sigma, **options)
 
 
-def train_reward(folder: Path, steps: int = 2400, **options: Any) -> Iterator[dict[str, float]]:
-    """Train ``folder/reward``; needs the earlier stages and ``clean-reward``, from which it starts.
+def train_second_reward(folder: Path, steps: int = 2400, **options: Any) -> Iterator[dict[str, float]]:
+    """Train ``folder/second-reward`` from ``clean-reward``; see `train_reward`.
 
     What a fault looks like is learned several times faster without noise, so noise comes second. The oracle's scores
     are taught beside the pairs: the order of two clips says nothing about how far apart they are, and a reward that
     exaggerates is the easier to over-optimise.
+
+    Raises:
+        FileNotFoundError: If ``folder/clean-reward`` is missing.
+    """
+    yield from _train(folder, "second-reward", POOLS, steps=steps, start="clean-reward", **options)
+
+
+def train_reward(folder: Path, steps: int = 1200, **options: Any) -> Iterator[dict[str, float]]:
+    """Train ``folder/reward``, the final one, from ``second-reward``; needs the earlier stages.
+
+    It learns from clips that the second reward has guided, at strengths that over-optimise it, and so unlearns what
+    they exploit.
 
     Args:
         folder: Where the other stages saved their models.
@@ -217,12 +231,9 @@ def train_reward(folder: Path, steps: int = 2400, **options: Any) -> Iterator[di
         **options: ``batch`` (clips a step, in groups of :data:`GROUP`), ``members`` of the ensemble, ``seed`` and ``device``.
 
     Raises:
-        FileNotFoundError: If ``folder/clean-reward`` is missing.
+        FileNotFoundError: If ``folder/second-reward`` is missing.
     """
-    start = folder / "clean-reward"
-    if not start.is_dir():
-        raise FileNotFoundError(f"Expected {start}, made by the stage `clean-reward`: run that one first.")
-    yield from _train(folder, "reward", POOLS, steps=steps, start=start, score_weight=SCORE_WEIGHT, **options)
+    yield from _train(folder, "reward", FINAL_POOLS, steps=steps, start="second-reward", **options)
 
 
 def _train(
@@ -235,14 +246,20 @@ def _train(
     device: str = "cpu",
     members: int = NUM_MEMBERS,
     sigma: tuple[float, float] | None = None,
-    start: Path | None = None,
-    score_weight: float = 0.0,
+    start: str | None = None,
 ) -> Iterator[dict[str, float]]:
     from nrg_sampler.shapes.train.assemble import assemble_pipeline
 
+    if start is not None and not (folder / start).is_dir():
+        raise FileNotFoundError(f"Expected {folder / start}, made by the stage `{start}`: run that one first.")
+    score_weight = SCORE_WEIGHT if start else 0.0
     pipe = assemble_pipeline(folder).to(device)
-    first = LatentReward.from_pretrained(folder / "first-reward").to(device) if "guided" in counts else None
-    yield from prepare_pools(folder, pipe, seed, counts, first)
+    guides = {
+        kind: LatentReward.from_pretrained(folder / guide).to(device)
+        for kind, guide in GUIDED_BY.items()
+        if kind in counts
+    }
+    yield from prepare_pools(folder, pipe, seed, counts, guides)
     pool = Pool.load(*(folder / f"pool-{kind}-train.safetensors" for kind in counts))
     sampler = PairSampler(pool)
     torch.manual_seed(seed)
@@ -250,7 +267,7 @@ def _train(
         pipe.transformer, NUM_BLOCKS, axes=AXES, text_axes=("TA",), num_token_reads=1, num_members=members
     ).to(device)
     if start is not None:
-        reward.load_state_dict(LatentReward.from_pretrained(start).state_dict())
+        reward.load_state_dict(LatentReward.from_pretrained(folder / start).state_dict())
     drawn = bootstrap_weights(int(pool.group.max()) + 1, members, seed)
     for block in reward.blocks:
         block.attn1.set_processor(TrainingAttention())
