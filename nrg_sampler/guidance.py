@@ -87,7 +87,7 @@ class RewardGuidance:
     reuse: bool = False
     max_coefficient: float | None = 1.0
     max_push: float | None = 0.3
-    damping: float = 0.0
+    damping: float = 0.5
     calibrated: bool = True
     balanced: bool = False
     conflicts: str = "sum"
@@ -133,7 +133,7 @@ class RewardGuidance:
     @classmethod
     def paper(cls, scale: float = 100.0, weights: WeightsLike = None) -> RewardGuidance:
         """Return the published algorithm: every step but sigma = 1, raw reward, no limit and nothing else added."""
-        return cls(weights=weights, scale=scale, max_coefficient=None, max_push=None, calibrated=False)
+        return cls(weights=weights, scale=scale, max_coefficient=None, max_push=None, damping=0.0, calibrated=False)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as plain JSON values; ``RewardGuidance(**settings)`` reads them back."""

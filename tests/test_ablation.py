@@ -146,7 +146,12 @@ def losses_of(stage, folder, monkeypatch, **options):
 
 
 @pytest.mark.parametrize(
-    ("stage", "start"), [("train_second_reward", "clean-reward"), ("train_reward", "second-reward")]
+    ("stage", "start"),
+    [
+        ("train_second_reward", "clean-reward"),
+        ("train_third_reward", "second-reward"),
+        ("train_reward", "third-reward"),
+    ],
 )
 def test_later_rewards_start_from_the_one_before(folder, monkeypatch, tmp_path, stage, start):
     from nrg_sampler.shapes.train import reward as training
@@ -173,13 +178,15 @@ def test_the_final_reward_learns_scores_beside_pairs(folder, monkeypatch):
 
     def rate(reward, pool, rows, labels, *rest, **options):
         drawn["truth"] = training.PairSampler(pool).ratings(rows, labels)  # (2, 4, 3)
+        drawn["disturbance"] = options["disturbance"]
         return drawn["raw"][:, :, None]
 
     monkeypatch.setattr(training, "rate", rate)
     drawn["raw"] = torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(1), requires_grad=True)
     untrained, pairs = losses_of("train_first_reward", folder, monkeypatch)
     pairs_alone, _ = pairs(0, torch.Generator().manual_seed(5))
-    (folder / "second-reward").mkdir()
+    assert drawn["disturbance"] == 0
+    (folder / "third-reward").mkdir()
     monkeypatch.setattr(training.LatentReward, "from_pretrained", lambda path: untrained)
     _, both = losses_of("train_reward", folder, monkeypatch)
     with_scores, _ = both(0, torch.Generator().manual_seed(5))
@@ -189,8 +196,9 @@ def test_the_final_reward_learns_scores_beside_pairs(folder, monkeypatch):
     logits_per_deviation = torch.tensor(5.0).log() / training.TIE
     error = (drawn["raw"] / logits_per_deviation - taught).square().mean(dim=(0, 1)).sum()
     torch.testing.assert_close(with_scores - pairs_alone, training.SCORE_WEIGHT * error)
+    assert drawn["disturbance"] == training.DISTURBANCE
     assert with_scores.requires_grad
-    (folder / "second-reward").rmdir()
+    (folder / "third-reward").rmdir()
 
 
 def test_held_out_pools_leave_out_what_is_for_training_alone(tmp_path, monkeypatch):
@@ -220,3 +228,37 @@ def test_held_out_pools_leave_out_what_is_for_training_alone(tmp_path, monkeypat
         ("pool-sampled-validation.safetensors", 4, 3, None),
         ("pool-guided-validation.safetensors", 2, 3, "reward"),
     ]
+
+
+def test_half_of_the_clips_are_moved_along_the_reward_s_gradient():
+    from nrg_sampler.shapes.train.reward import disturbed
+
+    patterns = torch.randn(3, 4, 2, 4, 4, generator=torch.Generator().manual_seed(0))
+
+    def reward(latents, sigma, conditioning):
+        return torch.einsum("bcthw,acthw->ba", latents, patterns)
+
+    latents = torch.randn(400, 4, 2, 4, 4, generator=torch.Generator().manual_seed(1))
+    moved = disturbed(reward, latents, torch.rand(400), None, 5.0, torch.Generator().manual_seed(2))
+    assert moved.shape == latents.shape and not moved.requires_grad
+    moves = (moved - latents).flatten(1)
+    norms = moves.norm(dim=1)
+    still = norms < 1e-6
+    assert 0.4 < still.float().mean() < 0.6
+    assert norms.max() <= 5.0001 and norms[~still].mean() == pytest.approx(2.5, abs=0.4)
+    # each is a mix of the axes' gradients, which are the patterns, with shares and signs of its own
+    shares = torch.linalg.lstsq(patterns.flatten(1).T, moves[~still].T).solution  # (3, moved)
+    torch.testing.assert_close(patterns.flatten(1).T @ shares, moves[~still].T, atol=1e-4, rtol=1e-3)
+    assert (0.3 < (shares > 0).float().mean(dim=1)).all() and ((shares > 0).float().mean(dim=1) < 0.7).all()
+    expected = torch.randn(400, 3, generator=torch.Generator().manual_seed(2))[~still]
+    cosine = torch.nn.functional.cosine_similarity(shares.T, expected)
+    torch.testing.assert_close(cosine, torch.ones_like(cosine))
+
+
+def test_the_average_lies_between_the_weights_before_and_after():
+    from nrg_sampler.shapes.train.reward import average
+
+    after, before = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
+    expected = 0.6 * after.weight.detach() + 0.4 * before.weight.detach()
+    average(after, before, 0.4)
+    torch.testing.assert_close(after.weight.detach(), expected)

@@ -180,7 +180,7 @@ def test_sources_differ_in_whatever_changes_the_clips(tmp_path):
     same = [Arm("b", RewardGuidance(weights="1:1:1")), Arm("c", base.guidance, search=Search.best_of(4))]
     assert {sampler.source(arm) for arm in same} == {sampler.source(base)}
     other = [
-        Arm("d", RewardGuidance(weights="1:1:1", damping=1.0)),
+        Arm("d", RewardGuidance(weights="1:1:1", damping=2.0)),
         Arm("e", base.guidance, steps=2),
         Arm("f", base.guidance, reward="random"),
         Arm("g", base.guidance, search=Search()),

@@ -24,7 +24,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:`FluxPosEmbed` is deprecated:FutureWarning"),
 ]
 
-UNBOUNDED = RewardGuidance(max_coefficient=None, max_push=None)
+UNBOUNDED = RewardGuidance(max_coefficient=None, max_push=None, damping=0.0)
 
 
 class Pattern:

@@ -194,8 +194,17 @@ def test_calibrated_strength_counts_in_the_recommended_scale():
     raw = guided_velocity(
         batch(1), batch(0), 0.5, Bumpy(), guidance=RewardGuidance.paper(scale=6.0, weights=(2.0, 0.5))
     )
-    calibrated = RewardGuidance(scale=2.0, weights="1:1", max_coefficient=None, max_push=None)
+    calibrated = RewardGuidance(scale=2.0, weights="1:1", max_coefficient=None, max_push=None, damping=0.0)
     torch.testing.assert_close(guided_velocity(batch(1), batch(0), 0.5, Bumpy(), guidance=calibrated), raw)
+
+
+def test_the_default_trusts_the_reward_less_in_noise():
+    for sigma, factor in ((0.25, 0.75**0.5 / 3), (0.5, 0.5**0.5), (0.75, 0.5)):  # min(s / (1 - s), 1) * sqrt(1 - s)
+        guided = guided_velocity(
+            batch(1), batch(0), sigma, Bumpy(), guidance=RewardGuidance(scale=0.01, max_push=None)
+        )
+        grad, _ = reward_gradient(batch(1), sigma, Bumpy())
+        torch.testing.assert_close(guided, batch(0) - 0.01 * 3.0 * factor * grad)
 
 
 def test_the_paper_s_settings_have_no_window_limit_or_calibration():
@@ -368,7 +377,7 @@ def test_balanced_axes_no_longer_depend_on_the_unit_of_the_reward():
 
 
 def test_separate_gradients_add_up_to_that_of_the_sum():
-    guidance = {"weights": "0.3:0.7", "scale": 0.01, "max_push": None}
+    guidance = {"weights": "0.3:0.7", "scale": 0.01, "max_push": None, "damping": 0.0}
     together = guided_velocity(batch(1), batch(0), 0.5, Bumpy(), guidance=RewardGuidance(**guidance))
     grads, raw = axis_gradients(batch(1), 0.5, Bumpy())
     expected = batch(0) - 0.01 * 3.0 * (0.3 * grads[0] + 0.7 * grads[1])
@@ -385,7 +394,7 @@ def test_the_part_along_the_clean_latents_can_be_left_out():
 
 
 def test_smoothing_averages_the_gradient_over_exchanged_noise():
-    guidance = RewardGuidance(weights="1:1", smoothing=0.5, smoothing_samples=3, scale=0.1, max_push=None)
+    guidance = RewardGuidance(weights="1:1", smoothing=0.5, smoothing_samples=3, scale=0.1, max_push=None, damping=0.0)
     guided = guided_velocity(batch(1), batch(0), 0.5, Bumpy(), guidance=guidance, step_index=4, num_inference_steps=9)
     points = renoised(batch(1), batch(0), 0.5, 0.5, 3, seed=4)
     grads = [reward_gradient(point, 0.5, Bumpy(), weights="1:1")[0] for point in points]
@@ -436,7 +445,7 @@ def test_a_floor_is_read_from_text_or_a_list(floor):
 
 
 def test_a_reward_that_knows_no_noise_reads_the_predicted_clean_latents():
-    guidance = RewardGuidance(weights="1:1", reads="clean", scale=0.1, max_push=None)
+    guidance = RewardGuidance(weights="1:1", reads="clean", scale=0.1, max_push=None, damping=0.0)
     clean = batch(1) - 0.5 * batch(0)
     grad, _ = reward_gradient(clean, 0.0, Bumpy(), weights="1:1")
     guided = guided_velocity(batch(1), batch(0), 0.5, Bumpy(), guidance=guidance)

@@ -15,7 +15,7 @@ from nrg_sampler import RewardGuidance, RewardGuidedScheduler, attach
 # numpy 2 about the conversion of a tensor in DPMSolverMultistepScheduler.set_timesteps
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
 
-STRONG = RewardGuidance(max_coefficient=20.0, scale=200.0, max_push=None)
+STRONG = RewardGuidance(max_coefficient=20.0, scale=200.0, max_push=None, damping=0.0)
 
 
 def embeds(pipe: Any) -> torch.Tensor:

@@ -112,7 +112,7 @@ def rivals_suite(base: RewardGuidance) -> list[Arm]:
         Arm("particles", search=Search.particles(4, weights)),
         Arm("guided, best of 2", base, search=Search.best_of(2, weights)),
         Arm("guided, best of 2, pixel judge chooses", base, search=Search.best_of(2), judge="pixel"),
-        Arm("guided, damped", replace(base, damping=1.0)),
+        Arm("guided, not damped", replace(base, damping=0.0)),
         Arm("guided every 2nd step", replace(base, every=2)),
         Arm("guided, reused every 2nd", replace(base, every=2, reuse=True)),
         Arm("skip-gradient", replace(base, reads="clean")),

@@ -47,6 +47,12 @@ def _second_reward(folder: Path, **options: Any) -> Iterator[dict[str, float]]:
     return train_second_reward(folder, **options)
 
 
+def _third_reward(folder: Path, **options: Any) -> Iterator[dict[str, float]]:
+    from nrg_sampler.shapes.train.reward import train_third_reward
+
+    return train_third_reward(folder, **options)
+
+
 def _clean_reward(folder: Path, **options: Any) -> Iterator[dict[str, float]]:
     from nrg_sampler.shapes.train.reward import train_compared_reward
 
@@ -84,6 +90,7 @@ STAGES = {
     "clean-reward": _clean_reward,
     "noised-reward": _noised_reward,
     "second-reward": _second_reward,
+    "third-reward": _third_reward,
     "reward": _reward,
     "gate": _gate,
     "judge": _judge,

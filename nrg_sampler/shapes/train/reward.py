@@ -34,6 +34,9 @@ GROUP = 4  # clips under one prompt and one noise: six pairs for four forward pa
 ANNOTATOR_NOISE = 0.25  # standard deviation of a rater's error, in standard deviations of a score over the pool
 TIE = 0.25  # smaller perceived differences are called a tie, same unit
 SLOPE = math.log(K) / TIE  # logits per standard deviation: a tie is as wide in the likelihood as for the rater
+DISTURBANCE = (
+    8.0  # largest norm by which clips are moved along the final reward's gradient; clips have norms of about 85
+)
 SCORE_WEIGHT = 0.5  # of the error in the scores themselves, beside the pairs, in the final reward
 COMBINATION = 3  # the first three attributes, (shape, colour, motion), are what the splits hold out
 FIRST_POOLS = {"rendered": 10000, "sampled": 1600}
@@ -43,7 +46,9 @@ GUIDED_BY = {"guided": "first-reward", "guided-again": "second-reward"}
 HELD_OUT = {"rendered": 500, "sampled": 160, "guided": 160}  # clips of held-out pools
 MIXTURE = {"same": 0.35, "alike": 0.25, "near": 0.2, "mixed": 0.2}  # shares of the kinds of groups in training
 EDITED = 0.5  # share of the groups that are compared under a changed prompt
-RECOMMENDED_SCALE = 40.0  # by win rates on validation prompts
+RECOMMENDED_SCALE = 200.0  # by gains and win rates on validation prompts
+TEACHING_SCALE = 40.0  # of the rewards that guide clips for the next stage, in multiples up to 10
+KEPT = 0.4  # share of the weights before the last stage in the final reward
 SIGMA_BINS = ((0.0, 0.2), (0.2, 0.4), (0.4, 0.6), (0.6, 0.8), (0.8, 1.0))
 OPTIONS = {**ATTRIBUTES, "size": tuple(SIZES)}
 LEFT, RIGHT = zip(*combinations(range(GROUP), 2))
@@ -219,11 +224,23 @@ def train_second_reward(folder: Path, steps: int = 2400, **options: Any) -> Iter
     yield from _train(folder, "second-reward", POOLS, steps=steps, start="clean-reward", **options)
 
 
-def train_reward(folder: Path, steps: int = 1200, **options: Any) -> Iterator[dict[str, float]]:
-    """Train ``folder/reward``, the final one, from ``second-reward``; needs the earlier stages.
+def train_third_reward(folder: Path, steps: int = 1200, **options: Any) -> Iterator[dict[str, float]]:
+    """Train ``folder/third-reward`` from ``second-reward``, on clips that the latter has guided as well.
 
-    It learns from clips that the second reward has guided, at strengths that over-optimise it, and so unlearns what
-    they exploit.
+    They were guided at strengths that over-optimise it; see `train_reward`.
+
+    Raises:
+        FileNotFoundError: If ``folder/second-reward`` is missing.
+    """
+    yield from _train(folder, "third-reward", FINAL_POOLS, steps=steps, start="second-reward", **options)
+
+
+def train_reward(folder: Path, steps: int = 1700, **options: Any) -> Iterator[dict[str, float]]:
+    """Train ``folder/reward``, the final one, from ``third-reward``; needs the earlier stages.
+
+    Half of all clips are moved along the reward's own gradient, see `disturbed`, so that it unlearns what guidance would
+    exploit. That costs accuracy on clips that nobody moved; an average with the weights it started from gets the accuracy
+    back and keeps most of the rest.
 
     Args:
         folder: Where the other stages saved their models.
@@ -231,9 +248,14 @@ def train_reward(folder: Path, steps: int = 1200, **options: Any) -> Iterator[di
         **options: ``batch`` (clips a step, in groups of :data:`GROUP`), ``members`` of the ensemble, ``seed`` and ``device``.
 
     Raises:
-        FileNotFoundError: If ``folder/second-reward`` is missing.
+        FileNotFoundError: If ``folder/third-reward`` is missing.
+
+    Reference:
+        Wortsman et al., 2022, arXiv:2109.01903 (averaging weights before and after robust fine-tuning).
     """
-    yield from _train(folder, "reward", FINAL_POOLS, steps=steps, start="second-reward", **options)
+    yield from _train(
+        folder, "reward", FINAL_POOLS, steps=steps, start="third-reward", disturbance=DISTURBANCE, kept=KEPT, **options
+    )
 
 
 def _train(
@@ -247,6 +269,8 @@ def _train(
     members: int = NUM_MEMBERS,
     sigma: tuple[float, float] | None = None,
     start: str | None = None,
+    disturbance: float = 0.0,
+    kept: float = 0.0,
 ) -> Iterator[dict[str, float]]:
     from nrg_sampler.shapes.train.assemble import assemble_pipeline
 
@@ -279,7 +303,9 @@ def _train(
             rng.choices(list(MIXTURE), list(MIXTURE.values()), k=batch // GROUP), rng, EDITED
         )
         wanted = sampler.preferences(rows, labels, generator).to(device)
-        raw = rate(reward, pool, rows, labels, pipe, rng, generator, sigma, members=True)  # (groups, GROUP, M, 3)
+        raw = rate(
+            reward, pool, rows, labels, pipe, rng, generator, sigma, members=True, disturbance=disturbance
+        )  # (groups, GROUP, M, 3)
         difference = raw[:, LEFT] - raw[:, RIGHT]
         unlikely = bradley_terry_with_ties(difference, wanted[:, :, None].expand_as(difference))
         counted = drawn[pool.group[rows[:, 0]]].to(device)  # (groups, M); the first clip's prompt is the group's
@@ -298,11 +324,21 @@ def _train(
 
     settings = LoopSettings(steps, warmup=100, ema=0.998, seed=seed)
     yield from fit(reward, loss, new_optimizers(reward, lr=6e-4), settings, folder / f"{name}.pt")
+    if start is not None and kept:
+        average(reward, LatentReward.from_pretrained(folder / start).to(device), kept)
     held_out = Pool.load(*(folder / f"pool-{kind}-validation.safetensors" for kind in HELD_OUT if kind in counts))
     accuracy = {kind: accuracy_by_sigma(reward, held_out, pipe, seed, kind) for kind in ("mixed", "same")}
     (folder / f"{name}-accuracy.json").write_text(json.dumps(accuracy, indent=2))
-    calibrate(reward, Pool.load(folder / "pool-sampled-train.safetensors"), pipe, seed)
+    scale = TEACHING_SCALE if name in GUIDED_BY.values() else RECOMMENDED_SCALE
+    calibrate(reward, Pool.load(folder / "pool-sampled-train.safetensors"), pipe, seed, scale)
     reward.to("cpu").save_pretrained(folder / name)
+
+
+@torch.no_grad()
+def average(reward: LatentReward, before: LatentReward, share: float) -> None:
+    """Move every weight of ``reward`` by ``share`` of the way to that of ``before``."""
+    for own, other in zip(reward.parameters(), before.parameters(), strict=True):
+        own.lerp_(other, share)
 
 
 def rate(
@@ -315,8 +351,12 @@ def rate(
     generator: torch.Generator,
     sigma: tuple[float, float] | None,
     members: bool = False,
+    disturbance: float = 0.0,
 ) -> Tensor:
-    """Raw rewards ``(groups, GROUP, 3)``, or ``(groups, GROUP, members, 3)``; a group shares prompt, noise and sigma."""
+    """Raw rewards ``(groups, GROUP, 3)``, or ``(groups, GROUP, members, 3)``; a group shares prompt, noise and sigma.
+
+    With a ``disturbance`` the noisy clips are moved first, see `disturbed`.
+    """
     groups = len(rows)
     device = reward.queries.device
     clean = pool.latents[rows.flatten()].float().to(device)
@@ -327,10 +367,49 @@ def rate(
         texts = [caption(to_prompt(row), rng) for row in labels.tolist()]
         embeds, mask = fixed_length(*encode_text(pipe.tokenizer, pipe.text_encoder, texts))
     conditioning = Conditioning(embeds.repeat_interleave(GROUP, dim=0), mask.repeat_interleave(GROUP, dim=0))
+    latents = noised(clean, noise, noise_level)
     with torch.autocast(device.type, torch.bfloat16):
-        raw: Tensor = reward(noised(clean, noise, noise_level), noise_level, conditioning, members)
+        if disturbance:
+            latents = disturbed(reward, latents, noise_level, conditioning, disturbance, generator)
+        raw: Tensor = reward(latents, noise_level, conditioning, members)
     grouped: Tensor = raw.float().unflatten(0, (groups, GROUP))
     return grouped
+
+
+def disturbed(
+    reward: LatentReward,
+    latents: Tensor,
+    sigma: Tensor,
+    conditioning: Conditioning,
+    largest: float,
+    generator: torch.Generator,
+) -> Tensor:
+    """Move noisy latents along the reward's own gradient, up or down, in a mix of the axes of each clip's own.
+
+    Such a step raises the reward while hardly changing the clip. A reward that is taught the scores of the clip all the
+    same learns to have gradients that change something.
+
+    Args:
+        reward: The reward as it is now.
+        latents: Noisy latents, shape ``(B, C, T, H, W)``.
+        sigma: Their noise levels, shape ``(B,)``.
+        conditioning: Their prompts.
+        largest: One clip in two stays, the others move by a norm that is uniform between 0 and this.
+        generator: Draws mixes and norms.
+
+    Returns:
+        Moved latents, shape as ``latents``.
+
+    Reference:
+        Kawar et al., 2022, arXiv:2208.08664 (guidance by a robust classifier).
+    """
+    mix = torch.randn(len(latents), len(AXES), generator=generator).to(latents.device)
+    norms = largest * (2 * torch.rand(len(latents), generator=generator) - 1).clamp(min=0).to(latents.device)
+    leaf = latents.detach().requires_grad_()
+    (grad,) = torch.autograd.grad((mix * reward(leaf, sigma, conditioning)).sum(), leaf)
+    direction = grad / grad.flatten(1).norm(dim=1).clamp(min=1e-12).view(-1, 1, 1, 1, 1)
+    moved: Tensor = latents + norms.view(-1, 1, 1, 1, 1) * direction
+    return moved
 
 
 @torch.no_grad()
@@ -368,7 +447,9 @@ def accuracy_by_sigma(
 
 
 @torch.no_grad()
-def calibrate(reward: LatentReward, pool: Pool, pipe: WanPipeline, seed: int, groups: int = 100) -> None:
+def calibrate(
+    reward: LatentReward, pool: Pool, pipe: WanPipeline, seed: int, recommended_scale: float, groups: int = 100
+) -> None:
     """Align the members and store the reward's mean and spread over nearly clean samples of the base model."""
     rng, generator = random.Random(seed), torch.Generator().manual_seed(seed)
     chosen, _ = PairSampler(pool).draw_groups(["same"] * groups, rng)
@@ -380,5 +461,5 @@ def calibrate(reward: LatentReward, pool: Pool, pipe: WanPipeline, seed: int, gr
     ).flatten(0, 1)
     raw = reward.align_members(raw).mean(dim=1)  # (clips, 3)
     reward.register_to_config(
-        mean=raw.mean(dim=0).tolist(), std=raw.std(dim=0).tolist(), recommended_scale=RECOMMENDED_SCALE
+        mean=raw.mean(dim=0).tolist(), std=raw.std(dim=0).tolist(), recommended_scale=recommended_scale
     )
