@@ -126,14 +126,16 @@ def test_the_compared_rewards_differ_in_the_noise_alone(folder, monkeypatch, nam
     torch.testing.assert_close(noise, expected)
 
 
-def losses_of(stage, folder, monkeypatch, **options):
-    """The model and the loss that a stage would train with."""
+def losses_of(stage, folder, monkeypatch, learned=0.0):
+    """The model and the loss that a stage would train with; training would move the queries by ``learned``."""
     from nrg_sampler.shapes.train import reward as training
 
     kept = []
 
     def fit(model, loss, optimizers, settings, checkpoint):
         kept.extend((model, loss))
+        with torch.no_grad():
+            model.queries.add_(learned)
         yield {"step": settings.steps}
 
     monkeypatch.setattr(training, "fit", fit)
@@ -141,7 +143,7 @@ def losses_of(stage, folder, monkeypatch, **options):
         monkeypatch.setattr(training, pools, training.FIRST_POOLS)  # without guided samples
     for grade in ("accuracy_by_sigma", "calibrate"):
         monkeypatch.setattr(training, grade, lambda *args, **options: {})
-    list(getattr(training, stage)(folder, steps=1, batch=8, **options))
+    list(getattr(training, stage)(folder, steps=1, batch=8))
     return kept
 
 
@@ -166,9 +168,10 @@ def test_later_rewards_start_from_the_one_before(folder, monkeypatch, tmp_path, 
         untrained.queries.add_(1.0)
         untrained.blocks[0].ffn.net[2].weight.mul_(0.5)
     untrained.save_pretrained(tmp_path / start)
-    started, _ = losses_of(stage, tmp_path, monkeypatch)
+    trained, _ = losses_of(stage, tmp_path, monkeypatch, learned=0.5)
+    untrained.queries.data.add_(0.5 * (1 - training.KEPT) if stage == "train_reward" else 0.5)
     for name, value in untrained.state_dict().items():
-        torch.testing.assert_close(started.state_dict()[name], value)
+        torch.testing.assert_close(trained.state_dict()[name], value)
 
 
 def test_the_final_reward_learns_scores_beside_pairs(folder, monkeypatch):

@@ -34,9 +34,7 @@ GROUP = 4  # clips under one prompt and one noise: six pairs for four forward pa
 ANNOTATOR_NOISE = 0.25  # standard deviation of a rater's error, in standard deviations of a score over the pool
 TIE = 0.25  # smaller perceived differences are called a tie, same unit
 SLOPE = math.log(K) / TIE  # logits per standard deviation: a tie is as wide in the likelihood as for the rater
-DISTURBANCE = (
-    8.0  # largest norm by which clips are moved along the final reward's gradient; clips have norms of about 85
-)
+DISTURBANCE = 8.0  # largest norm of a move along the final reward's gradient; clips have norms of about 85
 SCORE_WEIGHT = 0.5  # of the error in the scores themselves, beside the pairs, in the final reward
 COMBINATION = 3  # the first three attributes, (shape, colour, motion), are what the splits hold out
 FIRST_POOLS = {"rendered": 10000, "sampled": 1600}
