@@ -21,7 +21,7 @@ from nrg_sampler.rewards.gradient import reward_gradient
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
 
 SOLVERS = ("euler", "unipc", "dpm++", "heun")
-STRONG = RewardGuidance(max_coefficient=20.0, scale=200.0, max_push=None)
+STRONG = RewardGuidance(max_coefficient=20.0, scale=200.0, max_push=None, damping=0.0)
 
 
 def is_untouched(pipe: Any) -> bool:
@@ -35,7 +35,7 @@ def test_a_quadratic_reward_rises_with_the_scale(wan, reward, solver):
     wan.scheduler = schedulers()[solver]
     distances = []
     for scale in (0.0, 50.0, 100.0, 200.0):
-        with attach(wan, reward, scale=scale, max_coefficient=20.0, max_push=None):
+        with attach(wan, reward, scale=scale, max_coefficient=20.0, max_push=None, damping=0.0):
             distances.append(float((sample(wan, num_inference_steps=6) - reward.target).square().mean()))
     assert distances == sorted(distances, reverse=True)
     assert distances[-1] < 0.9 * distances[0]
@@ -45,7 +45,7 @@ def test_a_quadratic_reward_rises_with_the_scale(wan, reward, solver):
 def test_a_flipped_sign_lowers_the_reward(wan, reward, solver):
     wan.scheduler = schedulers()[solver]
     unguided = sample(wan)
-    with attach(wan, reward, scale=-200.0, max_push=None):
+    with attach(wan, reward, scale=-200.0, max_push=None, damping=0.0):
         guided = sample(wan)
     assert (guided - reward.target).square().mean() > 1.05 * (unguided - reward.target).square().mean()
 
