@@ -176,14 +176,16 @@ def fixed_length(embeds: Tensor, mask: Tensor, length: int = TOKENS) -> tuple[Te
     return nn.functional.pad(embeds, (0, 0, 0, missing)), nn.functional.pad(mask, (0, missing))
 
 
-def new_optimizers(model: nn.Module, lr: float = 1.5e-3) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices inside the blocks, AdamW for everything else."""
+def new_optimizers(
+    model: nn.Module, lr: float = 1.5e-3, weight_decay: float = 0.01, layers: str = "blocks"
+) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices of modules named ``layers``, AdamW for everything else."""
     matrices: list[nn.Parameter] = []
     rest: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
-        inside = "blocks" in name and parameter.ndim == 2 and name.endswith("weight")
+        inside = layers in name and parameter.ndim == 2 and name.endswith("weight")
         (matrices if inside else rest).append(parameter)
     return [
-        torch.optim.Muon(matrices, lr=lr, weight_decay=0.01, momentum=0.95, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(rest, lr=lr, betas=(0.9, 0.98), weight_decay=0.01),
+        torch.optim.Muon(matrices, lr=lr, weight_decay=weight_decay, momentum=0.95, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(rest, lr=lr, betas=(0.9, 0.98), weight_decay=weight_decay),
     ]

@@ -17,6 +17,7 @@ from nrg_sampler.evaluation.judges import PixelJudge
 from nrg_sampler.files import replacing
 from nrg_sampler.shapes.oracle import AXES
 from nrg_sampler.shapes.scenes import caption, vocabulary
+from nrg_sampler.shapes.train.base import new_optimizers
 from nrg_sampler.shapes.train.loop import LoopSettings, fit
 from nrg_sampler.shapes.train.pool import ATTRIBUTE_ORDER, Pool, decode_latents
 from nrg_sampler.shapes.train.reward import (
@@ -125,7 +126,8 @@ def train_judge(
 
     trained = nn.ModuleDict({"judge": judge, "reader": reader})
     settings = LoopSettings(steps, ema=0.998, seed=seed)
-    yield from fit(trained, loss, judge_optimizers(trained), settings, folder / "judge.pt")
+    optimizers = new_optimizers(trained, lr=8e-4, weight_decay=0.05, layers=".layers.")
+    yield from fit(trained, loss, optimizers, settings, folder / "judge.pt")
     reward = _reward(folder, device)
     held_out = _load(own, "validation")
     accuracy = {kind: held_out_accuracy(judge, *held_out, kind, seed, pipe, reward) for kind in KINDS}
@@ -133,18 +135,6 @@ def train_judge(
         partial.write_text(json.dumps(accuracy, indent=2) + "\n")
     calibrate_judge(judge, pool, pixels, seed)
     judge.to("cpu").save_pretrained(folder / "judge")
-
-
-def judge_optimizers(model: nn.Module, lr: float = 8e-4) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices of the transformers, AdamW for everything else."""
-    matrices: list[nn.Parameter] = []
-    rest: list[nn.Parameter] = []
-    for name, parameter in model.named_parameters():
-        (matrices if ".layers." in name and parameter.ndim == 2 else rest).append(parameter)
-    return [
-        torch.optim.Muon(matrices, lr=lr, weight_decay=0.05, momentum=0.95, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(rest, lr=lr, betas=(0.9, 0.98), weight_decay=0.05),
-    ]
 
 
 def _decode_pool(folder: Path, split: str, pipe: WanPipeline) -> Iterator[dict[str, float]]:
