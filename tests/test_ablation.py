@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import itertools
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -111,10 +112,8 @@ def test_the_compared_rewards_differ_in_the_noise_alone(folder, monkeypatch, nam
 
     training_noised = training.noised
     monkeypatch.setattr(training, "noised", noised)
-    monkeypatch.setattr(training, "POOLS", training.FIRST_POOLS)  # without guided samples
-    for grade in ("accuracy_by_sigma", "calibrate"):
-        monkeypatch.setattr(training, grade, lambda *args, **options: {})
-    (numbers,) = training.train_compared_reward(folder, name, steps=1, batch=8)
+    without_guided_samples(monkeypatch)
+    (numbers,) = training.train_reward(folder, name, steps=1, batch=8)
     assert numbers["step"] == 1 and (folder / name / "config.json").is_file()
     ((clean, noise, sigma),) = seen
     assert sigma.eq(0).all() if name == "clean-reward" else sigma.gt(0).all()
@@ -126,33 +125,41 @@ def test_the_compared_rewards_differ_in_the_noise_alone(folder, monkeypatch, nam
     torch.testing.assert_close(noise, expected)
 
 
+def without_guided_samples(monkeypatch):
+    """Let all lessons be taught on the first pools, and nothing be graded."""
+    from nrg_sampler.shapes.train import reward as training
+
+    lessons = {name: replace(lesson, pools=training.FIRST_POOLS) for name, lesson in training.LESSONS.items()}
+    monkeypatch.setattr(training, "LESSONS", lessons)
+    for grade in ("accuracy_by_sigma", "calibrate"):
+        monkeypatch.setattr(training, grade, lambda *args, **options: {})
+
+
 def losses_of(stage, folder, monkeypatch, learned=0.0):
     """The model and the loss that a stage would train with; training would move the queries by ``learned``."""
     from nrg_sampler.shapes.train import reward as training
 
     kept = []
 
-    def fit(model, loss, optimizers, settings, checkpoint):
-        kept.extend((model, loss))
+    def fit(trained, loss, optimizers, settings, checkpoint):
+        kept.extend((trained["reward"], loss))
         with torch.no_grad():
-            model.queries.add_(learned)
+            trained["reward"].queries.add_(learned)
         yield {"step": settings.steps}
 
     monkeypatch.setattr(training, "fit", fit)
-    for pools in ("POOLS", "FINAL_POOLS"):
-        monkeypatch.setattr(training, pools, training.FIRST_POOLS)  # without guided samples
-    for grade in ("accuracy_by_sigma", "calibrate"):
-        monkeypatch.setattr(training, grade, lambda *args, **options: {})
-    list(getattr(training, stage)(folder, steps=1, batch=8))
+    without_guided_samples(monkeypatch)
+    list(training.train_reward(folder, stage, steps=1, batch=8))
     return kept
 
 
 @pytest.mark.parametrize(
     ("stage", "start"),
     [
-        ("train_second_reward", "clean-reward"),
-        ("train_third_reward", "second-reward"),
-        ("train_reward", "third-reward"),
+        ("second-reward", "clean-reward"),
+        ("third-reward", "second-reward"),
+        ("robust-reward", "third-reward"),
+        ("reward", "robust-reward"),
     ],
 )
 def test_later_rewards_start_from_the_one_before(folder, monkeypatch, tmp_path, stage, start):
@@ -162,36 +169,36 @@ def test_later_rewards_start_from_the_one_before(folder, monkeypatch, tmp_path, 
         if not file.name.endswith("reward"):
             (tmp_path / file.name).symlink_to(file)
     with pytest.raises(FileNotFoundError, match=f"made by the stage `{start}`"):
-        list(getattr(training, stage)(tmp_path, steps=1))
-    untrained, _ = losses_of("train_first_reward", tmp_path, monkeypatch)
+        list(training.train_reward(tmp_path, stage, steps=1))
+    untrained, _ = losses_of("first-reward", tmp_path, monkeypatch)
     with torch.no_grad():
         untrained.queries.add_(1.0)
         untrained.blocks[0].ffn.net[2].weight.mul_(0.5)
     untrained.save_pretrained(tmp_path / start)
     trained, _ = losses_of(stage, tmp_path, monkeypatch, learned=0.5)
-    untrained.queries.data.add_(0.5 * (1 - training.KEPT) if stage == "train_reward" else 0.5)
+    untrained.queries.data.add_(0.5 * (1 - training.LESSONS[stage].kept))
     for name, value in untrained.state_dict().items():
         torch.testing.assert_close(trained.state_dict()[name], value)
 
 
-def test_the_final_reward_learns_scores_beside_pairs(folder, monkeypatch):
+def test_later_rewards_learn_scores_beside_pairs(folder, monkeypatch):
     from nrg_sampler.shapes.train import reward as training
 
     drawn = {}
 
-    def rate(reward, pool, rows, labels, *rest, **options):
-        drawn["truth"] = training.PairSampler(pool).ratings(rows, labels)  # (2, 4, 3)
-        drawn["disturbance"] = options["disturbance"]
-        return drawn["raw"][:, :, None]
+    def rate(reward, pool, rows, labels, *rest):
+        drawn["truth"] = training.PairSampler(pool).ratings(rows, labels[:, 0])  # (2, 4, 3)
+        drawn["disturbance"] = rest[-1]
+        return drawn["raw"][:, None, :, None], None
 
-    monkeypatch.setattr(training, "rate", rate)
+    monkeypatch.setattr(training, "rate_groups", rate)
     drawn["raw"] = torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(1), requires_grad=True)
-    untrained, pairs = losses_of("train_first_reward", folder, monkeypatch)
+    untrained, pairs = losses_of("first-reward", folder, monkeypatch)
     pairs_alone, _ = pairs(0, torch.Generator().manual_seed(5))
     assert drawn["disturbance"] == 0
     (folder / "third-reward").mkdir()
     monkeypatch.setattr(training.LatentReward, "from_pretrained", lambda path: untrained)
-    _, both = losses_of("train_reward", folder, monkeypatch)
+    _, both = losses_of("robust-reward", folder, monkeypatch)
     with_scores, _ = both(0, torch.Generator().manual_seed(5))
     generator = torch.Generator().manual_seed(5)
     torch.randn(2, 6, 3, generator=generator)  # the annotator, on six pairs of a group
@@ -199,18 +206,18 @@ def test_the_final_reward_learns_scores_beside_pairs(folder, monkeypatch):
     logits_per_deviation = torch.tensor(5.0).log() / training.TIE
     error = (drawn["raw"] / logits_per_deviation - taught).square().mean(dim=(0, 1)).sum()
     torch.testing.assert_close(with_scores - pairs_alone, training.SCORE_WEIGHT * error)
-    assert drawn["disturbance"] == training.DISTURBANCE
+    assert drawn["disturbance"] == training.LESSONS["robust-reward"].disturbance
     assert with_scores.requires_grad
     (folder / "third-reward").rmdir()
 
 
 def test_held_out_pools_leave_out_what_is_for_training_alone(tmp_path, monkeypatch):
-    from nrg_sampler.shapes.train import reward as training
+    from nrg_sampler.shapes.train import pool as training
 
     made = []
 
-    def rendered(pipe, count, split, seed, file):
-        made.append((file.name, count, seed))
+    def rendered(pipe, count, split, seed, file, faults):
+        made.append((file.name, count, seed, faults))
         yield count
 
     def sampled(pipe, count, group, split, seed, file, reward):
@@ -219,15 +226,16 @@ def test_held_out_pools_leave_out_what_is_for_training_alone(tmp_path, monkeypat
 
     monkeypatch.setattr(training, "rendered_pool", rendered)
     monkeypatch.setattr(training, "sampled_pool", sampled)
-    counts = {"rendered": 50, "sampled": 8, "sampled-more": 12, "guided": 4}
+    counts = {"rendered": 50, "faultless": 9, "sampled": 8, "sampled-more": 12, "guided": 4}
     held_out = {"rendered": 5, "sampled": 4, "guided": 2}
     list(training.prepare_pools(tmp_path, None, 3, counts, {"guided": "reward"}, held_out))
     assert made == [
-        ("pool-rendered-train.safetensors", 50, 3),
+        ("pool-rendered-train.safetensors", 50, 3, True),
+        ("pool-faultless-train.safetensors", 9, 3, False),
         ("pool-sampled-train.safetensors", 8, 3, None),
         ("pool-sampled-more-train.safetensors", 12, 4, None),
         ("pool-guided-train.safetensors", 4, 3, "reward"),
-        ("pool-rendered-validation.safetensors", 5, 3),
+        ("pool-rendered-validation.safetensors", 5, 3, True),
         ("pool-sampled-validation.safetensors", 4, 3, None),
         ("pool-guided-validation.safetensors", 2, 3, "reward"),
     ]

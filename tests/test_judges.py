@@ -116,13 +116,15 @@ def test_trains_from_the_stages_resumes_and_reports(tmp_path, monkeypatch):
     run = stage.train_judge(tmp_path, steps=3, batch=8)
     assert next(numbers for numbers in run if numbers["step"] == 1)["loss"] > 0
     run.close()
-    (tmp_path / "judge-pools" / "pixels-train.safetensors").stat()
+    (tmp_path / "judge-pools" / "pixels-faultless-train.safetensors").stat()
     assert_pairs_prompts_with_their_grades(stage, tmp_path, monkeypatch)
     steps = [numbers["step"] for numbers in stage.train_judge(tmp_path, steps=3, batch=8)]
     assert steps == [0, 1, 2, 3]  # the pixels were decoded once: only the stand-in reports step 0 again
     assert set(asked) == {stage.OTHER_SEED}
     report = stage.json.loads((tmp_path / "judge-accuracy.json").read_text())
     assert set(report["mixed"]["TA"]) == {"accuracy", "pairs", "agreement"}
+    assert set(report["reading"]) == {"shape", "color", "motion", "background", "size"}
+    assert all(0 <= found["accuracy"] <= 1 and found["pairs"] == 48 for found in report["reading"].values())
     assert len(PixelJudge.from_pretrained(tmp_path / "judge").std) == 3
 
 
@@ -130,7 +132,7 @@ def assert_pairs_prompts_with_their_grades(stage, folder, monkeypatch):
     """A judge that knows the oracle's scores under every prompt is taught nothing; one that confuses prompts is."""
 
     def knows(judge, pixels, rows, labels, rng):
-        sampler = stage.PairSampler(stage._load(folder / "judge-pools", "train")[0])
+        sampler = stage.PairSampler(stage._load(folder / "judge-pools", "train", stage.POOLS)[0])
         asked = labels.flatten(0, 1)
         ratings = sampler.ratings(rows.repeat_interleave(labels.shape[1], dim=0), asked)
         return 8 * ratings.unflatten(0, labels.shape[:2]), torch.zeros(rows.numel(), 2, 16)
@@ -158,7 +160,7 @@ def assert_pairs_prompts_with_their_grades(stage, folder, monkeypatch):
 
 
 def test_names_what_is_shown():
-    from nrg_sampler.shapes.train.judge import AttributeReader
+    from nrg_sampler.shapes.train.attributes import AttributeReader
 
     reader = AttributeReader(4)
     with torch.no_grad():

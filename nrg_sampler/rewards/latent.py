@@ -321,10 +321,13 @@ class LatentReward(ModelMixin, ConfigMixin):
         self._check_latents(latents)
         self._check_prompt(conditioning)
         prompt = self._prompt(conditioning)
-        dtype = self.patch_embedding.weight.dtype
-        rotary = self._rotary(latents, conditioning.frame_stride)
-        hidden = self._trunk(latents.to(dtype), sigma.to(latents.device), prompt.context, rotary)
-        return self._score(hidden, prompt, members)
+        return self._score(self._features(latents, sigma, conditioning, prompt), prompt, members)
+
+    def features(self, latents: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
+        """What the last block of the trunk gives, shape ``(B, N, D)``; arguments and errors as of ``forward``."""
+        self._check_latents(latents)
+        self._check_prompt(conditioning)
+        return self._features(latents, sigma, conditioning, self._prompt(conditioning))
 
     def score_features(self, hidden: Tensor, conditioning: Conditioning, members: bool = False) -> Tensor:
         """Score what the last block of the trunk gives, shape ``(B, N, D)``; returns as ``forward`` does."""
@@ -342,6 +345,11 @@ class LatentReward(ModelMixin, ConfigMixin):
         """
         self._check_prompt(conditioning)
         return replace(conditioning, prepared=self._prompt(replace(conditioning, prepared=None), trimmed=True))
+
+    def _features(self, latents: Tensor, sigma: Tensor, conditioning: Conditioning, prompt: ReadPrompt) -> Tensor:
+        rotary = self._rotary(latents, conditioning.frame_stride)
+        dtype = self.patch_embedding.weight.dtype
+        return self._trunk(latents.to(dtype), sigma.to(latents.device), prompt.context, rotary)
 
     def _score(self, hidden: Tensor, prompt: ReadPrompt, members: bool) -> Tensor:
         features = self.features_norm(hidden.to(self.patch_embedding.weight.dtype))

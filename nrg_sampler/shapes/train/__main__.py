@@ -1,13 +1,13 @@
 """Train the bundled models from nothing, one stage after the other; each resumes where it stopped.
 
-Example: for stage in vae base first-reward reward gate judge bundle; do python -m nrg_sampler.shapes.train $stage --out shapes-training; done
+Example: for stage in vae base first-reward clean-reward second-reward third-reward robust-reward reward gate judge bundle; do python -m nrg_sampler.shapes.train $stage --out shapes-training; done
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,40 +29,13 @@ def _base(folder: Path, **options: Any) -> Iterator[dict[str, float]]:
     yield from train_base(folder, **options)
 
 
-def _first_reward(folder: Path, **options: Any) -> Iterator[dict[str, float]]:
-    from nrg_sampler.shapes.train.reward import train_first_reward
+def _reward(name: str) -> Callable[..., Iterator[dict[str, float]]]:
+    def train(folder: Path, **options: Any) -> Iterator[dict[str, float]]:
+        from nrg_sampler.shapes.train.reward import train_reward
 
-    return train_first_reward(folder, **options)
+        return train_reward(folder, name, **options)
 
-
-def _reward(folder: Path, **options: Any) -> Iterator[dict[str, float]]:
-    from nrg_sampler.shapes.train.reward import train_reward
-
-    return train_reward(folder, **options)
-
-
-def _second_reward(folder: Path, **options: Any) -> Iterator[dict[str, float]]:
-    from nrg_sampler.shapes.train.reward import train_second_reward
-
-    return train_second_reward(folder, **options)
-
-
-def _third_reward(folder: Path, **options: Any) -> Iterator[dict[str, float]]:
-    from nrg_sampler.shapes.train.reward import train_third_reward
-
-    return train_third_reward(folder, **options)
-
-
-def _clean_reward(folder: Path, **options: Any) -> Iterator[dict[str, float]]:
-    from nrg_sampler.shapes.train.reward import train_compared_reward
-
-    return train_compared_reward(folder, "clean-reward", **options)
-
-
-def _noised_reward(folder: Path, **options: Any) -> Iterator[dict[str, float]]:
-    from nrg_sampler.shapes.train.reward import train_compared_reward
-
-    return train_compared_reward(folder, "noised-reward", **options)
+    return train
 
 
 def _gate(folder: Path, **options: Any) -> Iterator[dict[str, float]]:
@@ -83,15 +56,19 @@ def _ablation(folder: Path, **options: Any) -> Iterator[dict[str, float]]:
     return run_ablation(folder, **options)
 
 
+REWARDS = (
+    "first-reward",
+    "clean-reward",
+    "noised-reward",
+    "second-reward",
+    "third-reward",
+    "robust-reward",
+    "reward",
+)
 STAGES = {
     "vae": _vae,
     "base": _base,
-    "first-reward": _first_reward,
-    "clean-reward": _clean_reward,
-    "noised-reward": _noised_reward,
-    "second-reward": _second_reward,
-    "third-reward": _third_reward,
-    "reward": _reward,
+    **{name: _reward(name) for name in REWARDS},
     "gate": _gate,
     "judge": _judge,
     "ablation": _ablation,

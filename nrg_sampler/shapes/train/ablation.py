@@ -21,20 +21,10 @@ from nrg_sampler.rewards.latent import LatentReward
 from nrg_sampler.shapes.oracle import AXES
 from nrg_sampler.shapes.scenes import caption
 from nrg_sampler.shapes.train.base import TrainingAttention, fixed_length
+from nrg_sampler.shapes.train.groups import EDITED, LEFT, MIXTURE, RIGHT, PairSampler, to_prompt
 from nrg_sampler.shapes.train.loop import LoopSettings, fit
-from nrg_sampler.shapes.train.pool import Pool
-from nrg_sampler.shapes.train.reward import (
-    EDITED,
-    FIRST_POOLS,
-    GROUP,
-    LEFT,
-    MIXTURE,
-    RIGHT,
-    SIGMA_BINS,
-    PairSampler,
-    accuracy_by_sigma,
-    to_prompt,
-)
+from nrg_sampler.shapes.train.pool import GROUP, Pool
+from nrg_sampler.shapes.train.reward import FIRST_POOLS, SIGMA_BINS, accuracy_by_sigma
 from nrg_sampler.shapes.train.text import encode_text
 from nrg_sampler.training.losses import LOSSES, Comparison
 from nrg_sampler.training.recipe import Recipe

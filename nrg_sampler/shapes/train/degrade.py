@@ -73,6 +73,11 @@ DRAWING_FAULTS: tuple[Callable[[Drawing, float], None], ...] = (jitter, freeze, 
 PIXEL_FAULTS: tuple[Callable[[Tensor, float], Tensor], ...] = (blur, grain, ghost)
 
 
+def faultless_clip(prompt: Prompt, rng: random.Random) -> Tensor:
+    """Render a prompt as it should be, shape ``(1, 3, T, H, W)``."""
+    return render(draw([sample_scene(prompt, rng)])).clamp(0, 1)
+
+
 def degraded_clip(prompt: Prompt, rng: random.Random) -> Tensor:
     """Render a prompt with none, one or two faults of random severity, shape ``(1, 3, T, H, W)``.
 

@@ -16,8 +16,8 @@ from nrg_sampler.rewards.gate import WeightGate, pool_prompts
 from nrg_sampler.rewards.latent import LatentReward
 from nrg_sampler.shapes.oracle import AXES
 from nrg_sampler.shapes.scenes import caption
+from nrg_sampler.shapes.train.groups import scores, to_prompt
 from nrg_sampler.shapes.train.pool import Pool
-from nrg_sampler.shapes.train.reward import scores, to_prompt
 from nrg_sampler.shapes.train.text import encode_text
 from nrg_sampler.training.gate import deficits, train_gate
 

@@ -4,34 +4,26 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.nn import functional
 
 from nrg_sampler.evaluation.judges import PixelJudge
 from nrg_sampler.files import replacing
 from nrg_sampler.shapes.oracle import AXES
 from nrg_sampler.shapes.scenes import caption, vocabulary
+from nrg_sampler.shapes.train.attributes import AttributeReader
 from nrg_sampler.shapes.train.base import new_optimizers
+from nrg_sampler.shapes.train.groups import LEFT, RIGHT, TIE, PairSampler, to_prompt
 from nrg_sampler.shapes.train.loop import LoopSettings, fit
-from nrg_sampler.shapes.train.pool import ATTRIBUTE_ORDER, Pool, decode_latents
-from nrg_sampler.shapes.train.reward import (
-    GROUP,
-    LEFT,
-    MIXTURE,
-    OPTIONS,
-    RIGHT,
-    TIE,
-    PairSampler,
-    prepare_pools,
-    rate,
-    to_prompt,
-)
+from nrg_sampler.shapes.train.pool import GROUP, Pool, decode_latents, prepare_pools
+from nrg_sampler.shapes.train.reward import rate
+from nrg_sampler.shapes.train.text import CHOICES
 from nrg_sampler.training.losses import LOSSES, Comparison
 
 if TYPE_CHECKING:
@@ -40,44 +32,18 @@ if TYPE_CHECKING:
     from nrg_sampler.rewards.latent import LatentReward
 
 OTHER_SEED = 7919  # added to the seed, so that no clip is one the reward was trained on
-POOLS = {"rendered": 4000, "sampled": 1000}
-HELD_OUT = {"rendered": 400, "sampled": 100}
+POOLS = {"rendered": 4000, "sampled": 1000, "faultless": 6000}
+HELD_OUT = {"rendered": 400, "sampled": 100, "faultless": 300}
+MIXTURE = {"same": 0.2, "alike": 0.2, "near": 0.4, "mixed": 0.2}  # more neighbours than the reward sees
 PROMPTS = 6  # that each group is graded under: its own and changed ones
 ANNOTATOR_NOISE = 0.4  # in standard deviations of a score; the reward's annotator errs less
 JUDGE_TIE = 0.15  # and calls a tie more often
+ONE, OTHER = zip(*combinations(range(PROMPTS), 2))
+TEXT_AXIS = AXES.index("TA")
 KINDS = ("mixed", "same")
 HELD_OUT_GROUPS = 400  # of four clips, for each kind of pairs
 CALIBRATION_GROUPS = 100
 NEARLY_CLEAN = (0.02, 0.1)  # noise levels at which the reward is compared
-
-
-class AttributeReader(nn.Module):
-    """Names shape, colour, motion, background and size from a judge's frames; there in training alone.
-
-    Whether a clip fits its prompt is a faint signal as long as the features do not hold what the clip shows. Naming it
-    teaches them within minutes.
-    """
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.heads = nn.ModuleList(nn.Linear(dim, len(OPTIONS[name])) for name in ATTRIBUTE_ORDER)
-
-    def forward(self, frames: Tensor, shown: Tensor) -> tuple[Tensor, dict[str, float]]:
-        """Name what the features ``(B, T, D)`` of clips show.
-
-        Args:
-            frames: From `PixelJudge.watch`.
-            shown: The right answers, attribute indices, ``(B, 5)``.
-
-        Returns:
-            The sum of the attributes' cross-entropies, and for each the share that was named rightly.
-        """
-        pooled = frames.float().mean(dim=1)
-        logits = [head(pooled) for head in self.heads]
-        answers = shown.unbind(dim=1)
-        misnamed = torch.stack([functional.cross_entropy(*pair) for pair in zip(logits, answers, strict=True)]).sum()
-        right = [(guess.argmax(dim=1) == answer).float().mean().item() for guess, answer in zip(logits, answers)]
-        return misnamed, dict(zip(ATTRIBUTE_ORDER, right, strict=True))
 
 
 def train_judge(
@@ -98,9 +64,10 @@ def train_judge(
     own = folder / "judge-pools"
     own.mkdir(parents=True, exist_ok=True)
     yield from prepare_pools(own, pipe, seed + OTHER_SEED, POOLS, {}, HELD_OUT)
-    for split in ("train", "validation"):
-        yield from _decode_pool(own, split, pipe)
-    pool, pixels = _load(own, "train")
+    for kind in POOLS:
+        for split in ("train", "validation"):
+            yield from _decode_pool(own, kind, split, pipe)
+    pool, pixels = _load(own, "train", POOLS)
     sampler = PairSampler(pool)
     torch.manual_seed(seed + OTHER_SEED)
     judge = PixelJudge(axes=AXES, text_axes=("TA",), words=vocabulary()).to(device)
@@ -111,38 +78,41 @@ def train_judge(
         rng = random.Random((seed + OTHER_SEED) * 1_000_003 + step)
         kinds = rng.choices(list(MIXTURE), list(MIXTURE.values()), k=batch // GROUP)
         rows, own = sampler.draw_groups(kinds, rng)
-        asked = [
-            [labels, *(sampler.edit(labels, group, rng) for _ in range(PROMPTS - 1))]
-            for labels, group in zip(own.tolist(), rows.tolist(), strict=True)
-        ]
-        raw, frames = grade_groups(judge, pixels, rows, torch.tensor(asked), rng)
+        asked = sampler.further_prompts(rows, own, PROMPTS, rng)
+        raw, frames = grade_groups(judge, pixels, rows, asked, rng)
         raw = raw.flatten(0, 1)  # (groups * PROMPTS, GROUP, 3)
         misnamed, named = reader(frames, shown[rows.flatten()])
-        rows, labels = rows.repeat_interleave(PROMPTS, dim=0), torch.tensor(asked).flatten(0, 1)
-        said = perceived(sampler, rows, labels, generator).to(device)
+        value = sampler.ratings(rows.repeat_interleave(PROMPTS, dim=0), asked.flatten(0, 1))
+        said = perceived(value[:, LEFT] - value[:, RIGHT], generator).to(device)
         first, second = raw[:, LEFT].flatten(0, 1), raw[:, RIGHT].flatten(0, 1)
         found = LOSSES["bradley-terry-ties"](Comparison(first, second, said.flatten(0, 1)))
-        return found.per_axis().sum() + misnamed + 1e-3 * raw.pow(2).mean(), found.means() | named
+        # The same clip under two prompts: what the words say is all that can tell these apart.
+        value, graded = (numbers.unflatten(0, (-1, PROMPTS))[..., TEXT_AXIS] for numbers in (value, raw))
+        said = perceived(value[:, ONE] - value[:, OTHER], generator).to(device)
+        first, second = (graded[:, prompts].flatten()[:, None] for prompts in (ONE, OTHER))
+        read = LOSSES["bradley-terry-ties"](Comparison(first, second, said.flatten()[:, None])).per_axis().sum()
+        return found.per_axis().sum() + read + misnamed + 1e-3 * raw.pow(2).mean(), found.means() | named
 
     trained = nn.ModuleDict({"judge": judge, "reader": reader})
     settings = LoopSettings(steps, ema=0.998, seed=seed)
     optimizers = new_optimizers(trained, lr=8e-4, weight_decay=0.05, layers=".layers.")
     yield from fit(trained, loss, optimizers, settings, folder / "judge.pt")
     reward = _reward(folder, device)
-    held_out = _load(own, "validation")
+    held_out = _load(own, "validation", ("rendered", "sampled"))
     accuracy = {kind: held_out_accuracy(judge, *held_out, kind, seed, pipe, reward) for kind in KINDS}
+    accuracy["reading"] = reading_accuracy(judge, *_load(own, "validation", ("faultless",)), seed)
     with replacing(folder / "judge-accuracy.json") as partial:
         partial.write_text(json.dumps(accuracy, indent=2) + "\n")
     calibrate_judge(judge, pool, pixels, seed)
     judge.to("cpu").save_pretrained(folder / "judge")
 
 
-def _decode_pool(folder: Path, split: str, pipe: WanPipeline) -> Iterator[dict[str, float]]:
-    """Decode the latents of the pools of a split into ``pixels-{split}.safetensors``, once."""
-    file = folder / f"pixels-{split}.safetensors"
+def _decode_pool(folder: Path, kind: str, split: str, pipe: WanPipeline) -> Iterator[dict[str, float]]:
+    """Decode the latents of a pool into ``pixels-{kind}-{split}.safetensors``, once."""
+    file = folder / f"pixels-{kind}-{split}.safetensors"
     if file.exists():
         return
-    latents = Pool.load(*_pool_files(folder, split)).latents
+    latents = Pool.load(folder / f"pool-{kind}-{split}.safetensors").latents
     done: list[Tensor] = []
     for start in range(0, len(latents), 32):
         clips = decode_latents(pipe, latents[start : start + 32].float().to(pipe.device))
@@ -152,13 +122,10 @@ def _decode_pool(folder: Path, split: str, pipe: WanPipeline) -> Iterator[dict[s
         save_file({"pixels": torch.cat(done)}, partial)
 
 
-def _pool_files(folder: Path, split: str) -> list[Path]:
-    return [folder / f"pool-{kind}-{split}.safetensors" for kind in POOLS]
-
-
-def _load(folder: Path, split: str) -> tuple[Pool, Tensor]:
-    """A pool and its pixels, uint8, ``(N, 3, T, H, W)``."""
-    return Pool.load(*_pool_files(folder, split)), load_file(folder / f"pixels-{split}.safetensors")["pixels"]
+def _load(folder: Path, split: str, kinds: Iterable[str]) -> tuple[Pool, Tensor]:
+    """Pools as one and their pixels, uint8, ``(N, 3, T, H, W)``."""
+    pixels = [load_file(folder / f"pixels-{kind}-{split}.safetensors")["pixels"] for kind in kinds]
+    return Pool.load(*(folder / f"pool-{kind}-{split}.safetensors" for kind in kinds)), torch.cat(pixels)
 
 
 def _reward(folder: Path, device: str) -> LatentReward | None:
@@ -167,11 +134,9 @@ def _reward(folder: Path, device: str) -> LatentReward | None:
     return LatentReward.from_pretrained(folder / "reward").to(device) if (folder / "reward").is_dir() else None
 
 
-def perceived(sampler: PairSampler, rows: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
-    """What the judge's own annotator says of each pair and axis: 1, -1 or 0, ``(groups, pairs, 3)``."""
-    value = sampler.ratings(rows, labels)
-    seen = value[:, LEFT] - value[:, RIGHT]
-    seen = seen + ANNOTATOR_NOISE * torch.randn(seen.shape, generator=generator)
+def perceived(difference: Tensor, generator: torch.Generator) -> Tensor:
+    """What the judge's own annotator says of differences of scores: 1, -1 or 0."""
+    seen = difference + ANNOTATOR_NOISE * torch.randn(difference.shape, generator=generator)
     return seen.sign() * (seen.abs() > JUDGE_TIE)
 
 
@@ -242,6 +207,33 @@ def held_out_accuracy(
         for index, axis in enumerate(AXES):
             alike = ((ours == theirs) & clear)[..., index]
             table[axis]["agreement"] = alike.sum().item() / clear[..., index].sum().item()
+    return table
+
+
+@torch.no_grad()
+def reading_accuracy(judge: PixelJudge, pool: Pool, pixels: Tensor, seed: int) -> dict[str, dict[str, float]]:
+    """How often a faultless clip fits its own prompt better than one that differs in a single attribute.
+
+    Returns:
+        For each attribute ``accuracy`` and ``pairs``, the clips whose prompts name it.
+    """
+    rng = random.Random(seed)
+    table = {}
+    for place, name in enumerate(CHOICES):
+        count = len(CHOICES[name])
+        named = (pool.labels[:, place] < count).nonzero()[:, 0]
+        own = pool.labels[named]
+        other = own.clone()
+        other[:, place] = (own[:, place] + torch.tensor([rng.randrange(1, count) for _ in named])) % count
+        grades = []
+        for start in range(0, len(named), 32):
+            clips = pixels[named[start : start + 32]].float() / 255
+            told = [
+                [caption(to_prompt(row)) for row in labels[start : start + 32].tolist()] for labels in (own, other)
+            ]
+            grades.append(torch.stack([judge(clips.to(judge.device), texts)[:, TEXT_AXIS] for texts in told]).cpu())
+        right, wrong = torch.cat(grades, dim=1)
+        table[name] = {"accuracy": (right > wrong).float().mean().item(), "pairs": len(named)}
     return table
 
 

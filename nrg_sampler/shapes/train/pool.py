@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -19,16 +19,18 @@ from nrg_sampler.rewards.base import Conditioning, Reward
 from nrg_sampler.shapes.oracle import Measurement, measure
 from nrg_sampler.shapes.scenes import caption, prompts, sample_prompt
 from nrg_sampler.shapes.train.base import encode_clips, fixed_length
-from nrg_sampler.shapes.train.degrade import degraded_clip
-from nrg_sampler.shapes.train.text import attribute_labels, encode_text
+from nrg_sampler.shapes.train.degrade import degraded_clip, faultless_clip
+from nrg_sampler.shapes.train.text import CHOICES, attribute_labels, encode_text
 
 if TYPE_CHECKING:
     from diffusers import WanPipeline
 
+    from nrg_sampler.rewards.latent import LatentReward
+
 LATENT_SHAPE = (16, 7, 8, 8)  # of 13 frames of 64x64
 GUIDED_WEIGHTS = ("1:1:1", "1:0:0", "0:1:0", "0:0:1", "0.1:0.1:0.8")
 GUIDED_SCALES = (1.0, 3.0, 10.0)
-ATTRIBUTE_ORDER = ("shape", "color", "motion", "background", "size")
+GROUP = 4  # clips that are compared under one prompt and one noise: six pairs for four forward passes
 
 
 @dataclass
@@ -72,17 +74,20 @@ def measured(clips: Tensor) -> tuple[Tensor, Tensor]:
     """Oracle quality ``(N, 3)`` and attribute tables ``(N, values)`` of clips in ``[0, 1]``."""
     found: Measurement = measure(clips)
     quality = torch.stack([found.visual_quality, found.motion_quality, found.visible], dim=1)
-    return quality, torch.cat([found.attributes[name] for name in ATTRIBUTE_ORDER], dim=1)
+    return quality, torch.cat([found.attributes[name] for name in CHOICES], dim=1)
 
 
-def rendered_pool(pipe: WanPipeline, count: int, split: str, seed: int, file: Path) -> Iterator[int]:
-    """Render clips with faults, pass them through the autoencoder, measure what comes out; yields how many are done."""
-    rng = random.Random(f"faults/{split}/{seed}")
+def rendered_pool(
+    pipe: WanPipeline, count: int, split: str, seed: int, file: Path, faults: bool = True
+) -> Iterator[int]:
+    """Render clips, pass them through the autoencoder, measure what comes out; yields how many are done."""
+    rng = random.Random(f"{'faults' if faults else 'faultless'}/{split}/{seed}")
+    new_clip = degraded_clip if faults else faultless_clip
     asked = [sample_prompt(rng, split) for _ in range(count)]
     parts = []
     for start in range(0, count, 32):
         batch = asked[start : start + 32]
-        latents = encode_clips(pipe.vae, torch.cat([degraded_clip(prompt, rng) for prompt in batch]))
+        latents = encode_clips(pipe.vae, torch.cat([new_clip(prompt, rng) for prompt in batch]))
         parts.append((latents.half(), *measured(decode_latents(pipe, latents))))
         yield start + len(batch)
     latents, quality, tables = (torch.cat(column) for column in zip(*parts, strict=True))
@@ -167,3 +172,30 @@ def decode_latents(pipe: WanPipeline, latents: Tensor) -> Tensor:
         clips = pipe.vae.decode(latents * std + mean).sample
     pixels: Tensor = clips.float() / 2 + 0.5
     return pixels.clamp(0, 1)
+
+
+def prepare_pools(
+    folder: Path,
+    pipe: WanPipeline,
+    seed: int,
+    counts: Mapping[str, int],
+    guides: Mapping[str, LatentReward],
+    held_out: Mapping[str, int],
+) -> Iterator[dict[str, float]]:
+    """Make the training and held-out pools that are not there yet: ``rendered`` or ``faultless`` clips, and samples.
+
+    Samples of the kinds in ``guides`` are guided by those rewards. Kinds that are not held out have a seed of their own.
+    """
+    planned = [("train", kind, count) for kind, count in counts.items()]
+    planned += [("validation", kind, count) for kind, count in held_out.items() if kind in counts]
+    for split, kind, count in planned:
+        file = folder / f"pool-{kind}-{split}.safetensors"
+        if file.exists():
+            continue
+        if kind in ("rendered", "faultless"):
+            run = rendered_pool(pipe, count, split, seed, file, faults=kind == "rendered")
+        else:
+            own_seed = seed + (kind not in held_out)
+            run = sampled_pool(pipe, count, GROUP, split, own_seed, file, reward=guides.get(kind))
+        for done in run:
+            yield {"step": 0, kind: done}
