@@ -165,6 +165,22 @@ def test_the_table_names_the_part_that_is_read(capsys):
     assert line.startswith("| shapes, 64x64, 13 frames | strided, frame stride 3, crop 0.5 | 1 | 2 | ") and "[" in line
 
 
+def test_several_videos_at_once_cost_in_proportion(capsys):
+    rows = {}
+    for batch in ("1", "4"):
+        assert cli.main(["bench", "--batch", batch, "--n", "0", "--every", "1", "--json", "--device", "cpu"]) == 0
+        rows[batch] = json.loads(capsys.readouterr().out)
+    one, four = rows["1"], rows["4"]
+    assert (one["batch"], four["batch"]) == (1, 4)
+    assert four["k_flops"] == pytest.approx(one["k_flops"], abs=5e-3)
+    activations = one["peak_memory_mib"] - one["unguided_memory_mib"]
+    assert four["peak_memory_mib"] - four["unguided_memory_mib"] > 1.5 * activations
+    assert cli.main(["bench", "--batch", "2", "--n", "1", "--every", "1", "--device", "cpu"]) == 0
+    assert (
+        capsys.readouterr().out.splitlines()[-1].startswith("| shapes, 64x64, 13 frames, 2 at once | separate | 1 |")
+    )
+
+
 def test_too_many_blocks_are_refused(capsys):
     assert cli.main(["bench", "--blocks", "9", "--n", "0"]) == 2
     assert "Expected a reward of 1 to 8 blocks for shapes, but got 9." in capsys.readouterr().err

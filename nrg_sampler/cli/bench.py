@@ -49,6 +49,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--every", type=options.whole_number(1), nargs="+", default=[1, 2], metavar="N", help="guide each N-th step"
     )
+    parser.add_argument(
+        "--batch", type=options.whole_number(1), default=1, metavar="N", help="videos sampled at once (default: 1)"
+    )
     parser.add_argument("--checkpointing", action="store_true", help="compute the reward's activations twice")
     parser.add_argument("--n", type=options.whole_number(0), default=20, help="timed pairs of steps (default: 20)")
     parser.add_argument("--device", help="where to time (default: cuda if there is one, else cpu)")
@@ -66,8 +69,9 @@ def run(arguments: argparse.Namespace) -> int:
     device = present(arguments.device or default_device())
     for name, mode in product(arguments.config, arguments.mode):
         half = device != "cpu" or name != "shapes"
+        workload = WORKLOADS[name].at_once(arguments.batch)
         rows = cost_rows(
-            WORKLOADS[name],
+            workload,
             arguments.blocks,
             mode=mode,
             every=arguments.every,
@@ -82,7 +86,7 @@ def run(arguments: argparse.Namespace) -> int:
             for row in rows:
                 print(json.dumps(row.to_dict()), flush=True)
         else:
-            print(table(rows, WORKLOADS[name].about), flush=True)
+            print(table(rows, workload.about), flush=True)
     return 0
 
 

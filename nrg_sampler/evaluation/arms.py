@@ -15,6 +15,7 @@ UNGUIDED = "unguided"
 AXIS_WEIGHTS = {"VQ": "1:0:0", "MQ": "0:1:0", "TA": "0:0:1"}
 MIXED_WEIGHTS = ("0.1:0.1:0.8", "0.1:0.1:0.6", "0.5:0.5:0")  # with those of one axis, the paper's Table 5 and more
 FLOOR = "TA"
+PAPER_SCALE = 4.0  # of the paper's w, by gains on validation prompts: its 100 is for another reward and model
 SCALES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 SETTINGS = {setting.name: setting.default for setting in fields(RewardGuidance) if setting.name != "weights"}
 WORDS = ("conflicts", "floor", "reads", "forward")  # settings that are names; all others are numbers or yes and no
@@ -78,14 +79,25 @@ def weights_suite(base: RewardGuidance) -> list[Arm]:
 def noise_aware_suite(base: RewardGuidance) -> list[Arm]:
     """A reward trained on noised latents beside one trained on clean ones, and the latter where there is no noise.
 
+    The two are compared three times: by the settings of ``base``, which trust either reward less in noise; by those of
+    the paper, which trust it more; and in the first half of the steps alone, where latents are mostly noise.
+
     Reference:
         Liu et al., 2025, arXiv:2501.13918v1, Table 7 (motion quality alone).
     """
     motion = replace(base, weights=AXIS_WEIGHTS["MQ"])
+    settings = {
+        "": motion,
+        ", paper": RewardGuidance.paper(PAPER_SCALE, motion.weights),
+        ", first half": replace(motion, stop=0.5, damping=0.0),
+    }
     return [
         Arm(UNGUIDED),
-        Arm("noised latents", motion),
-        Arm("clean latents", motion, reward="clean"),
+        *(
+            Arm(f"{trained} latents{name}", guidance, reward=reward)
+            for name, guidance in settings.items()
+            for trained, reward in (("noised", "target"), ("clean", "clean"))
+        ),
         Arm("clean latents, read at x0", replace(motion, reads="clean"), reward="clean"),
         Arm("pixels through x0", replace(motion, disagreement=0.0), reward="pixel"),
     ]
@@ -94,7 +106,7 @@ def noise_aware_suite(base: RewardGuidance) -> list[Arm]:
 def rivals_suite(base: RewardGuidance) -> list[Arm]:
     """What else the same network evaluations could buy, and controls that must not help."""
     weights = base.weights
-    paper = RewardGuidance.paper(weights=weights)
+    paper = RewardGuidance.paper(PAPER_SCALE, weights)
     return [
         Arm(UNGUIDED),
         Arm("guided", base),

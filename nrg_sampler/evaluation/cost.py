@@ -38,6 +38,7 @@ class CostRow:
 
     Args:
         config: Name of the workload.
+        batch: Videos sampled at once.
         mode: ``"separate"``: the reward runs its own forward pass; ``"shared"``: it reads the denoiser's features;
             ``"strided"``: it runs its own on a part of the latents.
         every: Each n-th step is guided.
@@ -59,6 +60,7 @@ class CostRow:
     """
 
     config: str
+    batch: int
     mode: str
     every: int
     frame_stride: int
@@ -354,6 +356,7 @@ def cost_rows(
     for gap in every:
         yield CostRow(
             config=workload.name,
+            batch=workload.latents[0],
             mode=mode,
             every=gap,
             frame_stride=guidance.frame_stride,

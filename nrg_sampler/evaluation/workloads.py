@@ -48,6 +48,11 @@ class Workload:
     words: int | None = None
     reward: Mapping[str, Any] = field(default_factory=dict)
 
+    def at_once(self, count: int) -> Workload:
+        """Return the same for ``count`` videos sampled in one batch."""
+        about = self.about if count == 1 else f"{self.about}, {count} at once"
+        return replace(self, latents=(count, *self.latents[1:]), about=about)
+
     def build(self, num_blocks: int | None = None) -> Any:
         """Return the transformer with random weights, or its first ``num_blocks`` blocks; frozen."""
         import diffusers

@@ -122,10 +122,11 @@ def reward_card(
             "",
             "- **Data.** Rendered clips with graded faults, samples of the pipeline at several settings and samples guided by",
             "  the rewards before it, compared and scored by the oracle with annotator noise and ties; all clips of a comparison",
-            "  under the same noise. Half of the comparisons are made under a changed prompt. Held-out combinations were not used.",
+            "  under the same noise, at last under four prompts, three of them changed. Held-out combinations were not used.",
             "- **Loss.** Bradley-Terry with ties, k = 5, and half the squared error in the scores. First on clean latents, then",
             "  with sigma uniform in (0, 1), then with clips that over-optimise the reward so far, half of all clips moved",
-            "  along the reward's own gradient under the same labels.",
+            "  along the reward's own gradient under the same labels; at last it also named what a clip shows (shape, colour,",
+            "  motion, background, size).",
             f"- **Mean / standard deviation** of the raw reward over samples of the pipeline: {statistics}.",
             f"- **Recommended scale:** {reward.recommended_scale:g}, chosen on validation prompts.",
             "- **Licence.** Apache-2.0.",
@@ -177,10 +178,13 @@ def judge_card(judge: PixelJudge, accuracy: dict[str, dict[str, dict[str, float]
         f"{axis} {mean:.3f} / {std:.3f}" for axis, mean, std in zip(judge.axes, judge.mean, judge.std, strict=True)
     )
     rows = []
-    for kind, table in accuracy.items():
-        for axis, found in table.items():
+    for kind in ("mixed", "same"):
+        for axis, found in accuracy[kind].items():
             agreement = f"{100 * found['agreement']:.1f}" if "agreement" in found else "-"
             rows.append(f"| {kind} | {axis} | {100 * found['accuracy']:.1f} | {agreement} | {found['pairs']} |")
+    read = [
+        f"| {name} | {100 * found['accuracy']:.1f} | {found['pairs']} |" for name, found in accuracy["reading"].items()
+    ]
     return "\n".join(
         [
             "---",
@@ -195,9 +199,10 @@ def judge_card(judge: PixelJudge, accuracy: dict[str, dict[str, dict[str, float]
             "",
             "- **Network.** A convolutional frame encoder with temporal shift, a transformer over frames, and one over frames",
             f"  and words; {sum(value.numel() for value in judge.parameters()) / 1e6:.1f} M parameters, nothing shared with the reward or the video model.",
-            "- **Data.** Rendered clips with graded faults and samples of the pipeline, decoded; compared by the oracle with",
-            "  other seeds and another annotator noise than the reward's; every clip under several prompts. In training it also",
-            "  named what a clip shows (shape, colour, motion, background, size). Held-out combinations were not used.",
+            "- **Data.** Rendered clips with graded faults and without, and samples of the pipeline, decoded; compared by the",
+            "  oracle with other seeds and another annotator noise than the reward's; every clip under several prompts, and the",
+            "  prompts of a clip with each other. In training it also named what a clip shows (shape, colour, motion,",
+            "  background, size). Held-out combinations were not used.",
             f"- **Mean / standard deviation** of the raw grades over samples of the pipeline: {statistics}.",
             "- **Licence.** Apache-2.0.",
             "",
@@ -207,6 +212,13 @@ def judge_card(judge: PixelJudge, accuracy: dict[str, dict[str, dict[str, float]
             "| pairs | axis | as the oracle | as the reward | number |",
             "|---|---|---|---|---|",
             *rows,
+            "",
+            "Faultless clips of held-out combinations that fit their own prompt better than one with another value of a single",
+            "attribute, in percent:",
+            "",
+            "| attribute | right | clips |",
+            "|---|---|---|",
+            *read,
             "",
         ]
     )
