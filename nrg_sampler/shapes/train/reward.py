@@ -339,7 +339,7 @@ def accuracy_by_sigma(
 
 @torch.no_grad()
 def calibrate(
-    reward: LatentReward, pool: Pool, pipe: WanPipeline, seed: int, recommended_scale: float, groups: int = 100
+    reward: LatentReward, pool: Pool, pipe: WanPipeline, seed: int, recommended_scale: float, groups: int = 400
 ) -> None:
     """Align the members and store the reward's mean and spread over nearly clean samples of the base model."""
     rng, generator = random.Random(seed), torch.Generator().manual_seed(seed)
