@@ -15,7 +15,7 @@ UNGUIDED = "unguided"
 AXIS_WEIGHTS = {"VQ": "1:0:0", "MQ": "0:1:0", "TA": "0:0:1"}
 MIXED_WEIGHTS = ("0.1:0.1:0.8", "0.1:0.1:0.6", "0.5:0.5:0")  # with those of one axis, the paper's Table 5 and more
 FLOOR = "TA"
-PAPER_SCALE = 4.0  # of the paper's w, by gains on validation prompts: its 100 is for another reward and model
+PAPER_SCALE = 30.0  # of the paper's w, by gains on validation prompts: its 100 is for another reward and model
 SCALES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 SETTINGS = {setting.name: setting.default for setting in fields(RewardGuidance) if setting.name != "weights"}
 WORDS = ("conflicts", "floor", "reads", "forward")  # settings that are names; all others are numbers or yes and no
