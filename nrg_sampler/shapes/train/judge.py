@@ -47,7 +47,7 @@ NEARLY_CLEAN = (0.02, 0.1)  # noise levels at which the reward is compared
 
 
 def train_judge(
-    folder: Path, steps: int = 2500, batch: int = 32, seed: int = 0, device: str = "cpu"
+    folder: Path, steps: int = 4900, batch: int = 32, seed: int = 0, device: str = "cpu"
 ) -> Iterator[dict[str, float]]:
     """Train ``folder/judge`` and grade it on held-out pairs; needs the stages `vae` and `base`.
 
