@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from nrg_sampler.shapes.train import reward as training
-from nrg_sampler.shapes.train.groups import COMBINATION, GROUP, PairSampler
-from nrg_sampler.shapes.train.pool import Pool
+from nrg_sampler.shapes.train.groups import COMBINATION, PairSampler
+from nrg_sampler.shapes.train.pool import GROUP, Pool
 from nrg_sampler.shapes.train.text import CHOICES
 
 

@@ -23,7 +23,6 @@ from nrg_sampler.shapes.train.base import TrainingAttention, new_optimizers
 from nrg_sampler.shapes.train.groups import (
     ANNOTATOR_NOISE,
     EDITED,
-    GROUP,
     LEFT,
     MIXTURE,
     RIGHT,
@@ -32,7 +31,7 @@ from nrg_sampler.shapes.train.groups import (
     to_prompt,
 )
 from nrg_sampler.shapes.train.loop import LoopSettings, fit
-from nrg_sampler.shapes.train.pool import Pool, prepare_pools
+from nrg_sampler.shapes.train.pool import GROUP, Pool, prepare_pools
 from nrg_sampler.shapes.train.text import encode_text
 from nrg_sampler.training.ensemble import LEVEL_PULL, bootstrap_weights, level_spread
 from nrg_sampler.training.losses import K, bradley_terry_with_ties
