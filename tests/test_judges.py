@@ -130,6 +130,7 @@ def test_trains_from_the_stages_resumes_and_reports(tmp_path, monkeypatch):
 
 def assert_pairs_prompts_with_their_grades(stage, folder, monkeypatch):
     """A judge that knows the oracle's scores under every prompt is taught nothing; one that confuses prompts is."""
+    from nrg_sampler.training.losses import Comparison
 
     def knows(judge, pixels, rows, labels, rng):
         sampler = stage.PairSampler(stage._load(folder / "judge-pools", "train", stage.POOLS)[0])
@@ -143,8 +144,15 @@ def assert_pairs_prompts_with_their_grades(stage, folder, monkeypatch):
         kept.append(loss)
         yield {"step": 1}
 
+    compared = []
+
+    def comparison(first, second, said):
+        compared.append((first - second, said))
+        return Comparison(first, second, said)
+
     with monkeypatch.context() as patch:
         patch.setattr(stage, "fit", fit)
+        patch.setattr(stage, "Comparison", comparison)
         patch.setattr(stage, "grade_groups", knows)
         patch.setattr(stage, "ANNOTATOR_NOISE", 0.0)
         run = stage.train_judge(folder, steps=1, batch=8)
@@ -152,11 +160,49 @@ def assert_pairs_prompts_with_their_grades(stage, folder, monkeypatch):
         run.close()
         (loss,) = kept
         _, numbers = loss(0, torch.Generator().manual_seed(0))
+        clips, prompts = compared  # clips under one prompt on every axis, and one clip under two prompts on TA alone
+        assert clips[1].shape[-1] == 3 and prompts[1].shape[-1] == 1
+        assert all((said != 0).any() and (said * margin >= 0).all() for margin, said in compared)
         patch.setattr(
             stage, "grade_groups", lambda *given: tuple(part.flip(min(1, part.ndim - 3)) for part in knows(*given))
         )
         _, confused = loss(0, torch.Generator().manual_seed(0))
     assert numbers["preferred"] < 0.7 * confused["preferred"]
+
+
+def test_reading_is_to_prefer_the_own_prompt_over_one_that_differs_in_one_attribute():
+    from nrg_sampler.shapes.scenes import parse
+    from nrg_sampler.shapes.train.groups import to_prompt
+    from nrg_sampler.shapes.train.judge import reading_accuracy
+    from nrg_sampler.shapes.train.pool import Pool
+    from nrg_sampler.shapes.train.text import CHOICES, attribute_labels
+
+    rng = random.Random(0)
+    prompts = [to_prompt([rng.randrange(n) for n in (5, 8, 9, 4, 2)]) for _ in range(40)]
+    nothing = torch.zeros(40, 1)
+    pool = Pool(nothing, attribute_labels(prompts), torch.arange(40), nothing, nothing)
+    pixels = torch.arange(40, dtype=torch.uint8).view(40, 1, 1, 1, 1)  # each says which clip it is
+
+    class Reader:
+        """Knows every attribute but one, and that one the wrong way round."""
+
+        device = "cpu"
+
+        def __init__(self, misread):
+            self.misread = misread
+
+        def __call__(self, clips, texts):
+            grades = torch.zeros(len(texts), 3)
+            for row, (clip, text) in enumerate(zip(clips, texts, strict=True)):
+                shown, asked = prompts[round(clip.item() * 255)], parse(text)
+                differing = [name for name in CHOICES if getattr(shown, name) != getattr(asked, name)]
+                assert len(differing) <= 1
+                grades[row, 2] = sum(1 if name == self.misread else -1 for name in differing)
+            return grades
+
+    found = reading_accuracy(Reader("shape"), pool, pixels, 0)
+    assert {name: row["accuracy"] for name, row in found.items()} == {**dict.fromkeys(CHOICES, 1.0), "shape": 0.0}
+    assert {row["pairs"] for row in found.values()} == {40}
 
 
 def test_names_what_is_shown():

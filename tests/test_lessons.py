@@ -25,6 +25,15 @@ def every_combination(copies=2):
     return Pool(latents, labels, torch.arange(count), torch.rand(count, 3, generator=generator), tables)
 
 
+def test_every_lesson_is_a_stage_in_an_order_that_can_be_run():
+    from nrg_sampler.shapes.train.__main__ import REWARDS
+
+    assert tuple(training.LESSONS) == REWARDS
+    for place, lesson in enumerate(training.LESSONS.values()):
+        needed = [training.GUIDED_BY[kind] for kind in lesson.pools if kind in training.GUIDED_BY]
+        assert {lesson.start, *needed} - {None} <= set(REWARDS[:place])
+
+
 def test_neighbours_differ_in_one_attribute_alone_and_each_attribute_gets_its_turn():
     pool = every_combination()
     sampler, rng = PairSampler(pool), random.Random(0)
