@@ -158,6 +158,22 @@ def test_the_last_lesson_pairs_prompts_with_their_scores_and_names_what_is_shown
         next(training.train_reward(tmp_path, "no-reward"))
 
 
+@pytest.mark.parametrize(("sign", "accuracy"), [(1.0, 1.0), (-1.0, 0.0), (0.0, 0.0)])
+def test_accuracy_is_the_share_of_pairs_that_are_ranked_as_the_oracle_ranks_them(monkeypatch, sign, accuracy):
+    pool = every_combination()
+
+    def knows(reward, pool, rows, labels, *rest):
+        ratings = PairSampler(pool).ratings(rows, labels[:, 0])
+        return sign * ratings[:, None, :, None], None
+
+    monkeypatch.setattr(training, "rate_groups", knows)
+    table = training.accuracy_by_sigma(None, pool, None, 0, "mixed", groups=20)
+    assert list(table) == ["0.0-0.2", "0.2-0.4", "0.4-0.6", "0.6-0.8", "0.8-1.0"]
+    assert all(
+        found["accuracy"] == accuracy and found["pairs"] > 0 for row in table.values() for found in row.values()
+    )
+
+
 def untrained():
     from diffusers import WanTransformer3DModel
 
