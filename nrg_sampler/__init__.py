@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 # `attach` is imported here, not on demand: a later import of the module of that name would take the function's place.
 from nrg_sampler.attach import attach
-from nrg_sampler.guidance import DirectionMemory, RewardGuidance, guided_velocity
+from nrg_sampler.guidance import RewardGuidance
 from nrg_sampler.push import guide
 from nrg_sampler.rewards.base import Conditioning, Reward, RewardWeights
 from nrg_sampler.rewards.ensemble import EnsembleReward
+from nrg_sampler.step import DirectionMemory, guided_velocity
 from nrg_sampler.trace import GuidanceTrace, GuidanceWarning
 
 if TYPE_CHECKING:

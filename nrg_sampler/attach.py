@@ -23,12 +23,13 @@ from torch import Tensor
 from nrg_sampler.capture import captured_calls, conditioning_of, prompts_of
 from nrg_sampler.families import UNKNOWN, Family, family_of, require_flow
 from nrg_sampler.flow import PURE_NOISE, working_dtype
-from nrg_sampler.guidance import DirectionMemory, RewardGuidance, guided_velocity
+from nrg_sampler.guidance import RewardGuidance
 from nrg_sampler.layouts import IMAGE, VIDEO, Call, GivenFrame, Layout
 from nrg_sampler.paths import STRAIGHT, path_of
 from nrg_sampler.rewards.base import Conditioning, Reward, check_reward
 from nrg_sampler.rewards.gradient import prepared
 from nrg_sampler.shared import shared_forward
+from nrg_sampler.step import DirectionMemory, guided_velocity
 from nrg_sampler.trace import GuidanceTrace, GuidanceWarning
 
 Guide: TypeAlias = Callable[[Tensor, Tensor, bool], Tensor]  # output, latents, whether each token has its timestep

@@ -1,41 +1,35 @@
-"""Flow-NRG: the settings and the one call for a sampling loop.
+"""The settings of the guidance, which know nothing of tensors.
 
-The formula itself is in :mod:`nrg_sampler.push`; what is done when axes disagree, in :mod:`nrg_sampler.directions`.
+They take effect in :mod:`nrg_sampler.step`, one denoising step at a time.
 
-Reference:
-    Liu et al., 2025, arXiv:2501.13918, Eq. 11.
+References:
+    [1] Liu et al., 2025, arXiv:2501.13918, Eq. 11.
+    [2] arXiv:2606.02884 (guidance by a learned reward over-optimises; damping in time).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
-import torch
-from torch import Tensor
-
-from nrg_sampler import directions
-from nrg_sampler.flow import PURE_NOISE, clean_from, expand, working_dtype
-from nrg_sampler.push import Push, compute_push
 from nrg_sampler.rewards.base import (
-    Conditioning,
     Reward,
     RewardWeights,
     WeightsLike,
-    check_reward,
-    recommended_scale,
+    recommended_damping,
+    recommended_fading,
+    recommended_scales,
 )
 from nrg_sampler.rewards.ensemble import member_count
-from nrg_sampler.rewards.gate import propose_weights, require_gate
-from nrg_sampler.rewards.gradient import axis_gradients, reward_gradient
-from nrg_sampler.rewards.window import Window
-from nrg_sampler.trace import GuidanceTrace, Measurement, Stopwatch
+from nrg_sampler.rewards.gate import require_gate
+from nrg_sampler.trust import PowersLike, Trust, powers_of, read_powers, shared
 
 CONFLICTS = ("sum", "project")
 FORWARDS = ("separate", "shared")
 READS = ("noisy", "clean")
+POWERS = ("damping", "fading")
 
 
 @dataclass(frozen=True)
@@ -52,7 +46,12 @@ class RewardGuidance:
         reuse: Push with the last direction in the steps between, rather than leave them unguided.
         max_coefficient: Upper limit of ``sigma / (1 - sigma)``, above 0; ``None`` for no limit.
         max_push: Upper limit of the push's norm as a fraction of the velocity's norm, above 0; ``None`` for no limit.
-        damping: Exponent p >= 0 of a factor ``(1 - sigma) ** p`` on the push, which trusts the reward less in noise.
+        damping: Exponent p >= 0 of a factor ``(1 - sigma) ** p`` on the gradient of an axis, which trusts it less in noise:
+            one number for all axes, or one for each as for ``weights`` (axes not named are not damped); ``None`` takes
+            what the reward recommends. From 1 on the factor of the gradient, ``sigma / (1 - sigma) * (1 - sigma) ** p``, is
+            bounded without a clamp.
+        fading: Exponent q >= 0 of a factor ``sigma ** q``, which trusts it less where the picture is nearly settled; as
+            ``damping``.
         calibrated: Measure the reward in its stored standard deviations and ``scale`` in its recommended scale.
             If ``False`` the reward is used raw and ``scale`` is the paper's w.
         balanced: Give the gradients of the weighted axes one norm, so that the weights alone set their shares.
@@ -85,9 +84,10 @@ class RewardGuidance:
     stop: float = 1.0
     every: int = 1
     reuse: bool = False
-    max_coefficient: float | None = 1.0
+    max_coefficient: float | None = None
     max_push: float | None = 0.3
-    damping: float = 0.5
+    damping: PowersLike = None
+    fading: PowersLike = None
     calibrated: bool = True
     balanced: bool = False
     conflicts: str = "sum"
@@ -121,19 +121,22 @@ class RewardGuidance:
         for name in ("max_coefficient", "max_push"):
             limit = getattr(self, name)
             _expect(limit is None or limit > 0, name, "above 0, or None for no limit", limit)
-        for name in ("damping", "disagreement"):
-            number = getattr(self, name)
-            _expect(math.isfinite(number) and number >= 0, name, "0 or more", number)
+        _expect(
+            math.isfinite(self.disagreement) and self.disagreement >= 0, "disagreement", "0 or more", self.disagreement
+        )
         weights = RewardWeights.parse(self.weights)
         if self.scale != 0:
             weights.require_some()
         object.__setattr__(self, "weights", weights)
         object.__setattr__(self, "floor", _floor(self.floor))
+        for name in POWERS:
+            object.__setattr__(self, name, read_powers(name, getattr(self, name)))
 
     @classmethod
     def paper(cls, scale: float = 100.0, weights: WeightsLike = None) -> RewardGuidance:
         """Return the published algorithm: every step but sigma = 1, raw reward, no limit and nothing else added."""
-        return cls(weights=weights, scale=scale, max_coefficient=None, max_push=None, damping=0.0, calibrated=False)
+        bounds: dict[str, Any] = {"max_coefficient": None, "max_push": None, "damping": 0.0, "fading": 0.0}
+        return cls(weights=weights, scale=scale, calibrated=False, **bounds)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as plain JSON values; ``RewardGuidance(**settings)`` reads them back."""
@@ -143,15 +146,31 @@ class RewardGuidance:
             **vars(self),
             "weights": str(weights) if weights.values or weights.auto else None,
             "floor": None if floor is None else ",".join(floor),
+            **{name: _plain(getattr(self, name)) for name in POWERS},
         }
 
     def strength(self, reward: Reward) -> float:
         """Return the number that multiplies the gradient of the score, the ``w`` of the formula."""
-        return self.scale * (recommended_scale(reward) if self.calibrated else 1.0)
+        return self.scale * (max(recommended_scales(reward)) if self.calibrated else 1.0)
 
     def limits(self) -> dict[str, Any]:
         """Return the settings that bound the push, as keyword arguments of ``guide``."""
-        return {"max_coefficient": self.max_coefficient, "max_push": self.max_push, "damping": self.damping}
+        return {"max_coefficient": self.max_coefficient, "max_push": self.max_push}
+
+    def trust(self, reward: Reward) -> tuple[Trust, dict[str, Trust]]:
+        """Return how much all weighted axes of a reward are trusted at each noise level, and what each has beyond that.
+
+        Raises:
+            ValueError: If an axis is unknown, or powers or weights have another number of them.
+        """
+        axes = tuple(reward.axes)
+        scales = recommended_scales(reward)
+        shares = [scale / max(scales) for scale in scales] if self.calibrated else [1.0] * len(axes)
+        damping = powers_of("damping", self.damping, axes, recommended_damping(reward))
+        fading = powers_of("fading", self.fading, axes, recommended_fading(reward))
+        weights, _ = self.resolve(axes)
+        every = zip(axes, map(Trust, shares, damping, fading), strict=True)
+        return shared({axis: trust for axis, trust in every if axis in weights})
 
     def skips(self, step_index: int, num_inference_steps: int) -> str | None:
         """Return why a denoising step is left unguided: ``"window"`` or ``"every"``; ``None`` if it is not."""
@@ -214,6 +233,7 @@ class RewardGuidance:
                 asked for and there is one only.
         """
         self.resolve(reward.axes)
+        self.trust(reward)
         if RewardWeights.parse(self.weights).auto:
             require_gate(reward)
         if self.disagreement and member_count(reward) < 2:
@@ -224,256 +244,13 @@ class RewardGuidance:
             )
 
 
-class Direction(NamedTuple):
-    """Where the reward wants the latents to go.
-
-    Args:
-        value: Combined gradient, shape of the latents.
-        raw: Raw reward there, shape ``(B, axes)``.
-        floored: Whether a floor changed it, shape ``(B,)``.
-        proposed: Weights that the reward proposed, shape ``(B, axes)``; ``None`` if they were given.
-    """
-
-    value: Tensor
-    raw: Tensor
-    floored: Tensor
-    proposed: Tensor | None = None
-
-
-@dataclass
-class DirectionMemory:
-    """Hold the last direction for the steps that reuse it; one per sampling run.
-
-    Args:
-        last: The direction, or ``None`` before the first.
-    """
-
-    last: Direction | None = field(default=None, repr=False)
-
-    def recall(self, latents: Tensor) -> Direction | None:
-        """Return the last direction if it is of such latents."""
-        return self.last if self.last is not None and self.last.value.shape == latents.shape else None
-
-
-def reward_direction(
-    latents: Tensor,
-    velocity: Tensor,
-    sigma: Tensor | float,
-    reward: Reward,
-    conditioning: Conditioning | None,
-    guidance: RewardGuidance,
-    seed: int = 0,
-) -> Direction:
-    """Differentiate the reward and settle what its axes disagree about.
-
-    Args:
-        latents: Noisy latents, shape ``(B, C, T, H, W)``.
-        velocity: Velocity after classifier-free guidance, same shape.
-        sigma: Noise level: a number, or shape ``(B,)``.
-        reward: Differentiable reward with named ``axes``.
-        conditioning: The positive prompts, one row per latent.
-        guidance: The settings.
-        seed: Number of the step: the seed of the noise that ``smoothing`` exchanges, and whose turn it is to be read.
-
-    Returns:
-        The direction, before scale, coefficient and limits.
-
-    Raises:
-        ValueError: If the arguments or the reward do not fit.
-    """
-    guidance.check(reward)
-    weights: Mapping[str, float | Tensor]
-    weights, floor = guidance.resolve(reward.axes)
-    given: WeightsLike | Tensor = guidance.weights
-    proposed = None
-    if RewardWeights.parse(guidance.weights).auto:
-        given = proposed = propose_weights(reward, conditioning)
-        weights = dict(zip(reward.axes, proposed.unbind(dim=1), strict=True))
-    # a push away from the reward is sure of the upper bound
-    disagreement = math.copysign(guidance.disagreement, guidance.scale)
-    dtype = working_dtype(latents, velocity)
-    latents, velocity = latents.to(dtype), velocity.to(dtype)
-    if getattr(reward, "needs_velocity", False):
-        conditioning = replace(conditioning or Conditioning(), velocity=velocity)
-    names = guidance.differentiated(reward.axes)
-
-    def gradients(at: Tensor) -> tuple[Tensor, Tensor]:
-        """Return those of the axes, or of their weighted sum alone, which takes a single pass back."""
-        level = 0.0 if guidance.reads == "clean" else sigma
-        part, told = at, conditioning
-        if guidance.windowed:
-            window = Window.of(at.shape, guidance.frame_stride, guidance.crop, seed // guidance.every)
-            part, told = window.cut(at), window.conditioning(conditioning or Conditioning())
-        options = guidance.calibrated, disagreement
-        if names:
-            grads, raw = axis_gradients(part, level, reward, told, names, *options)
-        else:
-            grad, raw = reward_gradient(part, level, reward, told, given, *options)
-            grads = grad[None]
-        return (window.placed(grads, (len(grads), *at.shape)) if guidance.windowed else grads), raw
-
-    if guidance.reads == "clean":
-        # d clean / d latents is taken for 1: Patel et al., 2024, arXiv:2412.00100 (FlowChef, gradient skipping)
-        grads, raw = gradients(clean_from(latents, velocity, sigma))
-    elif guidance.smoothing:
-        points = directions.renoised(latents, velocity, sigma, guidance.smoothing, guidance.smoothing_samples, seed)
-        found = [gradients(point) for point in points]
-        grads, raw = (torch.stack(parts).mean(dim=0) for parts in zip(*found))
-    else:
-        grads, raw = gradients(latents)
-
-    direction = _combined(grads, names, weights, guidance) if names else grads[0]
-    if guidance.parallel != 1:
-        direction = directions.less_parallel(direction, clean_from(latents, velocity, sigma), guidance.parallel)
-    floored = torch.zeros(len(latents), dtype=torch.bool, device=latents.device)
-    if floor:
-        sign = math.copysign(1, guidance.scale)  # the floor holds for what is done, also when that is flipped
-        held, floored = directions.above_floor(sign * direction, grads[[names.index(axis) for axis in floor]])
-        direction = sign * held
-    return Direction(direction, raw, floored, proposed)
-
-
-def _combined(
-    grads: Tensor, names: Sequence[str], weights: Mapping[str, float | Tensor], guidance: RewardGuidance
-) -> Tensor:
-    terms = grads[[names.index(axis) for axis in weights]]
-    if guidance.balanced:
-        terms = directions.balanced(terms)
-    terms = torch.stack([expand(weight, term) * term for weight, term in zip(weights.values(), terms, strict=True)])
-    if guidance.conflicts == "project":
-        terms = directions.without_conflicts(terms)
-    return terms.sum(dim=0)
-
-
-def guided_velocity(
-    latents: Tensor,
-    velocity: Tensor,
-    sigma: Tensor | float,
-    reward: Reward,
-    conditioning: Conditioning | None = None,
-    guidance: RewardGuidance | None = None,
-    *,
-    step_index: int | None = None,
-    num_inference_steps: int | None = None,
-    trace: GuidanceTrace | None = None,
-    memory: DirectionMemory | None = None,
-    dtype: torch.dtype | None = None,
-) -> Tensor:
-    """Return the guided velocity of one step: all that a hand-written sampling loop needs.
-
-    ::
-
-        for sigma, sigma_next in pairwise(sigmas):
-            velocity = model(latents, sigma)
-            velocity = guided_velocity(latents, velocity, sigma, reward)
-            latents = latents + (sigma_next - sigma) * velocity
-
-    Args:
-        latents: Noisy latents, shape ``(B, C, T, H, W)``.
-        velocity: Velocity after classifier-free guidance, same shape.
-        sigma: Noise level, 1 is pure noise: a number, or shape ``(B,)``; at 0 and 1 nothing is changed.
-        reward: Differentiable reward with named ``axes``.
-        conditioning: The positive prompts, one row per latent.
-        guidance: The settings.
-        step_index: Number of the denoising step from 0; needed if ``guidance`` has a window, skips steps or
-            reads parts of the latents.
-        num_inference_steps: Number of denoising steps; needed with ``step_index``.
-        trace: Records the step, and warns when its ``warn`` is called. Without one, a gradient that is not finite is
-            warned about at once.
-        memory: Holds the direction from step to step; needed if ``guidance`` reuses it.
-        dtype: Type of the result, that of ``velocity`` by default; for a loop that casts the latents instead.
-
-    Returns:
-        Guided velocity, same shape; with ``scale=0`` and in skipped steps ``velocity`` itself, untouched.
-
-    Raises:
-        ValueError: If the arguments or the reward do not fit.
-
-    Reference:
-        Liu et al., 2025, arXiv:2501.13918, Eq. 11 (Flow-NRG).
-    """
-    guidance = guidance or RewardGuidance()
-    if guidance.scale == 0:
-        return velocity
-    check_reward(reward)
-    if guidance.forward == "shared" and not hasattr(reward, "evaluate"):
-        raise ValueError(
-            "Expected forward='separate' in a sampling loop of your own, but got 'shared'; only `attach` can reach into "
-            "the denoiser."
-        )
-    _check_arguments(latents, velocity, sigma)
-    recorder = GuidanceTrace(tuple(reward.axes), guidance.scale) if trace is None else trace
-    skipped = _skips(guidance, step_index, num_inference_steps) or _skips_sigma(sigma)
-    if guidance.reuse and memory is None:
-        raise ValueError(
-            "Expected `memory` for guidance that reuses directions, but got None; "
-            "make one `DirectionMemory()` a run and pass it in every step."
-        )
-    if skipped:
-        recorder.record(step_index, sigma, skipped=skipped)
-        return velocity
-
-    stopwatch = Stopwatch(latents.device)
-    held = memory.recall(latents) if memory and guidance.reuses(step_index or 0) else None
-    direction = held or reward_direction(
-        latents, velocity, sigma, reward, conditioning, guidance, seed=step_index or 0
-    )
-    if memory is not None:
-        memory.last = direction
-    push = compute_push(velocity, direction.value, sigma, guidance.strength(reward), **guidance.limits())
-    guided = (velocity.to(push.value.dtype) - push.value).to(dtype or velocity.dtype)
-    stopwatch.stop()
-    recorder.proposed = direction.proposed
-    recorder.record(step_index, sigma, reused=held is not None, measurement=_measurement(direction, push, stopwatch))
-    if trace is None:
-        recorder.warn_not_finite()
-    return guided
-
-
-def _measurement(direction: Direction, push: Push, stopwatch: Stopwatch) -> Measurement:
-    numbers = push._asdict()
-    del numbers["value"]
-    return Measurement(reward=direction.raw, floored=direction.floored, stopwatch=stopwatch, **numbers)
-
-
-def _skips(guidance: RewardGuidance, step_index: int | None, num_inference_steps: int | None) -> str | None:
-    if step_index is not None and num_inference_steps is not None:
-        return guidance.skips(step_index, num_inference_steps)
-    if (guidance.start, guidance.stop, guidance.every) != (0, 1, 1) or guidance.windowed:
-        raise ValueError(
-            f"Expected `step_index` and `num_inference_steps` for guidance with start={guidance.start:g}, "
-            f"stop={guidance.stop:g}, every={guidance.every}, frame_stride={guidance.frame_stride}, "
-            f"crop={guidance.crop:g}, but got {step_index} and {num_inference_steps}; pass both."
-        )
-    return None
-
-
-def _skips_sigma(sigma: Tensor | float) -> str | None:
-    """Spare the reward where no sample can be guided, unless asking would make the host wait for the device."""
-    if isinstance(sigma, Tensor) and sigma.device.type != "cpu":
-        return None
-    levels = torch.as_tensor(sigma)
-    return "sigma" if bool(((levels <= 0) | (levels > PURE_NOISE)).all()) else None
-
-
-def _check_arguments(latents: Tensor, velocity: Tensor, sigma: Tensor | float) -> None:
-    if latents.shape != velocity.shape:
-        raise ValueError(
-            f"Expected `latents` and `velocity` of one shape, but got {tuple(latents.shape)} and "
-            f"{tuple(velocity.shape)}; pass the velocity after classifier-free guidance."
-        )
-    if isinstance(sigma, Tensor) and sigma.device.type != "cpu":  # looking at it would make the host wait
-        return
-    levels = torch.as_tensor(sigma)
-    if not bool(((levels >= 0) & (levels <= 1)).all()):
-        raise ValueError(
-            f"Expected `sigma` between 0 and 1, but got {levels.max().item():g}; a timestep is 1000 times sigma."
-        )
-
-
 def _floor(axes: str | Sequence[str] | None) -> tuple[str, ...] | None:
     names = axes.split(",") if isinstance(axes, str) else axes or ()
     return tuple(name.strip() for name in names if name.strip()) or None
+
+
+def _plain(powers: float | RewardWeights | None) -> float | str | None:
+    return str(powers) if isinstance(powers, RewardWeights) else powers
 
 
 def _expect(holds: bool, name: str, expected: str, got: Any) -> None:

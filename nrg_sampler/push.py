@@ -41,6 +41,7 @@ def compute_push(
     max_coefficient: float | None = None,
     max_push: float | None = None,
     damping: float = 0.0,
+    fading: float = 0.0,
 ) -> Push:
     """Return what ``guide`` subtracts from the velocity, with its numbers per sample; arguments as there."""
     dtype = working_dtype(velocity, reward_grad)
@@ -52,7 +53,7 @@ def compute_push(
     factor = coefficient(sigma)
     highest = math.inf if max_coefficient is None else max_coefficient
     clamped = factor > highest
-    factor = factor.clamp(max=highest) * (1 - sigma) ** damping
+    factor = factor.clamp(max=highest) * (1 - sigma) ** damping * sigma**fading
 
     grad_norm, velocity_norm = _norm(reward_grad), _norm(velocity)
     push_norm = abs(scale) * factor * grad_norm
@@ -78,10 +79,11 @@ def guide(
     max_coefficient: float | None = None,
     max_push: float | None = None,
     damping: float = 0.0,
+    fading: float = 0.0,
 ) -> Tensor:
     r"""Move a velocity toward higher reward, each sample on its own.
 
-    .. math:: \tilde v = v - w \frac{\sigma}{1-\sigma} (1-\sigma)^p \nabla_x r(x_\sigma, \sigma)
+    .. math:: \tilde v = v - w \frac{\sigma}{1-\sigma} (1-\sigma)^p\,\sigma^q\,\nabla_x r(x_\sigma, \sigma)
 
     Args:
         velocity: Velocity after classifier-free guidance, shape ``(B, C, T, H, W)``.
@@ -91,18 +93,18 @@ def guide(
         max_coefficient: Upper limit of ``sigma / (1 - sigma)``; ``None`` for no limit.
         max_push: Upper limit of the change's norm as a fraction of the velocity's norm; ``None`` for no limit.
         damping: Exponent p >= 0 of the factor ``(1 - sigma) ** p``.
+        fading: Exponent q >= 0 of the factor ``sigma ** q``.
 
     Returns:
         Guided velocity, same shape and dtype as ``velocity``; a sample whose gradient is not finite comes back as is.
 
     Reference:
-        Liu et al., 2025, arXiv:2501.13918, Eq. 11 (Flow-NRG); clamp, cap and damping are additions.
+        Liu et al., 2025, arXiv:2501.13918, Eq. 11 (Flow-NRG); clamp, cap, damping and fading are additions.
     """
     if scale == 0:
         return velocity
-    push = compute_push(
-        velocity, reward_grad, sigma, scale, max_coefficient=max_coefficient, max_push=max_push, damping=damping
-    )
+    limits = {"max_coefficient": max_coefficient, "max_push": max_push}
+    push = compute_push(velocity, reward_grad, sigma, scale, damping=damping, fading=fading, **limits)
     return (velocity.to(push.value.dtype) - push.value).to(velocity.dtype)
 
 

@@ -7,9 +7,9 @@ import torch
 from tiny import TowardTarget, tiny_transformer
 
 from nrg_sampler import Conditioning, EnsembleReward, LatentReward, RewardGuidance, attach, guided_velocity
-from nrg_sampler.guidance import reward_direction
 from nrg_sampler.rewards.ensemble import lower_bound, member_count
 from nrg_sampler.rewards.gradient import axis_gradients, reward_gradient
+from nrg_sampler.step import reward_direction
 
 SHAPE = (2, 3, 2, 4, 4)
 

@@ -14,7 +14,7 @@ from tiny import TowardTarget
 
 from nrg_sampler.evaluation import features
 from nrg_sampler.evaluation.arms import SUITES, UNGUIDED, Arm, rivals_suite, wanted_arms, weights_suite
-from nrg_sampler.evaluation.controls import RandomDirection, pixel_control
+from nrg_sampler.evaluation.controls import RandomDirection, pixel_control, trusted_as
 from nrg_sampler.evaluation.document import Document, Section
 from nrg_sampler.evaluation.gains import (
     estimate,
@@ -414,6 +414,15 @@ def test_a_judge_of_pixels_can_be_made_to_guide_as_a_control(wan):
     options = {"height": 16, "width": 16, "num_frames": 3, "num_inference_steps": 3, "max_sequence_length": 8}
     guided = pipe("a red circle", reward_weights="0:1:0", output_type="latent", **options).frames
     assert guided.isfinite().all() and pipe.trace.rows()[-1]["push_ratio"] > 0
+
+
+def test_a_control_is_trusted_as_the_reward_it_is_compared_with():
+    target = SimpleNamespace(axes=("a", "b"), recommended_scale=(1.0, 3.0), recommended_damping=(0.5, 2.0))
+    control = trusted_as(SimpleNamespace(axes=("a", "b"), recommended_fading=(7.0, 7.0)), target)
+    assert RewardGuidance().trust(control) == RewardGuidance().trust(target)
+    assert RewardGuidance().strength(control) == 3.0
+    with pytest.raises(ValueError, match="Expected a reward with the axes a, b, .* but got closeness"):
+        trusted_as(TowardTarget(), target)
 
 
 def test_gains_are_in_units_of_the_baseline_s_spread():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 
 import pytest
@@ -198,19 +199,70 @@ def test_calibrated_strength_counts_in_the_recommended_scale():
     torch.testing.assert_close(guided_velocity(batch(1), batch(0), 0.5, Bumpy(), guidance=calibrated), raw)
 
 
-def test_the_default_trusts_the_reward_less_in_noise():
-    for sigma, factor in ((0.25, 0.75**0.5 / 3), (0.5, 0.5**0.5), (0.75, 0.5)):  # min(s / (1 - s), 1) * sqrt(1 - s)
+def test_a_reward_that_recommends_no_damping_is_damped_by_the_signal():
+    for sigma in (0.25, 0.5, 0.75):  # so that the factor sigma / (1 - sigma) * (1 - sigma) is sigma
         guided = guided_velocity(
             batch(1), batch(0), sigma, Bumpy(), guidance=RewardGuidance(scale=0.01, max_push=None)
         )
         grad, _ = reward_gradient(batch(1), sigma, Bumpy())
-        torch.testing.assert_close(guided, batch(0) - 0.01 * 3.0 * factor * grad)
+        torch.testing.assert_close(guided, batch(0) - 0.01 * 3.0 * sigma * grad)
+
+
+class Trusted(Bumpy):
+    recommended_scale = (3.0, 12.0)
+    recommended_damping = (0.5, 2.0)
+    recommended_fading = (4.0, 1.0)
+
+
+POWERS = {
+    "recommended": ({}, ((0.5, 4.0), (2.0, 1.0))),
+    "one number": ({"damping": 1.5, "fading": 0}, ((1.5, 0.0), (1.5, 0.0))),
+    "text": ({"damping": "1.5", "fading": "a=0,b=1"}, ((1.5, 0.0), (1.5, 1.0))),
+    "an axis": ({"damping": {"b": 1.5}}, ((0.0, 4.0), (1.5, 1.0))),
+    "a list": ({"damping": [3, 1], "fading": [1, 3]}, ((3.0, 1.0), (1.0, 3.0))),
+}
+
+
+@pytest.mark.parametrize("given, powers", POWERS.values(), ids=POWERS)
+@pytest.mark.parametrize("options", [{}, {"conflicts": "project"}, {"floor": "b"}, {"balanced": True}], ids=str)
+def test_each_axis_is_trusted_by_its_own_powers(given, powers, options):
+    """The push by axes of one strength and trust each is that of weights which change with the noise level."""
+    sigma = torch.tensor([0.3, 0.8])
+    settings = {"scale": 0.1, "max_push": None, **options}
+    found = guided_velocity(
+        batch(1), batch(0), sigma, Trusted(), guidance=RewardGuidance("2:0.5", **given, **settings)
+    )
+    for row, level in enumerate(sigma.tolist()):
+        trust = [(1 - level) ** damping * level**fading for damping, fading in powers]
+        weights = [2.0 * trust[0], 0.5 * 4 * trust[1]]  # b is recommended four times the strength
+        flat = RewardGuidance(weights, damping=0.0, fading=0.0, **settings)
+        alone = guided_velocity(batch(1), batch(0), level, Bumpy(), guidance=flat)
+        torch.testing.assert_close(found[row], alone[row])
+
+
+def test_an_axis_without_weight_changes_nothing_about_the_others():
+    alone = guided_velocity(batch(1), batch(0), 0.6, Trusted(), guidance=RewardGuidance("1:0", scale=0.1))
+    grad, _ = reward_gradient(batch(1), 0.6, Bumpy(), weights="1:0")
+    torch.testing.assert_close(alone, batch(0) - 0.1 * 3 * 1.5 * 0.4**0.5 * 0.6**4 * grad)
+
+
+def test_the_trace_tells_the_factor_that_all_axes_share():
+    trace = GuidanceTrace(Trusted.axes)
+    guided_velocity(batch(1), batch(0), 0.75, Trusted(), guidance=RewardGuidance(scale=0.1), trace=trace)
+    assert trace.rows()[0]["coefficient"] == pytest.approx(3 * 0.25**0.5 * 0.75)
+
+
+@pytest.mark.parametrize("damping", ["VQ=1", [1, 2, 3]])
+def test_damping_that_does_not_fit_the_axes_is_refused(damping):
+    with pytest.raises(ValueError, match="Expected `damping` as one number, or one for each of a, b, but got "):
+        guided_velocity(batch(1), batch(), 0.5, Bumpy(), guidance=RewardGuidance(damping=damping))
 
 
 def test_the_paper_s_settings_have_no_window_limit_or_calibration():
     paper = RewardGuidance.paper()
     assert (paper.scale, paper.start, paper.stop, paper.every) == (100.0, 0.0, 1.0, 1)
-    assert (paper.max_coefficient, paper.max_push, paper.damping, paper.calibrated) == (None, None, 0.0, False)
+    assert (paper.max_coefficient, paper.max_push, paper.calibrated) == (None, None, False)
+    assert (paper.damping, paper.fading) == (0.0, 0.0)
     assert (paper.reuse, paper.balanced, paper.conflicts, paper.floor) == (False, False, "sum", None)
     assert (paper.parallel, paper.smoothing, paper.reads) == (1.0, 0.0, "noisy")
 
@@ -263,7 +315,10 @@ def test_a_window_without_a_step_index_is_refused(settings):
         ({"parallel": 1.5}, "Expected `parallel` to be between 0 and 1, but got 1.5."),
         ({"smoothing": -0.5}, "Expected `smoothing` to be between 0 and 1, but got -0.5."),
         ({"smoothing_samples": 0}, "Expected `smoothing_samples` to be a whole number of 1 or more, but got 0."),
-        ({"damping": -1}, "Expected `damping` to be 0 or more, but got -1."),
+        ({"damping": -1}, "Expected `damping` to be 0 or more, or as 'VQ=0,TA=1.5', but got -1."),
+        ({"damping": "nan"}, "Expected `damping` to be 0 or more, or as 'VQ=0,TA=1.5', but got nan."),
+        ({"damping": "VQ=-1"}, "Expected `damping` to be 0 or more, or as 'VQ=0,TA=1.5', but got VQ=-1."),
+        ({"damping": "little"}, "Expected `damping` to be 0 or more, or as 'VQ=0,TA=1.5', but got little."),
         ({"disagreement": -1}, "Expected `disagreement` to be 0 or more, but got -1."),
         ({"weights": "0:0:0"}, "Expected at least one reward weight above 0, but got 0:0:0; use a scale of 0"),
         ({"weights": {"VQ": 0}}, "Expected at least one reward weight above 0, but got VQ=0"),
@@ -279,9 +334,12 @@ def test_zero_weights_are_fine_without_guidance():
     assert RewardGuidance(weights="0:0:0", scale=0).scale == 0
 
 
-@pytest.mark.parametrize("guidance", [RewardGuidance(), RewardGuidance(weights="VQ=1", start=0.2, max_push=None)])
+@pytest.mark.parametrize("guidance", [
+    RewardGuidance(), RewardGuidance(weights="VQ=1", start=0.2, max_push=None), RewardGuidance(damping=0.5),
+    RewardGuidance(damping={"VQ": 0, "TA": 1.5}, fading="2"),
+])  # fmt: skip
 def test_settings_survive_plain_values(guidance):
-    assert RewardGuidance(**guidance.to_dict()) == guidance
+    assert RewardGuidance(**json.loads(json.dumps(guidance.to_dict()))) == guidance
 
 
 def test_a_timestep_instead_of_sigma_is_refused():

@@ -98,11 +98,22 @@ def test_starts_from_the_blocks_of_the_transformer():
 
 
 def test_round_trip_keeps_outputs_and_statistics(reward, inputs, tmp_path):
-    reward.register_to_config(mean=[1.0, 2.0, 3.0], std=[0.5, 1.0, 2.0], recommended_scale=0.7)
+    assert reward.recommended_damping is reward.recommended_fading is None
+    reward.register_to_config(
+        mean=[1.0, 2.0, 3.0],
+        std=[0.5, 1.0, 2.0],
+        recommended_scale=[0.7, 0.7, 2.0],
+        recommended_damping=[0.0, 0.5, 1.5],
+    )
     reward.save_pretrained(tmp_path)
     loaded = LatentReward.from_pretrained(tmp_path)
     torch.testing.assert_close(loaded(*inputs), reward(*inputs))
-    assert loaded.mean == (1.0, 2.0, 3.0) and loaded.std == (0.5, 1.0, 2.0) and loaded.recommended_scale == 0.7
+    assert (
+        loaded.mean == (1.0, 2.0, 3.0)
+        and loaded.std == (0.5, 1.0, 2.0)
+        and loaded.recommended_scale == (0.7, 0.7, 2.0)
+    )
+    assert loaded.recommended_damping == (0.0, 0.5, 1.5)
     assert not any(parameter.requires_grad for parameter in loaded.parameters()) and not loaded.training
 
 

@@ -63,8 +63,8 @@ def test_links_and_pictures_are_there() -> None:
 
 
 def test_own_reward_is_a_reward_whose_gradient_fades_toward_noise() -> None:
-    from nrg_sampler.guidance import reward_gradient
     from nrg_sampler.rewards.base import check_reward
+    from nrg_sampler.rewards.gradient import reward_gradient
 
     names: dict[str, Any] = {}
     exec(compile(PYTHON["own reward"], "README.md", "exec"), names)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from tiny import TowardTarget
 
 from nrg_sampler.rewards import Conditioning, Reward, RewardWeights
-from nrg_sampler.rewards.base import check_reward, normalised, recommended_scale
+from nrg_sampler.rewards.base import check_reward, normalised, recommended_damping, recommended_scales
 from nrg_sampler.rewards.gradient import reward_gradient, weighted_score
 
 AXES = ("VQ", "MQ", "TA")
@@ -75,13 +77,14 @@ def test_an_unknown_axis_is_refused():
 def test_normalisation_uses_the_stored_statistics():
     raw = torch.tensor([[1.5, 2.0, 7.0]])
     torch.testing.assert_close(normalised(Quality(), raw), torch.tensor([[1.0, 0.0, 2.0]]))
-    assert recommended_scale(Quality()) == 7.0
+    assert recommended_scales(Quality()) == (7.0, 7.0, 7.0)
 
 
 def test_a_reward_without_statistics_is_used_as_it_is():
     raw = torch.tensor([[3.0]])
     assert torch.equal(normalised(TowardTarget(), raw), raw)
-    assert recommended_scale(TowardTarget()) == 1.0
+    assert recommended_scales(TowardTarget()) == (1.0,)
+    assert recommended_damping(TowardTarget()) == (1.0,)
 
 
 def test_the_score_weighs_axes_as_given():
@@ -107,6 +110,11 @@ def test_what_has_no_named_axes_is_refused(reward):
         ("std", (1.0, 1.0), r"Expected `std` of the reward to have one value per axis \(VQ, MQ, TA\), but got 2"),
         ("mean", (1.0,), "Expected `mean` of the reward to have one value per axis"),
         ("std", (1.0, 0.0, 1.0), "Expected `std` of the reward to be above 0"),
+        ("recommended_damping", (1.0,), "Expected `recommended_damping` of the reward to have one value per axis"),
+        ("recommended_damping", (1.0, -1.0, 0.0), "Expected `recommended_damping` of the reward to be 0 or more"),
+        ("recommended_fading", (1.0, math.inf, 0.0), "Expected `recommended_fading` of the reward to be 0 or more"),
+        ("recommended_scale", (1.0, 2.0), "Expected `recommended_scale` of the reward to have one value per axis"),
+        ("recommended_scale", 0.0, "Expected `recommended_scale` of the reward to be above 0"),
     ],
 )
 def test_statistics_that_do_not_fit_are_refused(name, value, message):

@@ -15,7 +15,7 @@ from nrg_sampler.ui.settings import OWN_SCHEDULER, Settings
 
 GOOD = {
     "prompt": "a red circle", "weights": "1:0.5:0", "strength": 2.0, "steps": 25, "cfg": 4.0, "seed": 7, "model": "m",
-    "start": 0.1, "stop": 0.9, "max_coefficient": None, "max_push": 0.2, "damping": 1.0, "every": 2, "scheduler": "unipc",
+    "start": 0.1, "stop": 0.9, "max_coefficient": None, "max_push": 0.2, "damping": "VQ=0,TA=1.5", "fading": "2", "every": 2, "scheduler": "unipc",
     "floor": "VQ,TA", "conflicts": "project", "parallel": 0.5, "disagreement": 0.5, "reuse": True, "smoothing": 0.2, "smoothing_samples": 3,
     "balanced": True, "calibrated": False, "reads": "clean", "forward": "separate",
     "frame_stride": 2, "crop": 0.5,
@@ -49,6 +49,12 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "window": ({"start": 0.9, "stop": 0.1}, "Expected `start` to be at most `stop` (0.1), but got 0.9."),
     "no push": ({"max_push": 0.0}, "Expected cap between 0.01 and 10, but got 0."),
     "absurd cap": ({"max_push": 50.0}, "Expected cap between 0.01 and 10, but got 50."),
+    "absurd damping": (
+        {"damping": "little"},
+        "Expected `damping` to be 0 or more, or as 'VQ=0,TA=1.5', but got little.",
+    ),
+    "a list for damping": ({"damping": [1, 2]}, "Expected a short text for damping, but got [1, 2]."),
+    "endless damping": ({"damping": "1" * 200}, "Expected a short text for damping, but got '1111"),
     "every half step": ({"every": 1.5}, "Expected a whole number for every n-th step, but got 1.5."),
     "scheduler": ({"scheduler": "ddim"}, "Expected a scheduler from euler, unipc, dpm++, heun, but got 'ddim'."),
 }
@@ -56,10 +62,10 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
 
 def test_values_are_read_back_equal() -> None:
     settings = Settings.read(GOOD)
-    assert settings.values() == {**GOOD, "weights": "1:0.5:0"}
+    assert settings.values() == {**GOOD, "fading": "2.0"}
     assert Settings.read(settings.values()) == settings
     assert settings.guidance == RewardGuidance(
-        weights="1:0.5:0", scale=2, start=0.1, stop=0.9, every=2, max_coefficient=None, max_push=0.2, damping=1,
+        weights="1:0.5:0", scale=2, start=0.1, stop=0.9, every=2, max_coefficient=None, max_push=0.2, damping="VQ=0,TA=1.5", fading=2,
         floor="VQ,TA", conflicts="project", parallel=0.5, disagreement=0.5, reuse=True, smoothing=0.2, smoothing_samples=3,
         balanced=True, calibrated=False, reads="clean", frame_stride=2, crop=0.5,
     )  # fmt: skip

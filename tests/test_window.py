@@ -13,9 +13,9 @@ from tiny import TowardTarget, sample, tiny_transformer
 from nrg_sampler import Conditioning, LatentReward, RewardGuidance, attach, guided_velocity
 from nrg_sampler.evaluation import cost
 from nrg_sampler.evaluation.workloads import WORKLOADS
-from nrg_sampler.guidance import reward_direction
 from nrg_sampler.rewards.gradient import reward_gradient
 from nrg_sampler.rewards.window import Window
+from nrg_sampler.step import reward_direction
 
 SHAPE = (2, 16, 5, 8, 8)
 PART = RewardGuidance(frame_stride=2, crop=0.5)

@@ -273,7 +273,7 @@ def _models(arguments: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
     """The bundled pipeline, and the rewards besides its own that arms name."""
     from nrg_sampler import NRGFlowPipeline
     from nrg_sampler.checkpoints import load_reward
-    from nrg_sampler.evaluation.controls import RandomDirection, pixel_control
+    from nrg_sampler.evaluation.controls import RandomDirection, pixel_control, trusted_as
     from nrg_sampler.evaluation.judge import load_pixel_judge
     from nrg_sampler.sampler import quiet_unless_watched
 
@@ -283,9 +283,11 @@ def _models(arguments: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
     pipe.set_progress_bar_config(disable=True)
     rewards: dict[str, Any] = {"random": RandomDirection(pipe.reward_model)}
     if arguments.clean_reward is not None:
-        rewards["clean"] = load_reward(arguments.clean_reward).to(arguments.device)
+        clean = load_reward(arguments.clean_reward).to(arguments.device)
+        rewards["clean"] = trusted_as(clean, pipe.reward_model)
     with contextlib.suppress(ValueError):  # where no pixel judge is installed, its arm is left out
-        rewards["pixel"] = pixel_control(load_pixel_judge(_pixel_folder(arguments)), pipe).to(arguments.device)
+        judged = pixel_control(load_pixel_judge(_pixel_folder(arguments)), pipe).to(arguments.device)
+        rewards["pixel"] = trusted_as(judged, pipe.reward_model)
     return pipe, rewards
 
 

@@ -30,6 +30,7 @@ GUIDANCE = (
     "max_coefficient",
     "max_push",
     "damping",
+    "fading",
     "balanced",
     "conflicts",
     "floor",
@@ -169,7 +170,16 @@ def add_guidance(parser: argparse.ArgumentParser) -> None:
     _add_switch(group, "--reuse", "push with the last direction in the steps between")
     group.add_argument("--max-coefficient", type=number, metavar="X", help="upper bound of sigma / (1 - sigma)")
     group.add_argument("--max-push", type=number, metavar="X", help="upper bound of the push, in velocity norms")
-    group.add_argument("--damping", type=number, metavar="X", help="weaken the push by (1 - sigma) to this power")
+    group.add_argument(
+        "--fading",
+        metavar="Q",
+        help="weaken gradients by sigma to this power, as 2 or VQ=4,TA=0 (default: as the reward recommends)",
+    )
+    group.add_argument(
+        "--damping",
+        metavar="P",
+        help="weaken gradients by (1 - sigma) to this power, as 1 or VQ=0,TA=1.5 (default: as the reward recommends)",
+    )
     _add_switch(group, "--balanced", "give the gradients of the axes one norm")
     group.add_argument("--conflicts", choices=CONFLICTS, help="project what axes have against each other out of them")
     group.add_argument("--floor", metavar="AXES", help="axes that the push must not lower, as TA or VQ,TA")

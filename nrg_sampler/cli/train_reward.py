@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,6 +43,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--recommended-scale", type=positive, metavar="X", help="the default guidance strength of the reward (1)"
     )
+    parser.add_argument(
+        "--recommended-damping", metavar="P", help="powers of 1 - sigma on its gradients, as 1 or VQ=0,TA=2 (1)"
+    )
+    parser.add_argument("--recommended-fading", metavar="Q", help="powers of sigma on them, as 2 or VQ=4,TA=0 (0)")
     parser.add_argument("--license", default="other", metavar="ID", help="for the model card (default: other)")
     add_teacher(parser)
     recipe = parser.add_argument_group("recipe (defaults: see the class Recipe)")
@@ -96,14 +100,14 @@ def run(arguments: argparse.Namespace) -> int:
         material = _material(arguments, pipe, clips, accelerator)
     training, held_out = material.training, material.held_out
     torch.manual_seed(settings.seed)  # queries, reads and heads begin with random numbers, alike in every process
-    options = {} if arguments.recommended_scale is None else {"recommended_scale": arguments.recommended_scale}
+    recommended = _recommended(arguments, training.axes)
     reward = LatentReward.from_transformer(
         material.transformer,
         **recipe.reward_options(),
         axes=training.axes,
         text_axes=_text_axes(training.axes, arguments.text_axes),
         latent_space=latent_space(pipe.vae),
-        **options,
+        **recommended,
     ).float()
     # Without axes that see the prompt, the layers that read it take no part, and processes must not wait for them.
     accelerator.ddp_handler.find_unused_parameters = not reward.config.text_axes
@@ -168,6 +172,23 @@ def _of(kind: Any, arguments: argparse.Namespace) -> Any:
     """Make a settings object of the options that were given."""
     values = {item.name: getattr(arguments, item.name, None) for item in fields(kind)}
     return kind(**{name: value for name, value in values.items() if value is not None})
+
+
+def _recommended(arguments: argparse.Namespace, axes: Sequence[str]) -> dict[str, Any]:
+    """What the reward is to recommend to its users, as options of ``LatentReward``.
+
+    Raises:
+        ValueError: If powers do not parse or do not fit the axes.
+    """
+    from nrg_sampler.trust import powers_of
+
+    scale = arguments.recommended_scale
+    recommended: dict[str, Any] = {} if scale is None else {"recommended_scale": scale}
+    for name in ("recommended_damping", "recommended_fading"):
+        given = getattr(arguments, name)
+        if given is not None:
+            recommended[name] = list(powers_of(name, given, axes, ()))
+    return recommended
 
 
 def _accelerator(arguments: argparse.Namespace) -> Any:

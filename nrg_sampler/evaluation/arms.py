@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from nrg_sampler.guidance import RewardGuidance
+from nrg_sampler.guidance import POWERS, RewardGuidance
 from nrg_sampler.rewards.base import RewardWeights
 from nrg_sampler.search import Search
 
@@ -18,7 +18,13 @@ FLOOR = "TA"
 PAPER_SCALE = 30.0  # of the paper's w, by gains on validation prompts: its 100 is for another reward and model
 SCALES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 SETTINGS = {setting.name: setting.default for setting in fields(RewardGuidance) if setting.name != "weights"}
-WORDS = ("conflicts", "floor", "reads", "forward")  # settings that are names; all others are numbers or yes and no
+WORDS = (
+    "conflicts",
+    "floor",
+    "reads",
+    "forward",
+    "damping",
+)  # settings that are text; others are numbers or yes and no
 LIMITS = ("max_coefficient", "max_push")  # settings that may be none
 
 
@@ -89,7 +95,7 @@ def noise_aware_suite(base: RewardGuidance) -> list[Arm]:
     settings = {
         "": motion,
         ", paper": RewardGuidance.paper(PAPER_SCALE, motion.weights),
-        ", first half": replace(motion, stop=0.5, damping=0.0),
+        ", first half": replace(motion, stop=0.5),
     }
     return [
         Arm(UNGUIDED),
@@ -190,7 +196,7 @@ def _by_weights(text: str, base: RewardGuidance) -> Arm | None:
 
 
 def _setting(name: str, text: str) -> Any:
-    if text.lower() == "none" and name in (*LIMITS, "floor"):
+    if text.lower() == "none" and name in (*LIMITS, "floor", *POWERS):
         return None
     if name in WORDS:
         return text

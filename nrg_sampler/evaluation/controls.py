@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nrg_sampler.rewards.base import Conditioning, Reward, recommended_scale
+from nrg_sampler.rewards.base import Conditioning, Reward, recommended_damping, recommended_fading, recommended_scales
 from nrg_sampler.rewards.gradient import axis_gradients
 from nrg_sampler.rewards.pixel import PixelReward
 
@@ -26,7 +26,9 @@ class RandomDirection:
         self.axes = reward.axes
         self.mean = getattr(reward, "mean", (0.0,) * len(self.axes))
         self.std = getattr(reward, "std", (1.0,) * len(self.axes))
-        self.recommended_scale = getattr(reward, "recommended_scale", 1.0)
+        self.recommended_scale = recommended_scales(reward)
+        self.recommended_damping = recommended_damping(reward)
+        self.recommended_fading = recommended_fading(reward)
 
     def __call__(self, latents: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
         """Return numbers linear in the latents, shape ``(B, axes)``; only their gradient means anything."""
@@ -45,14 +47,41 @@ def pixel_control(judge: Any, pipe: Any) -> PixelReward:
 
     Args:
         judge: A ``PixelJudge``.
-        pipe: The pipeline whose VAE decodes, and whose reward's strength is taken.
+        pipe: The pipeline whose VAE decodes.
     """
 
     def grades(frames: Tensor) -> Tensor:
         scores: Tensor = judge(frames, [""] * len(frames))
         return scores
 
-    strength = recommended_scale(pipe.reward_model)
-    return PixelReward(
-        grades, pipe.vae, judge.axes, noise_aware=False, mean=judge.mean, std=judge.std, recommended_scale=strength
-    )
+    return PixelReward(grades, pipe.vae, judge.axes, noise_aware=False, mean=judge.mean, std=judge.std)
+
+
+def trusted_as(reward: Any, target: Reward) -> Any:
+    """Let a reward push with the strength and the trust of another one, so that two arms differ in gradients alone.
+
+    Args:
+        reward: A reward with the axes of ``target``; changed in place.
+        target: Whose recommendations it takes.
+
+    Returns:
+        ``reward``.
+
+    Raises:
+        ValueError: If the axes differ.
+    """
+    if tuple(reward.axes) != tuple(target.axes):
+        raise ValueError(
+            f"Expected a reward with the axes {', '.join(target.axes)}, as the one it is compared with, but got "
+            f"{', '.join(reward.axes)}; compare rewards that score the same."
+        )
+    recommended: dict[str, Any] = {
+        "recommended_scale": recommended_scales(target),
+        "recommended_damping": recommended_damping(target),
+        "recommended_fading": recommended_fading(target),
+    }
+    if hasattr(reward, "register_to_config"):
+        reward.register_to_config(**recommended)
+    else:
+        vars(reward).update(recommended)
+    return reward

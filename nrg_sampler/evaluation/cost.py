@@ -19,10 +19,11 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 
 from nrg_sampler.evaluation.winrate import bootstrap_interval
 from nrg_sampler.evaluation.workloads import Workload, block_costs, predicted_ratio
-from nrg_sampler.guidance import RewardGuidance, guided_velocity
+from nrg_sampler.guidance import RewardGuidance
 from nrg_sampler.rewards.base import Conditioning, Reward
 from nrg_sampler.rewards.gradient import prepared
 from nrg_sampler.shared import SharedReward, following
+from nrg_sampler.step import guided_velocity
 from nrg_sampler.trace import GuidanceTrace
 
 SIGMA = 0.5  # cost does not depend on it

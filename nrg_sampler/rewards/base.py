@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 AUTO = "auto"  # weights that the reward is to propose
+DAMPING = 1.0  # of a reward that recommends none: sigma / (1 - sigma) times 1 - sigma is never above 1
 
 
 @dataclass(frozen=True)
@@ -85,9 +86,9 @@ def _for_batch(tensor: Tensor | None, batch: int) -> Tensor | None:
 class Reward(Protocol):
     """Score noisy latents, higher is better.
 
-    ``mean`` and ``std`` per axis (of the raw reward over the base model's samples) and ``recommended_scale`` may be
-    left out; they default to 0, 1 and 1. With them, weights and strengths mean the same for every reward. A reward may
-    also have ``check_compatible(pipe)``, which raises ``ValueError`` when the pipeline's latents are not its own,
+    ``mean`` and ``std`` per axis (of the raw reward over the base model's samples), ``recommended_scale`` (one
+    number, or one per axis), ``recommended_damping`` and ``recommended_fading`` per axis (see :mod:`nrg_sampler.trust`) may
+    be left out; they default to 0, 1, 1, 1 and 0. With them, weights and strengths mean the same for every reward. A reward may also have ``check_compatible(pipe)``, which raises ``ValueError`` when the pipeline's latents are not its own,
     ``needs_velocity = True``, which asks for the step's velocity in the conditioning, ``num_members`` above 1: then
     it takes ``members=True`` and returns what each member says, shape ``(B, members, axes)``, instead of the mean, and
     ``prepare(conditioning)``, which returns it with what can be worked out of the prompt once for all steps in
@@ -231,9 +232,20 @@ def _statistic(reward: Any, name: str, default: float) -> tuple[float, ...]:
     return (default,) * len(reward.axes) if values is None else tuple(float(value) for value in values)
 
 
-def recommended_scale(reward: Reward) -> float:
-    """Return the reward's stored strength, the unit of a calibrated scale; 1 where it has none."""
-    return float(getattr(reward, "recommended_scale", 1.0))
+def recommended_scales(reward: Reward) -> tuple[float, ...]:
+    """Return the stored strength of each axis, the unit of a calibrated scale; 1 where the reward has none."""
+    scale = getattr(reward, "recommended_scale", 1.0)
+    return tuple(map(float, scale)) if isinstance(scale, Sequence) else (float(scale),) * len(reward.axes)
+
+
+def recommended_damping(reward: Any) -> tuple[float, ...]:
+    """Return for each axis the power of ``1 - sigma`` by which it is to be trusted less in noise; 1 where none is stored."""
+    return _statistic(reward, "recommended_damping", DAMPING)
+
+
+def recommended_fading(reward: Any) -> tuple[float, ...]:
+    """Return for each axis the power of ``sigma`` by which it is to be trusted less near the end; 0 where none is stored."""
+    return _statistic(reward, "recommended_fading", 0.0)
 
 
 def check_reward(reward: Any, pipe: Any = None) -> None:
@@ -248,13 +260,30 @@ def check_reward(reward: Any, pipe: Any = None) -> None:
             f"Expected a reward, a callable with named `axes`, but got {_describe(reward)}; "
             "give it a tuple such as `axes = ('VQ', 'MQ', 'TA')`."
         )
-    for name in ("mean", "std"):
-        values = _statistic(reward, name, 1.0)
+    per_axis = {
+        **{
+            name: _statistic(reward, name, 1.0)
+            for name in ("mean", "std", "recommended_damping", "recommended_fading")
+        },
+        "recommended_scale": recommended_scales(reward),
+    }
+    for name, values in per_axis.items():
         if len(values) != len(axes):
             raise ValueError(
                 f"Expected `{name}` of the reward to have one value per axis ({', '.join(axes)}), "
                 f"but got {len(values)}; store one for each."
             )
+    for name in ("recommended_damping", "recommended_fading"):
+        if not all(math.isfinite(value) and value >= 0 for value in per_axis[name]):
+            raise ValueError(
+                f"Expected `{name}` of the reward to be 0 or more for each axis, but got {per_axis[name]}; 0 trusts an "
+                "axis at any noise level."
+            )
+    if not all(math.isfinite(value) and value > 0 for value in per_axis["recommended_scale"]):
+        raise ValueError(
+            f"Expected `recommended_scale` of the reward to be above 0, but got {per_axis['recommended_scale']}; "
+            "measure it again."
+        )
     if not all(value > 0 for value in units(reward)):
         raise ValueError(f"Expected `std` of the reward to be above 0, but got {reward.std}; measure it again.")
     if pipe is not None and hasattr(reward, "check_compatible"):

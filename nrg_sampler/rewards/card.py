@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+from nrg_sampler.rewards.base import DAMPING
 
 UNKNOWN = "not stated"
 
@@ -37,7 +39,9 @@ def model_card(config: Mapping[str, Any]) -> str:
         f"- **Axes that see the prompt:** {', '.join(sighted) or 'none'}.",
         f"- **Data:** {about.get('data', UNKNOWN)}.",
         f"- **Training:** {_settings(about.get('training', {}))}.",
-        f"- **Recommended scale:** {config['recommended_scale']:g}.",
+        f"- **Recommended scale:** {by_axis(config['recommended_scale'], axes)}.",
+        f"- **Recommended damping:** {by_axis(config.get('recommended_damping') or DAMPING, axes)}.",
+        f"- **Recommended fading:** {by_axis(config.get('recommended_fading') or 0.0, axes)}.",
         f"- **Licence:** {about.get('license', UNKNOWN)}.",
         "",
         "## Normalisation",
@@ -54,6 +58,13 @@ def model_card(config: Mapping[str, Any]) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def by_axis(values: float | Sequence[float], axes: Sequence[str]) -> str:
+    """One number for all axes, or one for each."""
+    if not isinstance(values, Sequence):
+        return f"{values:g}"
+    return ", ".join(f"{axis} {value:g}" for axis, value in zip(axes, values, strict=True))
 
 
 def _latents(config: Mapping[str, Any]) -> str:

@@ -20,7 +20,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nrg_sampler.rewards.base import Conditioning, Reward, check_reward, normalised, recommended_scale
+from nrg_sampler.rewards.base import (
+    Conditioning,
+    Reward,
+    check_reward,
+    normalised,
+    recommended_damping,
+    recommended_fading,
+    recommended_scales,
+)
 
 TINY = 1e-12  # gives the root of zero a slope of zero
 
@@ -80,7 +88,11 @@ class EnsembleReward(nn.Module):
                 self.add_module(f"member_{index}", reward)
         self.axes = tuple(rewards[0].axes)
         self.num_members = len(rewards)
-        self.recommended_scale = sum(map(recommended_scale, rewards)) / len(rewards)
+        scales = zip(*map(recommended_scales, rewards), strict=True)
+        self.recommended_scale = tuple(sum(column) / len(rewards) for column in scales)
+        # as the most careful of them recommends
+        self.recommended_damping = tuple(map(max, zip(*map(recommended_damping, rewards), strict=True)))
+        self.recommended_fading = tuple(map(max, zip(*map(recommended_fading, rewards), strict=True)))
         self.needs_velocity = any(getattr(reward, "needs_velocity", False) for reward in rewards)
 
     def forward(self, latents: Tensor, sigma: Tensor, conditioning: Conditioning, members: bool = False) -> Tensor:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -12,16 +12,16 @@ from nrg_sampler.flow import per_sample, working_dtype
 from nrg_sampler.rewards.base import Conditioning, Reward, RewardWeights, WeightsLike, normalised, units
 from nrg_sampler.rewards.ensemble import lower_bound, member_count
 
+SampleWeights: TypeAlias = WeightsLike | Mapping[str, float | Tensor]
 
-def weighted_score(
-    reward: Reward, raw: Tensor, weights: WeightsLike | Tensor = None, calibrated: bool = True
-) -> Tensor:
+
+def weighted_score(reward: Reward, raw: Tensor, weights: SampleWeights = None, calibrated: bool = True) -> Tensor:
     """Return the weighted sum of a raw reward.
 
     Args:
         reward: The reward that gave ``raw``.
         raw: Raw reward, shape ``(B, axes)``.
-        weights: One weight per axis; 1 for each by default. A tensor has a row for each sample, ``(B, axes)``.
+        weights: One weight per axis; 1 for each by default. In a mapping they may be tensors with one for each sample.
         calibrated: Use the axes in units of their stored standard deviation rather than raw.
 
     Returns:
@@ -32,9 +32,11 @@ def weighted_score(
     return torch.stack([weight * column for weight, column in columns]).sum(dim=0)
 
 
-def _by_axis(weights: WeightsLike | Tensor, axes: Sequence[str]) -> Sequence[Any]:
+def _by_axis(weights: SampleWeights, axes: Sequence[str]) -> Sequence[Any]:
     """A number for each axis, or one for each sample, ``(B,)``."""
-    return weights.unbind(dim=1) if isinstance(weights, Tensor) else RewardWeights.parse(weights).resolve(axes)
+    if isinstance(weights, Mapping) and any(isinstance(weight, Tensor) for weight in weights.values()):
+        return [weights.get(axis, 0.0) for axis in axes]
+    return RewardWeights.parse(weights).resolve(axes)
 
 
 def reward_gradient(
@@ -42,7 +44,7 @@ def reward_gradient(
     sigma: Tensor | float,
     reward: Reward,
     conditioning: Conditioning | None = None,
-    weights: WeightsLike | Tensor = None,
+    weights: SampleWeights = None,
     calibrated: bool = True,
     disagreement: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
@@ -56,7 +58,7 @@ def reward_gradient(
         sigma: Noise level, 1 is pure noise: a number, or shape ``(B,)``.
         reward: The reward; must treat the samples of a batch independently.
         conditioning: The positive prompts, one row per latent.
-        weights: One weight per axis; 1 for each by default. A tensor has a row for each sample, ``(B, axes)``.
+        weights: One weight per axis; 1 for each by default. In a mapping they may be tensors with one for each sample.
         calibrated: Differentiate the axes in units of their stored standard deviation rather than raw.
         disagreement: Differentiate the lower confidence bound over the reward's members with this multiple of their
             standard deviation; 0 their mean.

@@ -99,7 +99,11 @@ class LatentReward(ModelMixin, ConfigMixin):
             :mod:`nrg_sampler.rewards.gate`.
         mean: Mean of each raw reward over the base model's samples.
         std: Its standard deviation there: the unit of a calibrated reward.
-        recommended_scale: The default guidance strength, in units of which calibrated scales are given.
+        recommended_scale: The default guidance strength, in units of which calibrated scales are given; one number, or one
+            per axis.
+        recommended_damping: For each axis the power of ``1 - sigma`` by which guidance is to trust its gradient less in
+            noise, 0 or more; 1 for each by default. See :mod:`nrg_sampler.trust`.
+        recommended_fading: The same of ``sigma``, by which it is to trust it less near the end; 0 for each by default.
         latent_space: What :func:`latent_space` says of the VAE it was trained on; not checked if left out.
         about: For the model card: ``base_model``, ``data``, ``license`` and ``accuracy`` by noise bin and axis.
         patch_size, num_attention_heads, ...: As in ``WanTransformer3DModel``.
@@ -127,7 +131,9 @@ class LatentReward(ModelMixin, ConfigMixin):
         gate_width: int = 0,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
-        recommended_scale: float = 1.0,
+        recommended_scale: float | Sequence[float] = 1.0,
+        recommended_damping: Sequence[float] | None = None,
+        recommended_fading: Sequence[float] | None = None,
         latent_space: Mapping[str, Any] | None = None,
         about: Mapping[str, Any] | None = None,
         patch_size: Sequence[int] = (1, 2, 2),
@@ -223,8 +229,19 @@ class LatentReward(ModelMixin, ConfigMixin):
         return tuple(self.config.std or (1.0,) * len(self.axes))
 
     @property
-    def recommended_scale(self) -> float:
-        return float(self.config.recommended_scale)
+    def recommended_scale(self) -> float | tuple[float, ...]:
+        scale = self.config.recommended_scale
+        return tuple(map(float, scale)) if isinstance(scale, Sequence) else float(scale)
+
+    @property
+    def recommended_damping(self) -> tuple[float, ...] | None:
+        damping = self.config.recommended_damping
+        return None if damping is None else tuple(damping)
+
+    @property
+    def recommended_fading(self) -> tuple[float, ...] | None:
+        fading = self.config.recommended_fading
+        return None if fading is None else tuple(fading)
 
     @property
     def num_members(self) -> int:

@@ -9,6 +9,8 @@ from typing import Any
 
 from nrg_sampler.guidance import CONFLICTS, FORWARDS, READS
 
+TEXT_LENGTH = 100  # characters
+
 
 @dataclass(frozen=True)
 class Number:
@@ -105,7 +107,35 @@ class Switch:
         return value
 
 
-Control = Number | Choice | Switch
+@dataclass(frozen=True)
+class Text:
+    """A line of text that may be left empty.
+
+    Args:
+        label: Its name on the page.
+        info: One line about it.
+    """
+
+    label: str
+    info: str
+
+    def read(self, value: Any) -> str | None:
+        """Return the value of the field that somebody sent: text, a number or nothing.
+
+        Raises:
+            ValueError: If it is none of these, or long.
+        """
+        text = str(value).strip() if isinstance(value, (str, int, float)) and not isinstance(value, bool) else ""
+        if (value is not None and value != "" and not text) or len(text) > TEXT_LENGTH:
+            raise ValueError(f"Expected a short text for {self.label.lower()}, but got {value!r:.60}.")
+        return text or None
+
+    def show(self, value: Any) -> str:
+        """Return what the page shows for a value of the field."""
+        return "" if value is None else str(value)
+
+
+Control = Number | Choice | Switch | Text
 
 FLOORS = {"none": None, **{text: tuple(text.split(",")) for text in ("TA", "VQ", "MQ", "VQ,TA", "MQ,TA", "VQ,MQ")}}
 
@@ -116,7 +146,8 @@ CONTROLS: dict[str, Control] = {
     "max_push": Number("Cap", "Limit of the push, in velocities; empty for none.", 0.01, 10.0, 0.05, optional=True),
     "floor": Choice("Floor", "Axes that the push must not lower.", FLOORS),
     "conflicts": Choice("Conflicts", "When two axes pull apart: add them up, or project.", {c: c for c in CONFLICTS}),
-    "damping": Number("Damping", "Trust the reward less in noise: power of 1-σ.", 0.0, 4.0, 0.25),
+    "damping": Text("Damping", "Trust in noise: power of 1-σ, as 1 or VQ=0,TA=1.5; empty as the reward recommends."),
+    "fading": Text("Fading", "Trust near the end: power of σ, as 2 or VQ=4,TA=0; empty as the reward recommends."),
     "parallel": Number("Parallel share", "Of the push along the clip itself; less saturates less.", 0.0, 1.0, 0.05),
     "disagreement": Number("Disagreement", "Push less where the reward's members disagree.", 0.0, 3.0, 0.25),
     "every": Number("Every n-th step", "Ask the reward only each n-th step.", 1, 10, 1),

@@ -10,7 +10,7 @@ import gradio as gr
 
 from nrg_sampler.guidance import RewardGuidance
 from nrg_sampler.schedulers import SCHEDULERS
-from nrg_sampler.ui.controls import CONTROLS, Choice, Control, Switch
+from nrg_sampler.ui.controls import CONTROLS, TEXT_LENGTH, Choice, Control, Switch, Text
 from nrg_sampler.ui.handlers import PARTS, Studio, View, blank
 from nrg_sampler.ui.jobs import CANDIDATES, FINENESS
 from nrg_sampler.ui.presets import AUTO, AXIS_NAMES, CUSTOM, EXAMPLES, PRESETS, preset_of
@@ -288,6 +288,8 @@ def _component(name: str, control: Control) -> Any:
         return gr.Dropdown(list(control.options), value=usual, **about)
     if isinstance(control, Switch):
         return gr.Checkbox(usual, **about)
+    if isinstance(control, Text):
+        return gr.Textbox(control.show(usual), max_length=TEXT_LENGTH, **about)
     if control.optional:
         return gr.Number(usual, minimum=control.low, maximum=control.high, step=control.step, **about)
     return _slider(control.low, control.high, usual, control.step, **about)
