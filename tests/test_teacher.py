@@ -321,8 +321,16 @@ def test_video_files_and_samples_together_under_other_prompts(folder, tmp_path, 
     assert reasons.keys() == {14, 15, 16} and "broken.mp4 cannot be decoded" in reasons[16]
     assert captured.err.count("left out: row") == 3
     reward = LatentReward.from_pretrained(folder / "both" / "reward")
-    assert reward.config.text_axes == ["TA"] and reward.recommended_scale == 40
+    assert reward.config.text_axes == ["TA"] and reward.recommended_scale == (40, 40)
     assert reward.recommended_damping == (0.0, 2.5) and reward.recommended_fading is None
+
+
+@pytest.mark.parametrize("given", [["--recommended-damping", "much"], ["--recommended-scale", "-1"]])
+def test_what_cannot_be_recommended_is_told_before_any_work(folder, capsys, given):
+    assert command("train-reward", folder, "never", *given, teacher="Wanted") == 2
+    name = given[0][2:].replace("-", "_")
+    assert f"Expected `{name}` to be 0 or more" in capsys.readouterr().err
+    assert not (folder / "never").exists()
 
 
 def test_a_folder_of_videos_reads_the_prompts_beside_them(folder, tmp_path):

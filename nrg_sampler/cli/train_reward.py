@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--fraction", type=share, default=1.0, metavar="F", help="share of the others to train on (1)")
     parser.add_argument("--data", metavar="TEXT", help="for the model card: what the pairs are")
     parser.add_argument(
-        "--recommended-scale", type=positive, metavar="X", help="the default guidance strength of the reward (1)"
+        "--recommended-scale", metavar="X", help="the default guidance strength, as 40 or VQ=40,MQ=40,TA=160 (1)"
     )
     parser.add_argument(
         "--recommended-damping", metavar="P", help="powers of 1 - sigma on its gradients, as 1 or VQ=0,TA=2 (1)"
@@ -92,6 +92,7 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.loss = "regression"
     recipe: Recipe = _of(Recipe, arguments)
     settings: TrainerSettings = _of(TrainerSettings, arguments)
+    _recommended(arguments)  # a slip is told before any clip is made
     writable_folder(arguments.out)
     accelerator = _accelerator(arguments)
     pipe = load_pipeline(arguments, accelerator.device)
@@ -174,20 +175,24 @@ def _of(kind: Any, arguments: argparse.Namespace) -> Any:
     return kind(**{name: value for name, value in values.items() if value is not None})
 
 
-def _recommended(arguments: argparse.Namespace, axes: Sequence[str]) -> dict[str, Any]:
+def _recommended(arguments: argparse.Namespace, axes: Sequence[str] | None = None) -> dict[str, Any]:
     """What the reward is to recommend to its users, as options of ``LatentReward``.
 
     Raises:
-        ValueError: If powers do not parse or do not fit the axes.
+        ValueError: If numbers do not parse, are out of range or do not fit the axes, once these are known.
     """
-    from nrg_sampler.trust import powers_of
+    from nrg_sampler.trust import powers_of, read_powers
 
-    scale = arguments.recommended_scale
-    recommended: dict[str, Any] = {} if scale is None else {"recommended_scale": scale}
-    for name in ("recommended_damping", "recommended_fading"):
+    recommended: dict[str, Any] = {}
+    for name in ("recommended_scale", "recommended_damping", "recommended_fading"):
         given = getattr(arguments, name)
         if given is not None:
-            recommended[name] = list(powers_of(name, given, axes, ()))
+            read = read_powers(name, given)
+            recommended[name] = read if axes is None else list(powers_of(name, given, axes, ()))
+    if axes is not None and min(recommended.get("recommended_scale", [1.0])) <= 0:
+        raise ValueError(
+            f"Expected `recommended_scale` above 0 for each axis, but got {arguments.recommended_scale}; name every axis."
+        )
     return recommended
 
 
