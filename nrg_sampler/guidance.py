@@ -85,7 +85,7 @@ class RewardGuidance:
     every: int = 1
     reuse: bool = False
     max_coefficient: float | None = None
-    max_push: float | None = 0.3
+    max_push: float | None = 1.0
     damping: PowersLike = None
     fading: PowersLike = None
     calibrated: bool = True

@@ -212,6 +212,10 @@ def test_arms_may_be_given_by_weights_and_settings():
     assert proposed.guidance == RewardGuidance("auto") and proposed.weights == "auto"
     (floored,) = wanted_arms(weights_suite(base), ["0.5:0.5:0 floor TA floor=VQ"], base)[1:]
     assert floored.guidance == RewardGuidance("0.5:0.5:0", floor="VQ")
+    (trusted,) = wanted_arms(weights_suite(base), ["1:1:1 damping=0.5 fading=VQ=4,MQ=2"], base)[1:]
+    assert trusted.guidance == replace(base, damping=0.5, fading={"VQ": 4, "MQ": 2})
+    (recommended,) = wanted_arms(weights_suite(base), ["1:1:1 damping=none"], replace(base, damping=2))[1:]
+    assert recommended.guidance.damping is None
 
 
 @pytest.mark.parametrize(

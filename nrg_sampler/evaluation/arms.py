@@ -18,13 +18,7 @@ FLOOR = "TA"
 PAPER_SCALE = 30.0  # of the paper's w, by gains on validation prompts: its 100 is for another reward and model
 SCALES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 SETTINGS = {setting.name: setting.default for setting in fields(RewardGuidance) if setting.name != "weights"}
-WORDS = (
-    "conflicts",
-    "floor",
-    "reads",
-    "forward",
-    "damping",
-)  # settings that are text; others are numbers or yes and no
+WORDS = ("conflicts", "floor", "reads", "forward", *POWERS)  # given as text; others are numbers or yes and no
 LIMITS = ("max_coefficient", "max_push")  # settings that may be none
 
 
