@@ -45,7 +45,8 @@ class RewardGuidance:
         every: Ask the reward in each n-th denoising step only.
         reuse: Push with the last direction in the steps between, rather than leave them unguided.
         max_coefficient: Upper limit of ``sigma / (1 - sigma)``, above 0; ``None`` for no limit.
-        max_push: Upper limit of the push's norm as a fraction of the velocity's norm, above 0; ``None`` for no limit.
+        max_push: Upper limit of the push's norm as a fraction of the velocity's norm, above 0; ``None`` for no limit. It is
+            there for the worst case: at 0.5 already the bundled reward gained less.
         damping: Exponent p >= 0 of a factor ``(1 - sigma) ** p`` on the gradient of an axis, which trusts it less in noise:
             one number for all axes, or one for each as for ``weights`` (axes not named are not damped); ``None`` takes
             what the reward recommends. From 1 on the factor of the gradient, ``sigma / (1 - sigma) * (1 - sigma) ** p``, is

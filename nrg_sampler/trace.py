@@ -54,7 +54,8 @@ class Measurement:
         reward: Raw reward per axis, shape ``(B, axes)``.
         grad_norm: Norm of the gradient of the weighted reward.
         velocity_norm: Norm of the velocity before guidance.
-        coefficient: What multiplied the gradient besides the scale: ``sigma / (1 - sigma)``, clamped and damped.
+        coefficient: What multiplied the gradient besides the scale: ``sigma / (1 - sigma)``, clamped, and trusted
+            as all weighted axes are.
         push_ratio: Norm of the change over the norm of the velocity.
         clamped: Whether the coefficient was clamped.
         capped: Whether the push was shortened.
