@@ -13,6 +13,7 @@ import nrg_sampler.shapes
 from nrg_sampler import NRGFlowPipeline
 from nrg_sampler.checkpoints import bundled_folder
 from nrg_sampler.evaluation.judge import load_pixel_judge
+from nrg_sampler.rewards.card import by_axis
 from nrg_sampler.shapes.oracle import measure
 from nrg_sampler.shapes.render import draw, render
 from nrg_sampler.shapes.scenes import ATTRIBUTES, caption, prompts, sample_scene
@@ -36,6 +37,20 @@ def test_weights_fit_the_promised_size_and_have_cards():
     assert 0 < size <= 32e6
     for part in ("pipeline", "reward"):
         assert (WEIGHTS / part / "README.md").read_text().startswith("---\n")
+
+
+def test_the_card_of_the_reward_says_what_it_recommends(shapes):
+    reward = shapes.reward_model
+    said = (reward.recommended_scale, reward.recommended_damping, reward.recommended_fading)
+    assert "; ".join(by_axis(values, reward.axes) for values in said) in (WEIGHTS / "reward/README.md").read_text()
+
+
+@pytest.mark.parametrize("weights, early", [("1:0:0", True), ("0:1:0", True), ("0:0:1", False)])
+def test_picture_and_motion_are_pushed_where_noise_is_strong_and_the_prompt_where_it_is_weak(shapes, weights, early):
+    shapes("a red circle moving right", reward_weights=weights, generator=generator(), output_type="latent")
+    push = {row["sigma"]: row["push_ratio"] for row in shapes.trace.rows() if row["skipped"] is None}
+    in_noise = sum(ratio for sigma, ratio in push.items() if sigma > 0.7) / sum(push.values())
+    assert in_noise > 0.9 if early else in_noise < 0.4
 
 
 def test_without_sizes_it_samples_what_it_was_trained_on(shapes):
