@@ -92,12 +92,12 @@ def reward_direction(
     if RewardWeights.parse(guidance.weights).auto:
         proposed = propose_weights(reward, conditioning)
         weights = dict(zip(reward.axes, proposed.unbind(dim=1), strict=True))
+    dtype = working_dtype(latents, velocity)
+    latents, velocity = latents.to(dtype), velocity.to(dtype)
     _, beyond = guidance.trust(reward)
     weights = {axis: beyond[axis].weigh(weight, sigma, latents) for axis, weight in weights.items()}
     # a push away from the reward is sure of the upper bound
     disagreement = math.copysign(guidance.disagreement, guidance.scale)
-    dtype = working_dtype(latents, velocity)
-    latents, velocity = latents.to(dtype), velocity.to(dtype)
     if getattr(reward, "needs_velocity", False):
         conditioning = replace(conditioning or Conditioning(), velocity=velocity)
     names = guidance.differentiated(reward.axes)
