@@ -246,7 +246,7 @@ def test_a_deep_copy_of_the_scheduler_steps_by_itself_unguided(wan, reward):
 
 
 def test_the_trace_tells_every_step(wan, reward):
-    guidance = RewardGuidance(scale=1e4, start=0.25, every=2)
+    guidance = RewardGuidance(scale=1e4, start=0.25, every=2, max_push=0.3)
     with attach(wan, reward, guidance) as trace:
         sample(wan, num_inference_steps=8)
         sample(wan, num_inference_steps=2)
