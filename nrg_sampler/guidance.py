@@ -2,9 +2,8 @@
 
 They take effect in :mod:`nrg_sampler.step`, one denoising step at a time.
 
-References:
-    [1] Liu et al., 2025, arXiv:2501.13918, Eq. 11.
-    [2] arXiv:2606.02884 (guidance by a learned reward over-optimises; damping in time).
+Reference:
+    Liu et al., 2025, arXiv:2501.13918, Eq. 11.
 """
 
 from __future__ import annotations
@@ -233,7 +232,6 @@ class RewardGuidance:
             ValueError: If an axis is unknown, weights are to be proposed and it cannot, or members that disagree are
                 asked for and there is one only.
         """
-        self.resolve(reward.axes)
         self.trust(reward)
         if RewardWeights.parse(self.weights).auto:
             require_gate(reward)

@@ -171,14 +171,14 @@ def add_guidance(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--max-coefficient", type=number, metavar="X", help="upper bound of sigma / (1 - sigma)")
     group.add_argument("--max-push", type=number, metavar="X", help="upper bound of the push, in velocity norms")
     group.add_argument(
-        "--fading",
-        metavar="Q",
-        help="weaken gradients by sigma to this power, as 2 or VQ=4,TA=0 (default: as the reward recommends)",
-    )
-    group.add_argument(
         "--damping",
         metavar="P",
         help="weaken gradients by (1 - sigma) to this power, as 1 or VQ=0,TA=1.5 (default: as the reward recommends)",
+    )
+    group.add_argument(
+        "--fading",
+        metavar="Q",
+        help="weaken gradients by sigma to this power, as 2 or VQ=4,TA=0 (default: as the reward recommends)",
     )
     _add_switch(group, "--balanced", "give the gradients of the axes one norm")
     group.add_argument("--conflicts", choices=CONFLICTS, help="project what axes have against each other out of them")

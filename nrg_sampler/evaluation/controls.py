@@ -26,9 +26,7 @@ class RandomDirection:
         self.axes = reward.axes
         self.mean = getattr(reward, "mean", (0.0,) * len(self.axes))
         self.std = getattr(reward, "std", (1.0,) * len(self.axes))
-        self.recommended_scale = recommended_scales(reward)
-        self.recommended_damping = recommended_damping(reward)
-        self.recommended_fading = recommended_fading(reward)
+        trusted_as(self, reward)
 
     def __call__(self, latents: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
         """Return numbers linear in the latents, shape ``(B, axes)``; only their gradient means anything."""
