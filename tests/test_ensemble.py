@@ -139,6 +139,16 @@ def test_one_member_cannot_disagree(wan):
         raise AssertionError("the reward was taken")
 
 
+def test_recommends_the_mean_strength_and_what_the_most_careful_of_its_rewards_does():
+    bold, careful, silent = Linear(10), Linear(20), Linear(30)
+    bold.recommended_scale, bold.recommended_damping, bold.recommended_fading = (10.0, 40.0), (0.0, 3.0), (4.0, 0.0)
+    careful.recommended_scale, careful.recommended_damping = 20.0, (2.0, 1.0)
+    both = EnsembleReward([bold, careful])
+    assert (both.recommended_scale, both.recommended_damping) == ((15.0, 30.0), (2.0, 3.0))
+    assert both.recommended_fading == (4.0, 0.0)
+    assert EnsembleReward([bold, silent]).recommended_damping == (1.0, 3.0)
+
+
 def test_says_what_cannot_be_combined():
     with pytest.raises(ValueError, match="Expected two rewards or more, but got 1; a single one needs no ensemble."):
         EnsembleReward([Linear(10)])

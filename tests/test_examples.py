@@ -30,6 +30,21 @@ def weights(components: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
     return folder
 
 
+def test_the_readme_says_what_the_scores_say(capsys: pytest.CaptureFixture[str]) -> None:
+    source = (EXAMPLES / "read_scores.py").read_text(encoding="utf-8")
+    exec(compile(source, "read_scores", "exec"), {"__file__": str(EXAMPLES / "read_scores.py")})
+    said, readme = capsys.readouterr().out, (EXAMPLES.parent / "README.md").read_text(encoding="utf-8")
+    figures = {
+        "default +0.154, paper +0.168": "+0.168 against +0.154",
+        "minus paper -0.014 ± 0.023": "a paired difference of 0.014 ± 0.023",
+        "to the best: +0.30": "gains half of it (+0.30)",
+        "+0.07\n": "the best quarter least (+0.07)",
+        "0.2: 4%, gain more: 30%": "4 % of the clips lose more than 0.2, 30 % gain more",
+    }
+    assert [line for line in figures if line not in said] == []
+    assert [line for line in figures.values() if line not in readme] == []
+
+
 def run_example(name: str, weights: Path) -> dict[str, Any]:
     source = (EXAMPLES / f"{name}.py").read_text(encoding="utf-8")
     tiny = source.replace(BUNDLED, f"Path({str(weights)!r})")
