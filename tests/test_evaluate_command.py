@@ -140,6 +140,21 @@ def test_another_reward_guides_and_has_a_table_of_its_own(tmp_path, capsys):
     assert "name another folder with --out" in capsys.readouterr().err
 
 
+def test_rewards_that_are_compared_are_trusted_alike(tmp_path):
+    """The bundled reward under another name, with other recommendations, has to sample the same clips."""
+    reward = load_reward("shapes")
+    reward.register_to_config(recommended_scale=0.5, recommended_damping=None, recommended_fading=None)
+    reward.save_pretrained(tmp_path / "clean")
+    arms = ["--arms", "noised latents", "clean latents", "--clean-reward", str(tmp_path / "clean")]
+    assert evaluate("--suite", "noise-aware", *SMALL, *arms, out=tmp_path / "table") == 0
+    with open(tmp_path / "table" / "noise-aware-validation.csv", newline="") as file:
+        grades = {
+            (row["arm"], row["index"]): [row[axis] for axis in ("VQ", "MQ", "TA")] for row in csv.DictReader(file)
+        }
+    arms_of = {arm: [grades[key] for key in sorted(grades) if key[0] == arm] for arm, _ in grades}
+    assert arms_of["clean latents"] == arms_of["noised latents"] != arms_of["unguided"]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

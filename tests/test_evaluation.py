@@ -398,7 +398,10 @@ def test_diversity_is_the_mean_pairwise_distance_and_blind_to_grain():
 def test_a_random_direction_is_as_strong_as_the_gradient_and_unrelated_to_it():
     reward, sigma = TowardTarget(), torch.tensor([0.3, 0.7])
     latents = torch.randn(2, 4, 3, 8, 8, generator=torch.Generator().manual_seed(1))  # not the control's seed
+    reward.recommended_scale, reward.recommended_damping, reward.recommended_fading = 3.0, (0.5,), (2.0,)
     control = RandomDirection(reward)
+    assert RewardGuidance().trust(control) == RewardGuidance().trust(reward)
+    assert RewardGuidance().strength(control) == 3.0
     random, _ = axis_gradients(latents, sigma, control, Conditioning(), calibrated=False)
     true, _ = axis_gradients(latents, sigma, reward, Conditioning(), calibrated=False)
     torch.testing.assert_close(random.flatten(2).norm(dim=2), true.flatten(2).norm(dim=2))

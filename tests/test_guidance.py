@@ -244,6 +244,17 @@ def test_an_axis_without_weight_changes_nothing_about_the_others():
     alone = guided_velocity(batch(1), batch(0), 0.6, Trusted(), guidance=RewardGuidance("1:0", scale=0.1))
     grad, _ = reward_gradient(batch(1), 0.6, Bumpy(), weights="1:0")
     torch.testing.assert_close(alone, batch(0) - 0.1 * 3 * 1.5 * 0.4**0.5 * 0.6**4 * grad)
+    trace = GuidanceTrace(Trusted.axes)
+    guided_velocity(batch(1), batch(0), 0.6, Trusted(), guidance=RewardGuidance("1:0", scale=0.1), trace=trace)
+    assert trace.rows()[0]["coefficient"] == pytest.approx(1.5 * 0.4**0.5 * 0.6**4)
+
+
+def test_the_paper_s_settings_ask_for_no_recommendation():
+    both = [
+        guided_velocity(batch(1), batch(0), 0.6, reward, guidance=RewardGuidance.paper(2.0, "2:0.5"))
+        for reward in (Trusted(), Bumpy())
+    ]
+    assert torch.equal(*both)
 
 
 def test_the_trace_tells_the_factor_that_all_axes_share():
