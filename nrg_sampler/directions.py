@@ -105,11 +105,17 @@ def less_parallel(direction: Tensor, clean: Tensor, share: float) -> Tensor:
 
 
 def renoised(
-    latents: Tensor, velocity: Tensor, sigma: Tensor | float, share: float, samples: int, seed: int
+    latents: Tensor,
+    velocity: Tensor,
+    sigma: Tensor | float,
+    level: Tensor | float,
+    share: float,
+    samples: int,
+    seed: int,
 ) -> Iterator[Tensor]:
-    r"""Yield latents that differ from the given ones by an exchanged part of their noise, at the same sigma.
+    r"""Yield latents on the path of the given ones, at noise level ``level``, with part of their noise exchanged.
 
-    .. math:: \tilde x = (1-\sigma)\,\hat x_0 + \sigma\,(\sqrt{1-s^2}\,\hat\varepsilon \pm s\,\varepsilon')
+    .. math:: \tilde x = (1-\sigma')\,\hat x_0 + \sigma'\,(\sqrt{1-s^2}\,\hat\varepsilon \pm s\,\varepsilon')
 
     They have the noise level that the reward was trained on, so its gradients there may be averaged: what they share is
     about the clip, the rest about the noise. Fresh noise comes in pairs of both signs, which cancels its first order.
@@ -117,7 +123,8 @@ def renoised(
     Args:
         latents: Noisy latents, shape ``(B, ...)``.
         velocity: Predicted velocity, same shape.
-        sigma: Noise level: a number, or shape ``(B,)``.
+        sigma: Their noise level: a number, or shape ``(B,)``.
+        level: That of the result, likewise; their own if it is ``sigma``.
         share: Share ``s`` of the noise's norm that is exchanged, in [0, 1].
         samples: How many to yield.
         seed: Of the fresh noise, which every sample of a batch gets alike.
@@ -131,7 +138,7 @@ def renoised(
         if index % 2 == 0:
             fresh = torch.randn(latents.shape[1:], generator=generator).to(latents, non_blocking=True)
         sign = 1 - 2 * (index % 2)
-        yield noised(clean, (1 - share**2) ** 0.5 * noise + sign * share * fresh, sigma)
+        yield noised(clean, (1 - share**2) ** 0.5 * noise + sign * share * fresh, level)
 
 
 def _dot(one: Tensor, other: Tensor) -> Tensor:

@@ -67,6 +67,11 @@ def velocity_from_clean(latents: Tensor, clean: Tensor, sigma: Tensor | float) -
     return (latents - clean) / expand(sigma, latents)
 
 
+def along_path(latents: Tensor, velocity: Tensor, sigma: Tensor | float, sigma_next: Tensor | float) -> Tensor:
+    """Follow the velocity straight to another noise level: ``latents + (sigma_next - sigma) * velocity``."""
+    return latents + (expand(sigma_next, latents) - expand(sigma, latents)) * velocity
+
+
 def clean_from(latents: Tensor, velocity: Tensor, sigma: Tensor | float) -> Tensor:
     """Return the predicted clean latents: ``latents - sigma * velocity``."""
     return latents - expand(sigma, latents) * velocity

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from nrg_sampler import directions
-from nrg_sampler.flow import PURE_NOISE, clean_from, expand, working_dtype
+from nrg_sampler.flow import PURE_NOISE, along_path, clean_from, expand, working_dtype
 from nrg_sampler.guidance import RewardGuidance
 from nrg_sampler.push import Push, compute_push
 from nrg_sampler.rewards.base import Conditioning, Reward, RewardWeights, check_reward
@@ -101,10 +101,11 @@ def reward_direction(
     if getattr(reward, "needs_velocity", False):
         conditioning = replace(conditioning or Conditioning(), velocity=velocity)
     names = guidance.differentiated(reward.axes)
+    ahead = guidance.ahead(reward)
+    level = (1 - ahead) * sigma
 
     def gradients(at: Tensor) -> tuple[Tensor, Tensor]:
         """Return those of the axes, or of their weighted sum alone, which takes a single pass back."""
-        level = 0.0 if guidance.reads == "clean" else sigma
         part, told = at, conditioning
         if guidance.windowed:
             window = Window.of(at.shape, guidance.frame_stride, guidance.crop, seed // guidance.every)
@@ -117,15 +118,17 @@ def reward_direction(
             grads = grad[None]
         return (window.placed(grads, (len(grads), *at.shape)) if guidance.windowed else grads), raw
 
-    if guidance.reads == "clean":
-        # d clean / d latents is taken for 1: Patel et al., 2024, arXiv:2412.00100 (FlowChef, gradient skipping)
-        grads, raw = gradients(clean_from(latents, velocity, sigma))
-    elif guidance.smoothing:
-        points = directions.renoised(latents, velocity, sigma, guidance.smoothing, guidance.smoothing_samples, seed)
-        found = [gradients(point) for point in points]
+    if guidance.smoothing:
+        noises = guidance.smoothing, guidance.smoothing_samples, seed
+        found = [gradients(point) for point in directions.renoised(latents, velocity, sigma, level, *noises)]
         grads, raw = (torch.stack(parts).mean(dim=0) for parts in zip(*found))
     else:
-        grads, raw = gradients(latents)
+        grads, raw = gradients(along_path(latents, velocity, sigma, level) if ahead else latents)
+    if ahead:
+        # The velocity is taken for constant, which leaves a Jacobian of 1 (Patel et al., 2024, arXiv:2412.00100, gradient
+        # skipping). The gradient of what is expected of the clean latents shrinks like 1 - sigma, and read at `level` it
+        # has not done so yet.
+        grads = expand((1 - sigma) / (1 - level), latents) * grads
 
     direction = _combined(grads, names, weights, guidance) if names else grads[0]
     if guidance.parallel != 1:

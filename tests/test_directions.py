@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from nrg_sampler import directions
-from nrg_sampler.flow import clean_from, noise_from
+from nrg_sampler.flow import along_path, clean_from, noise_from
 
 SHAPE = (4, 3, 2, 4, 4)
 
@@ -120,7 +120,7 @@ def test_renoised_latents_keep_the_clean_prediction_and_the_noise_level():
     shape = (1, 4, 8, 32, 32)
     clean, noise, sigma, share = batch(12, *shape), batch(13, *shape), 0.6, 0.7
     latents, velocity = (1 - sigma) * clean + sigma * noise, noise - clean
-    points = list(directions.renoised(latents, velocity, sigma, share, samples=4, seed=0))
+    points = list(directions.renoised(latents, velocity, sigma, sigma, share, samples=4, seed=0))
     exchanged = [(point - (1 - sigma) * clean) / sigma for point in points]
     for fresh in exchanged:
         assert fresh.std().item() == pytest.approx(1, abs=0.02)
@@ -128,14 +128,20 @@ def test_renoised_latents_keep_the_clean_prediction_and_the_noise_level():
         assert correlation == pytest.approx((1 - share**2) ** 0.5, abs=0.02)
     torch.testing.assert_close(exchanged[0] + exchanged[1], 2 * (1 - share**2) ** 0.5 * noise)
     assert not torch.equal(points[0], points[2])
-    again = directions.renoised(latents, velocity, sigma, share, samples=4, seed=0)
+    again = directions.renoised(latents, velocity, sigma, sigma, share, samples=4, seed=0)
     assert all(torch.equal(one, other) for one, other in zip(points, again, strict=True))
+
+
+def test_renoised_latents_can_lie_further_along_the_path():
+    latents, velocity, sigma = batch(14), batch(15), torch.rand(4, dtype=torch.float64)
+    ahead = along_path(latents, velocity, sigma, 0.8 * sigma)
+    torch.testing.assert_close(next(directions.renoised(latents, velocity, sigma, 0.8 * sigma, 0.0, 2, 0)), ahead)
 
 
 def test_averaging_a_linear_gradient_over_noise_pairs_is_exact():
     """Of a quadratic reward the gradient is linear, so the average is the gradient at the mean of the points."""
     latents, velocity, sigma, share = batch(14), batch(15), torch.rand(4, dtype=torch.float64), 0.5
-    points = list(directions.renoised(latents, velocity, sigma, share, samples=2, seed=3))
+    points = list(directions.renoised(latents, velocity, sigma, sigma, share, samples=2, seed=3))
     shrunk = (1 - share**2) ** 0.5
     levels = sigma.reshape(-1, 1, 1, 1, 1)
     mean = (1 - levels) * clean_from(latents, velocity, sigma) + levels * shrunk * noise_from(latents, velocity, sigma)

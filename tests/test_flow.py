@@ -32,8 +32,10 @@ def test_sigma_one_is_pure_noise_and_zero_is_clean(path):
 def test_an_euler_step_along_the_velocity_stays_on_the_path(path):
     clean, noise, sigma = path
     latents = flow.noised(clean, noise, sigma)
-    stepped = latents + flow.expand(0.5 * sigma - sigma, latents) * flow.velocity_from(clean, noise)
+    velocity = flow.velocity_from(clean, noise)
+    stepped = latents + flow.expand(0.5 * sigma - sigma, latents) * velocity
     torch.testing.assert_close(stepped, flow.noised(clean, noise, 0.5 * sigma))
+    torch.testing.assert_close(flow.along_path(latents, velocity, sigma, 0.5 * sigma), stepped)
 
 
 def test_velocity_agrees_with_the_scheduler_of_diffusers(path):

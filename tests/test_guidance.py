@@ -212,6 +212,7 @@ class Trusted(Bumpy):
     recommended_scale = (3.0, 12.0)
     recommended_damping = (0.5, 2.0)
     recommended_fading = (4.0, 1.0)
+    recommended_lookahead = 0.25
 
 
 POWERS = {
@@ -228,7 +229,7 @@ POWERS = {
 def test_each_axis_is_trusted_by_its_own_powers(given, powers, options):
     """The push by axes of one strength and trust each is that of weights which change with the noise level."""
     sigma = torch.tensor([0.3, 0.8])
-    settings = {"scale": 0.1, "max_push": None, **options}
+    settings = {"scale": 0.1, "max_push": None, "lookahead": 0.0, **options}
     found = guided_velocity(
         batch(1), batch(0), sigma, Trusted(), guidance=RewardGuidance("2:0.5", **given, **settings)
     )
@@ -241,11 +242,12 @@ def test_each_axis_is_trusted_by_its_own_powers(given, powers, options):
 
 
 def test_an_axis_without_weight_changes_nothing_about_the_others():
-    alone = guided_velocity(batch(1), batch(0), 0.6, Trusted(), guidance=RewardGuidance("1:0", scale=0.1))
+    guidance = RewardGuidance("1:0", scale=0.1, lookahead=0.0)
+    alone = guided_velocity(batch(1), batch(0), 0.6, Trusted(), guidance=guidance)
     grad, _ = reward_gradient(batch(1), 0.6, Bumpy(), weights="1:0")
     torch.testing.assert_close(alone, batch(0) - 0.1 * 3 * 1.5 * 0.4**0.5 * 0.6**4 * grad)
     trace = GuidanceTrace(Trusted.axes)
-    guided_velocity(batch(1), batch(0), 0.6, Trusted(), guidance=RewardGuidance("1:0", scale=0.1), trace=trace)
+    guided_velocity(batch(1), batch(0), 0.6, Trusted(), guidance=guidance, trace=trace)
     assert trace.rows()[0]["coefficient"] == pytest.approx(1.5 * 0.4**0.5 * 0.6**4)
 
 
@@ -275,7 +277,7 @@ def test_the_paper_s_settings_have_no_window_limit_or_calibration():
     assert (paper.max_coefficient, paper.max_push, paper.calibrated) == (None, None, False)
     assert (paper.damping, paper.fading) == (0.0, 0.0)
     assert (paper.reuse, paper.balanced, paper.conflicts, paper.floor) == (False, False, "sum", None)
-    assert (paper.parallel, paper.smoothing, paper.reads) == (1.0, 0.0, "noisy")
+    assert (paper.parallel, paper.smoothing, paper.lookahead) == (1.0, 0.0, 0.0)
 
 
 @pytest.mark.parametrize(
@@ -322,7 +324,14 @@ def test_a_window_without_a_step_index_is_refused(settings):
         ({"max_coefficient": 0}, "Expected `max_coefficient` to be above 0, or None for no limit, but got 0."),
         ({"max_push": -1}, "Expected `max_push` to be above 0, or None for no limit, but got -1."),
         ({"conflicts": "fight"}, "Expected `conflicts` to be 'sum' or 'project', but got 'fight'."),
-        ({"reads": "tea"}, "Expected `reads` to be 'noisy' or 'clean', but got 'tea'."),
+        (
+            {"lookahead": 1.5},
+            "Expected `lookahead` to be between 0 and 1, or None for what the reward recommends, but got 1.5.",
+        ),
+        (
+            {"lookahead": 1, "smoothing": 0.5},
+            "Expected `smoothing` to be 0 with lookahead=1, where no noise is left, but got 0.5.",
+        ),
         ({"parallel": 1.5}, "Expected `parallel` to be between 0 and 1, but got 1.5."),
         ({"smoothing": -0.5}, "Expected `smoothing` to be between 0 and 1, but got -0.5."),
         ({"smoothing_samples": 0}, "Expected `smoothing_samples` to be a whole number of 1 or more, but got 0."),
@@ -462,12 +471,14 @@ def test_the_part_along_the_clean_latents_can_be_left_out():
     assert cosine.abs().max() < 1e-3
 
 
-def test_smoothing_averages_the_gradient_over_exchanged_noise():
-    guidance = RewardGuidance(weights="1:1", smoothing=0.5, smoothing_samples=3, scale=0.1, max_push=None, damping=0.0)
+@pytest.mark.parametrize("level", [0.5, 0.4])
+def test_smoothing_averages_the_gradient_over_exchanged_noise(level):
+    settings = {"lookahead": 1 - level / 0.5, "scale": 0.1, "max_push": None, "damping": 0.0}
+    guidance = RewardGuidance(weights="1:1", smoothing=0.5, smoothing_samples=3, **settings)
     guided = guided_velocity(batch(1), batch(0), 0.5, Bumpy(), guidance=guidance, step_index=4, num_inference_steps=9)
-    points = renoised(batch(1), batch(0), 0.5, 0.5, 3, seed=4)
-    grads = [reward_gradient(point, 0.5, Bumpy(), weights="1:1")[0] for point in points]
-    torch.testing.assert_close(guided, batch(0) - 0.1 * 3.0 * sum(grads) / 3)
+    points = renoised(batch(1), batch(0), 0.5, level, 0.5, 3, seed=4)
+    grads = [reward_gradient(point, level, Bumpy(), weights="1:1")[0] for point in points]
+    torch.testing.assert_close(guided, batch(0) - 0.1 * 3.0 * 0.5 / (1 - level) * sum(grads) / 3)
 
 
 def test_a_reused_direction_asks_the_reward_every_nth_step_only():
@@ -513,9 +524,37 @@ def test_a_floor_is_read_from_text_or_a_list(floor):
     assert guidance.floor == ("VQ", "TA") and RewardGuidance(**guidance.to_dict()) == guidance
 
 
-def test_a_reward_that_knows_no_noise_reads_the_predicted_clean_latents():
-    guidance = RewardGuidance(weights="1:1", reads="clean", scale=0.1, max_push=None, damping=0.0)
-    clean = batch(1) - 0.5 * batch(0)
-    grad, _ = reward_gradient(clean, 0.0, Bumpy(), weights="1:1")
-    guided = guided_velocity(batch(1), batch(0), 0.5, Bumpy(), guidance=guidance)
-    torch.testing.assert_close(guided, batch(0) - 0.1 * 3.0 * grad)
+@pytest.mark.parametrize("sigma", [0.5, torch.tensor([0.3, 0.8])], ids=str)
+@pytest.mark.parametrize("lookahead", [0.2, 1.0])
+def test_a_look_ahead_reads_the_latents_that_the_velocity_leads_to(lookahead, sigma):
+    """Against finite differences of the reward along the path, whose velocity stays as it is."""
+    reward, latents, velocity = Bumpy(), batch(1).double(), batch(0).double()
+    levels = torch.as_tensor(sigma).double().expand(2)
+    ahead = (1 - lookahead) * levels
+    wide = (levels - ahead).reshape(-1, 1, 1, 1, 1)
+
+    def read(at):
+        return (reward(at - wide * velocity, ahead, None) / torch.tensor(reward.std)).sum(dim=1)
+
+    slopes = torch.zeros_like(latents)
+    step = 1e-6
+    for index in range(latents[0].numel()):
+        nudge = torch.zeros_like(latents)
+        nudge.flatten(1)[:, index] = step
+        slopes.flatten(1)[:, index] = (read(latents + nudge) - read(latents - nudge)) / (2 * step)
+    factor = (levels * (1 - levels) / (1 - ahead)).reshape(
+        -1, 1, 1, 1, 1
+    )  # of the default damping, and what was read ahead
+    guidance = RewardGuidance("1:1", lookahead=lookahead, scale=0.1, max_push=None)
+    guided = guided_velocity(latents, velocity, sigma, reward, guidance=guidance)
+    torch.testing.assert_close(guided, velocity - 0.1 * 3.0 * factor * slopes, rtol=1e-6, atol=1e-8)
+
+
+def test_a_reward_recommends_how_far_to_look_ahead():
+    def guided(reward, **settings):
+        return guided_velocity(batch(1), batch(0), 0.6, reward, guidance=RewardGuidance(scale=0.1, **settings))
+
+    assert torch.equal(guided(Trusted()), guided(Trusted(), lookahead=0.25))
+    assert not torch.equal(guided(Trusted()), guided(Trusted(), lookahead=0.0))
+    assert torch.equal(guided(Bumpy()), guided(Bumpy(), lookahead=0.0))
+    assert RewardGuidance(forward="shared").ahead(Trusted()) == 0

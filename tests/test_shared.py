@@ -169,8 +169,8 @@ def test_settings_that_do_not_fit_are_refused(pipe, reward, inputs, wan22):
         RewardGuidance(forward="both")
     with pytest.raises(ValueError, match="Expected `smoothing` to be 0 with forward='shared', but got 0.2"):
         RewardGuidance(forward="shared", smoothing=0.2)
-    with pytest.raises(ValueError, match="Expected `reads` to be 'noisy' with forward='shared', but got 'clean'"):
-        RewardGuidance(forward="shared", reads="clean")
+    with pytest.raises(ValueError, match="Expected `lookahead` to be 0 with forward='shared', but got 0.2"):
+        RewardGuidance(forward="shared", lookahead=0.2)
     latents, sigma, embeds = inputs
     with pytest.raises(ValueError, match="Expected forward='separate' in a sampling loop of your own"):
         guided_velocity(latents, latents, sigma, reward, Conditioning(embeds), SHARED)

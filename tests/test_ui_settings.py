@@ -17,7 +17,7 @@ GOOD = {
     "prompt": "a red circle", "weights": "1:0.5:0", "strength": 2.0, "steps": 25, "cfg": 4.0, "seed": 7, "model": "m",
     "start": 0.1, "stop": 0.9, "max_coefficient": None, "max_push": 0.2, "damping": "VQ=0,TA=1.5", "fading": "2", "every": 2, "scheduler": "unipc",
     "floor": "VQ,TA", "conflicts": "project", "parallel": 0.5, "disagreement": 0.5, "reuse": True, "smoothing": 0.2, "smoothing_samples": 3,
-    "balanced": True, "calibrated": False, "reads": "clean", "forward": "separate",
+    "balanced": True, "calibrated": False, "lookahead": 0.5, "forward": "separate",
     "frame_stride": 2, "crop": 0.5,
 }  # fmt: skip
 
@@ -67,7 +67,7 @@ def test_values_are_read_back_equal() -> None:
     assert settings.guidance == RewardGuidance(
         weights="1:0.5:0", scale=2, start=0.1, stop=0.9, every=2, max_coefficient=None, max_push=0.2, damping="VQ=0,TA=1.5", fading=2,
         floor="VQ,TA", conflicts="project", parallel=0.5, disagreement=0.5, reuse=True, smoothing=0.2, smoothing_samples=3,
-        balanced=True, calibrated=False, reads="clean", frame_stride=2, crop=0.5,
+        balanced=True, calibrated=False, lookahead=0.5, frame_stride=2, crop=0.5,
     )  # fmt: skip
 
 

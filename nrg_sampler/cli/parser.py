@@ -36,16 +36,15 @@ GUIDANCE = (
     "floor",
     "parallel",
     "disagreement",
-    "reads",
+    "lookahead",
     "smoothing",
     "smoothing_samples",
     "forward",
     "frame_stride",
     "crop",
 )
-CONFLICTS, READS, FORWARDS = (
+CONFLICTS, FORWARDS = (
     ("sum", "project"),
-    ("noisy", "clean"),
     ("separate", "shared"),
 )  # as in nrg_sampler.guidance, which would bring torch in
 DTYPES = ("float32", "bfloat16", "float16")
@@ -183,7 +182,12 @@ def add_guidance(parser: argparse.ArgumentParser) -> None:
     _add_switch(group, "--balanced", "give the gradients of the axes one norm")
     group.add_argument("--conflicts", choices=CONFLICTS, help="project what axes have against each other out of them")
     group.add_argument("--floor", metavar="AXES", help="axes that the push must not lower, as TA or VQ,TA")
-    group.add_argument("--reads", choices=READS, help="differentiate at the noisy or at the predicted clean latents")
+    group.add_argument(
+        "--lookahead",
+        type=number,
+        metavar="F",
+        help="read the latents this far along their path, 1 is the predicted clean ones (default: as the reward recommends)",
+    )
     group.add_argument("--parallel", type=number, metavar="F", help="share kept of the push along the clean latents")
     group.add_argument(
         "--disagreement",

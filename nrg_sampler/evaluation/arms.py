@@ -18,7 +18,7 @@ FLOOR = "TA"
 PAPER_SCALE = 30.0  # of the paper's w, by gains on validation prompts: its 100 is for another reward and model
 SCALES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 SETTINGS = {setting.name: setting.default for setting in fields(RewardGuidance) if setting.name != "weights"}
-WORDS = ("conflicts", "floor", "reads", "forward", *POWERS)  # given as text; others are numbers or yes and no
+WORDS = ("conflicts", "floor", "forward", *POWERS)  # given as text; others are numbers or yes and no
 LIMITS = ("max_coefficient", "max_push")  # settings that may be none
 
 
@@ -98,7 +98,7 @@ def noise_aware_suite(base: RewardGuidance) -> list[Arm]:
             for name, guidance in settings.items()
             for trained, reward in (("noised", "target"), ("clean", "clean"))
         ),
-        Arm("clean latents, read at x0", replace(motion, reads="clean"), reward="clean"),
+        Arm("clean latents, read at x0", replace(motion, lookahead=1.0), reward="clean"),
         Arm("pixels through x0", replace(motion, disagreement=0.0), reward="pixel"),
     ]
 
@@ -128,7 +128,7 @@ def rivals_suite(base: RewardGuidance) -> list[Arm]:
         Arm("guided, first third", replace(base, stop=1 / 3)),
         Arm("guided every 2nd step", replace(base, every=2)),
         Arm("guided, reused every 2nd", replace(base, every=2, reuse=True)),
-        Arm("skip-gradient", replace(base, reads="clean")),
+        Arm("skip-gradient", replace(base, lookahead=1.0)),
         Arm("random direction", replace(base, disagreement=0.0), reward="random"),
         Arm("flipped", flipped(base)),
     ]

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from nrg_sampler.guidance import CONFLICTS, FORWARDS, READS
+from nrg_sampler.guidance import CONFLICTS, FORWARDS
 
 TEXT_LENGTH = 100  # characters
 
@@ -152,7 +152,14 @@ CONTROLS: dict[str, Control] = {
     "disagreement": Number("Disagreement", "Push less where the reward's members disagree.", 0.0, 3.0, 0.25),
     "every": Number("Every n-th step", "Ask the reward only each n-th step.", 1, 10, 1),
     "reuse": Switch("Reuse the direction", "Push with the last one in between."),
-    "reads": Choice("Read at", "Latents the reward sees: the noisy or the predicted clean.", {r: r for r in READS}),
+    "lookahead": Number(
+        "Look ahead",
+        "How far along its path to read a clip; empty as the reward recommends.",
+        0,
+        1,
+        0.05,
+        optional=True,
+    ),
     "smoothing": Number("Smoothing", "Share of the noise exchanged for an average.", 0.0, 1.0, 0.05),
     "smoothing_samples": Number("Samples of it", "Gradients in the average.", 1, 16, 1),
     "balanced": Switch("Balance the axes", "One norm for every axis' gradient."),
