@@ -126,6 +126,7 @@ def rivals_suite(base: RewardGuidance) -> list[Arm]:
         Arm("guided, best of 2, pixel judge chooses", base, search=Search.best_of(2), judge="pixel"),
         Arm("guided, all noise trusted alike", replace(base, damping=0.0, fading=0.0)),
         Arm("guided, first third", replace(base, stop=1 / 3)),
+        Arm("guided, not looking ahead", replace(base, lookahead=0.0)),
         Arm("guided every 2nd step", replace(base, every=2)),
         Arm("guided, reused every 2nd", replace(base, every=2, reuse=True)),
         Arm("skip-gradient", replace(base, lookahead=1.0)),
