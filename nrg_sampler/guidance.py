@@ -19,7 +19,6 @@ from nrg_sampler.rewards.base import (
     WeightsLike,
     recommended_damping,
     recommended_fading,
-    recommended_lookahead,
     recommended_scales,
 )
 from nrg_sampler.rewards.ensemble import member_count
@@ -66,7 +65,7 @@ class RewardGuidance:
         lookahead: Where the reward is read, as a share in [0, 1] of the way that the velocity points: at 0 the latents
             themselves, as in the paper; beyond that the latents that the step leads to at ``(1 - lookahead) * sigma``, where
             there is less noise to read through; at 1 the predicted clean latents, for a reward that knows no noise. The
-            model is not differentiated. ``None`` takes what the reward recommends, and 0 with shared features.
+            model is not differentiated.
         smoothing: Share of the noise that is exchanged, in [0, 1], for the gradient to be an average over noises;
             0 takes the gradient at the latents themselves.
         smoothing_samples: Gradients in that average, each at the cost of one.
@@ -96,7 +95,7 @@ class RewardGuidance:
     floor: str | Sequence[str] | None = None
     parallel: float = 1.0
     disagreement: float = 0.0
-    lookahead: float | None = None
+    lookahead: float = 0.0
     smoothing: float = 0.0
     smoothing_samples: int = 4
     forward: str = "separate"
@@ -104,7 +103,7 @@ class RewardGuidance:
     crop: float = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("start", "stop", "parallel", "smoothing"):
+        for name in ("start", "stop", "parallel", "smoothing", "lookahead"):
             _expect(0 <= getattr(self, name) <= 1, name, "between 0 and 1", getattr(self, name))
         _expect(self.start <= self.stop, "start", f"at most `stop` ({self.stop:g})", self.start)
         _expect(math.isfinite(self.scale), "scale", "a finite number", self.scale)
@@ -112,19 +111,14 @@ class RewardGuidance:
         for name in ("every", "smoothing_samples", "frame_stride"):
             count = getattr(self, name)
             _expect(isinstance(count, int) and count >= 1, name, "a whole number of 1 or more", count)
-        ahead = self.lookahead or 0.0
-        _expect(
-            0 <= ahead <= 1, "lookahead", "between 0 and 1, or None for what the reward recommends", self.lookahead
-        )
-        _expect(
-            ahead < 1 or self.smoothing == 0, "smoothing", "0 with lookahead=1, where no noise is left", self.smoothing
-        )
+        if self.lookahead == 1:
+            _expect(self.smoothing == 0, "smoothing", "0 with lookahead=1, where no noise is left", self.smoothing)
         for name, choices in (("conflicts", CONFLICTS), ("forward", FORWARDS)):
             chosen = getattr(self, name)
             _expect(chosen in choices, name, " or ".join(map(repr, choices)), repr(chosen))
         if self.forward == "shared":  # the denoiser sees the noisy latents, once
             _expect(self.smoothing == 0, "smoothing", "0 with forward='shared'", self.smoothing)
-            _expect(ahead == 0, "lookahead", "0 with forward='shared'", self.lookahead)
+            _expect(self.lookahead == 0, "lookahead", "0 with forward='shared'", self.lookahead)
             for name in ("frame_stride", "crop"):
                 _expect(getattr(self, name) == 1, name, "1 with forward='shared'", getattr(self, name))
         for name in ("max_coefficient", "max_push"):
@@ -145,7 +139,7 @@ class RewardGuidance:
     def paper(cls, scale: float = 100.0, weights: WeightsLike = None) -> RewardGuidance:
         """Return the published algorithm: every step but sigma = 1, raw reward, no limit and nothing else added."""
         bounds: dict[str, Any] = {"max_coefficient": None, "max_push": None, "damping": 0.0, "fading": 0.0}
-        return cls(weights=weights, scale=scale, calibrated=False, lookahead=0.0, **bounds)
+        return cls(weights=weights, scale=scale, calibrated=False, **bounds)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as plain JSON values; ``RewardGuidance(**settings)`` reads them back."""
@@ -180,12 +174,6 @@ class RewardGuidance:
         weights, _ = self.resolve(axes)
         every = zip(axes, map(Trust, shares, damping, fading), strict=True)
         return shared({axis: trust for axis, trust in every if axis in weights})
-
-    def ahead(self, reward: Reward) -> float:
-        """Return how far along its path the latents are read, see ``lookahead``."""
-        if self.lookahead is not None:
-            return self.lookahead
-        return 0.0 if self.forward == "shared" else recommended_lookahead(reward)
 
     def skips(self, step_index: int, num_inference_steps: int) -> str | None:
         """Return why a denoising step is left unguided: ``"window"`` or ``"every"``; ``None`` if it is not."""

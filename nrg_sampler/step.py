@@ -101,8 +101,7 @@ def reward_direction(
     if getattr(reward, "needs_velocity", False):
         conditioning = replace(conditioning or Conditioning(), velocity=velocity)
     names = guidance.differentiated(reward.axes)
-    ahead = guidance.ahead(reward)
-    level = (1 - ahead) * sigma
+    level = (1 - guidance.lookahead) * sigma
 
     def gradients(at: Tensor) -> tuple[Tensor, Tensor]:
         """Return those of the axes, or of their weighted sum alone, which takes a single pass back."""
@@ -123,8 +122,8 @@ def reward_direction(
         found = [gradients(point) for point in directions.renoised(latents, velocity, sigma, level, *noises)]
         grads, raw = (torch.stack(parts).mean(dim=0) for parts in zip(*found))
     else:
-        grads, raw = gradients(along_path(latents, velocity, sigma, level) if ahead else latents)
-    if ahead:
+        grads, raw = gradients(along_path(latents, velocity, sigma, level) if guidance.lookahead else latents)
+    if guidance.lookahead:
         # The velocity is taken for constant, which leaves a Jacobian of 1 (Patel et al., 2024, arXiv:2412.00100, gradient
         # skipping). The gradient of what is expected of the clean latents shrinks like 1 - sigma, and read at `level` it
         # has not done so yet.

@@ -143,9 +143,7 @@ def test_recommends_the_mean_strength_and_what_the_most_careful_of_its_rewards_d
     bold, careful, silent = Linear(10), Linear(20), Linear(30)
     bold.recommended_scale, bold.recommended_damping, bold.recommended_fading = (10.0, 40.0), (0.0, 3.0), (4.0, 0.0)
     careful.recommended_scale, careful.recommended_damping = 20.0, (2.0, 1.0)
-    bold.recommended_lookahead, careful.recommended_lookahead = 0.3, 0.1
     both = EnsembleReward([bold, careful])
-    assert both.recommended_lookahead == 0.1
     assert (both.recommended_scale, both.recommended_damping) == ((15.0, 30.0), (2.0, 3.0))
     assert both.recommended_fading == (4.0, 0.0)
     assert EnsembleReward([bold, silent]).recommended_damping == (1.0, 3.0)

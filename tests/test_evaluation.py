@@ -425,9 +425,7 @@ def test_a_judge_of_pixels_can_be_made_to_guide_as_a_control(wan):
 
 def test_a_control_is_trusted_as_the_reward_it_is_compared_with():
     target = SimpleNamespace(axes=("a", "b"), recommended_scale=(1.0, 3.0), recommended_damping=(0.5, 2.0))
-    target.recommended_lookahead = 0.2
     control = trusted_as(SimpleNamespace(axes=("a", "b"), recommended_fading=(7.0, 7.0)), target)
-    assert RewardGuidance().ahead(control) == 0.2
     assert RewardGuidance().trust(control) == RewardGuidance().trust(target)
     assert RewardGuidance().strength(control) == 3.0
     with pytest.raises(ValueError, match="Expected a reward with the axes a, b, .* but got closeness"):

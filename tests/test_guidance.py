@@ -212,7 +212,6 @@ class Trusted(Bumpy):
     recommended_scale = (3.0, 12.0)
     recommended_damping = (0.5, 2.0)
     recommended_fading = (4.0, 1.0)
-    recommended_lookahead = 0.25
 
 
 POWERS = {
@@ -229,7 +228,7 @@ POWERS = {
 def test_each_axis_is_trusted_by_its_own_powers(given, powers, options):
     """The push by axes of one strength and trust each is that of weights which change with the noise level."""
     sigma = torch.tensor([0.3, 0.8])
-    settings = {"scale": 0.1, "max_push": None, "lookahead": 0.0, **options}
+    settings = {"scale": 0.1, "max_push": None, **options}
     found = guided_velocity(
         batch(1), batch(0), sigma, Trusted(), guidance=RewardGuidance("2:0.5", **given, **settings)
     )
@@ -242,7 +241,7 @@ def test_each_axis_is_trusted_by_its_own_powers(given, powers, options):
 
 
 def test_an_axis_without_weight_changes_nothing_about_the_others():
-    guidance = RewardGuidance("1:0", scale=0.1, lookahead=0.0)
+    guidance = RewardGuidance("1:0", scale=0.1)
     alone = guided_velocity(batch(1), batch(0), 0.6, Trusted(), guidance=guidance)
     grad, _ = reward_gradient(batch(1), 0.6, Bumpy(), weights="1:0")
     torch.testing.assert_close(alone, batch(0) - 0.1 * 3 * 1.5 * 0.4**0.5 * 0.6**4 * grad)
@@ -324,10 +323,7 @@ def test_a_window_without_a_step_index_is_refused(settings):
         ({"max_coefficient": 0}, "Expected `max_coefficient` to be above 0, or None for no limit, but got 0."),
         ({"max_push": -1}, "Expected `max_push` to be above 0, or None for no limit, but got -1."),
         ({"conflicts": "fight"}, "Expected `conflicts` to be 'sum' or 'project', but got 'fight'."),
-        (
-            {"lookahead": 1.5},
-            "Expected `lookahead` to be between 0 and 1, or None for what the reward recommends, but got 1.5.",
-        ),
+        ({"lookahead": 1.5}, "Expected `lookahead` to be between 0 and 1, but got 1.5."),
         (
             {"lookahead": 1, "smoothing": 0.5},
             "Expected `smoothing` to be 0 with lookahead=1, where no noise is left, but got 0.5.",
@@ -548,13 +544,3 @@ def test_a_look_ahead_reads_the_latents_that_the_velocity_leads_to(lookahead, si
     guidance = RewardGuidance("1:1", lookahead=lookahead, scale=0.1, max_push=None)
     guided = guided_velocity(latents, velocity, sigma, reward, guidance=guidance)
     torch.testing.assert_close(guided, velocity - 0.1 * 3.0 * factor * slopes, rtol=1e-6, atol=1e-8)
-
-
-def test_a_reward_recommends_how_far_to_look_ahead():
-    def guided(reward, **settings):
-        return guided_velocity(batch(1), batch(0), 0.6, reward, guidance=RewardGuidance(scale=0.1, **settings))
-
-    assert torch.equal(guided(Trusted()), guided(Trusted(), lookahead=0.25))
-    assert not torch.equal(guided(Trusted()), guided(Trusted(), lookahead=0.0))
-    assert torch.equal(guided(Bumpy()), guided(Bumpy(), lookahead=0.0))
-    assert RewardGuidance(forward="shared").ahead(Trusted()) == 0

@@ -114,7 +114,6 @@ def test_what_has_no_named_axes_is_refused(reward):
         ("recommended_damping", (1.0, -1.0, 0.0), "Expected `recommended_damping` of the reward to be 0 or more"),
         ("recommended_fading", (1.0, math.inf, 0.0), "Expected `recommended_fading` of the reward to be 0 or more"),
         ("recommended_scale", (1.0, 2.0), "Expected `recommended_scale` of the reward to have one value per axis"),
-        ("recommended_lookahead", 1.5, "Expected `recommended_lookahead` of the reward between 0 and 1, but got 1.5"),
         ("recommended_scale", 0.0, "Expected `recommended_scale` of the reward to be above 0"),
     ],
 )

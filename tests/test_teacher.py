@@ -312,7 +312,7 @@ def test_video_files_and_samples_together_under_other_prompts(folder, tmp_path, 
     table.write_text("\n".join(rows))
     more = ["--videos", str(folder / "videos"), "--prompts", str(folder / "prompts.txt"), "--clips", "12"]
     more += ["--steps", "3", "--batch", "4", "--hold-out", "0.2", "--json", "--recommended-scale", "40"]
-    more += ["--recommended-damping", "TA=2.5", "--recommended-lookahead", "0.1"]
+    more += ["--recommended-damping", "TA=2.5"]
     assert command("train-reward", folder, "both", *more, teacher="Wanted", source=table) == 0
     captured = capsys.readouterr()
     report = json.loads(captured.out)
@@ -323,7 +323,6 @@ def test_video_files_and_samples_together_under_other_prompts(folder, tmp_path, 
     reward = LatentReward.from_pretrained(folder / "both" / "reward")
     assert reward.config.text_axes == ["TA"] and reward.recommended_scale == (40, 40)
     assert reward.recommended_damping == (0.0, 2.5) and reward.recommended_fading is None
-    assert reward.recommended_lookahead == 0.1
 
 
 @pytest.mark.parametrize("given", [["--recommended-damping", "much"], ["--recommended-scale", "-1"]])

@@ -186,7 +186,7 @@ def add_guidance(parser: argparse.ArgumentParser) -> None:
         "--lookahead",
         type=number,
         metavar="F",
-        help="read the latents this far along their path, 1 is the predicted clean ones (default: as the reward recommends)",
+        help="read the latents this far along their path, 0 to 1, which is the predicted clean ones (default: 0)",
     )
     group.add_argument("--parallel", type=number, metavar="F", help="share kept of the push along the clean latents")
     group.add_argument(

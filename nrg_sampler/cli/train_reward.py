@@ -47,9 +47,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--recommended-damping", metavar="P", help="powers of 1 - sigma on its gradients, as 1 or VQ=0,TA=2 (1)"
     )
     parser.add_argument("--recommended-fading", metavar="Q", help="powers of sigma on them, as 2 or VQ=4,TA=0 (0)")
-    parser.add_argument(
-        "--recommended-lookahead", type=share, metavar="F", help="how far along its path to read a clip, 0 to 1 (0)"
-    )
     parser.add_argument("--license", default="other", metavar="ID", help="for the model card (default: other)")
     add_teacher(parser)
     recipe = parser.add_argument_group("recipe (defaults: see the class Recipe)")
@@ -187,8 +184,6 @@ def _recommended(arguments: argparse.Namespace, axes: Sequence[str] | None = Non
     from nrg_sampler.trust import powers_of, read_powers
 
     recommended: dict[str, Any] = {}
-    if arguments.recommended_lookahead is not None:
-        recommended["recommended_lookahead"] = arguments.recommended_lookahead
     for name in ("recommended_scale", "recommended_damping", "recommended_fading"):
         given = getattr(arguments, name)
         if given is not None:

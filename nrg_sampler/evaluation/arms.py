@@ -16,6 +16,7 @@ AXIS_WEIGHTS = {"VQ": "1:0:0", "MQ": "0:1:0", "TA": "0:0:1"}
 MIXED_WEIGHTS = ("0.1:0.1:0.8", "0.1:0.1:0.6", "0.5:0.5:0")  # with those of one axis, the paper's Table 5 and more
 FLOOR = "TA"
 PAPER_SCALE = 30.0  # of the paper's w, by gains on validation prompts: its 100 is for another reward and model
+AHEAD = 0.1  # of the lookahead, by gains on validation prompts
 SCALES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 SETTINGS = {setting.name: setting.default for setting in fields(RewardGuidance) if setting.name != "weights"}
 WORDS = ("conflicts", "floor", "forward", *POWERS)  # given as text; others are numbers or yes and no
@@ -126,7 +127,7 @@ def rivals_suite(base: RewardGuidance) -> list[Arm]:
         Arm("guided, best of 2, pixel judge chooses", base, search=Search.best_of(2), judge="pixel"),
         Arm("guided, all noise trusted alike", replace(base, damping=0.0, fading=0.0)),
         Arm("guided, first third", replace(base, stop=1 / 3)),
-        Arm("guided, not looking ahead", replace(base, lookahead=0.0)),
+        Arm("guided, looking ahead", replace(base, lookahead=AHEAD)),
         Arm("guided every 2nd step", replace(base, every=2)),
         Arm("guided, reused every 2nd", replace(base, every=2, reuse=True)),
         Arm("skip-gradient", replace(base, lookahead=1.0)),

@@ -7,14 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nrg_sampler.rewards.base import (
-    Conditioning,
-    Reward,
-    recommended_damping,
-    recommended_fading,
-    recommended_lookahead,
-    recommended_scales,
-)
+from nrg_sampler.rewards.base import Conditioning, Reward, recommended_damping, recommended_fading, recommended_scales
 from nrg_sampler.rewards.gradient import axis_gradients
 from nrg_sampler.rewards.pixel import PixelReward
 
@@ -84,7 +77,6 @@ def trusted_as(reward: Any, target: Reward) -> Any:
         "recommended_scale": recommended_scales(target),
         "recommended_damping": recommended_damping(target),
         "recommended_fading": recommended_fading(target),
-        "recommended_lookahead": recommended_lookahead(target),
     }
     if hasattr(reward, "register_to_config"):
         reward.register_to_config(**recommended)

@@ -87,10 +87,10 @@ class Reward(Protocol):
     """Score noisy latents, higher is better.
 
     ``mean`` and ``std`` per axis (of the raw reward over the base model's samples), ``recommended_scale`` (one
-    number, or one per axis), ``recommended_damping`` and ``recommended_fading`` per axis (see :mod:`nrg_sampler.trust`) and
-    ``recommended_lookahead`` may be left out; they default to 0, 1, 1, 1, 0 and 0. With them, weights and strengths mean
-    the same for every reward. A reward may also have ``check_compatible(pipe)``, which raises ``ValueError`` when the
-    pipeline's latents are not its own, ``needs_velocity = True``, which asks for the step's velocity in the conditioning, ``num_members`` above 1: then
+    number, or one per axis), ``recommended_damping`` and ``recommended_fading`` per axis (see :mod:`nrg_sampler.trust`) may
+    be left out; they default to 0, 1, 1, 1 and 0. With them, weights and strengths mean the same for every reward. A
+    reward may also have ``check_compatible(pipe)``, which raises ``ValueError`` when the pipeline's latents are not its
+    own, ``needs_velocity = True``, which asks for the step's velocity in the conditioning, ``num_members`` above 1: then
     it takes ``members=True`` and returns what each member says, shape ``(B, members, axes)``, instead of the mean, and
     ``prepare(conditioning)``, which returns it with what can be worked out of the prompt once for all steps in
     ``prepared``.
@@ -249,11 +249,6 @@ def recommended_fading(reward: Any) -> tuple[float, ...]:
     return _statistic(reward, "recommended_fading", 0.0)
 
 
-def recommended_lookahead(reward: Any) -> float:
-    """Return how far along its path the latents are to be read, in [0, 1]; 0 where nothing is stored."""
-    return float(getattr(reward, "recommended_lookahead", None) or 0.0)
-
-
 def check_reward(reward: Any, pipe: Any = None) -> None:
     """Refuse what cannot serve as a reward, or not with this pipeline.
 
@@ -285,11 +280,6 @@ def check_reward(reward: Any, pipe: Any = None) -> None:
                 f"Expected `{name}` of the reward to be 0 or more for each axis, but got {per_axis[name]}; 0 trusts an "
                 "axis at any noise level."
             )
-    if not 0 <= recommended_lookahead(reward) <= 1:
-        raise ValueError(
-            f"Expected `recommended_lookahead` of the reward between 0 and 1, but got {recommended_lookahead(reward):g}; "
-            "0 reads the noisy latents themselves."
-        )
     if not all(math.isfinite(value) and value > 0 for value in per_axis["recommended_scale"]):
         raise ValueError(
             f"Expected `recommended_scale` of the reward to be above 0, but got {per_axis['recommended_scale']}; "

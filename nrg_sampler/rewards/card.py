@@ -42,7 +42,6 @@ def model_card(config: Mapping[str, Any]) -> str:
         f"- **Recommended scale:** {by_axis(config['recommended_scale'], axes)}.",
         f"- **Recommended damping:** {by_axis(config.get('recommended_damping') or DAMPING, axes)}.",
         f"- **Recommended fading:** {by_axis(config.get('recommended_fading') or 0.0, axes)}.",
-        f"- **Recommended lookahead:** {config.get('recommended_lookahead') or 0.0:g}.",
         f"- **Licence:** {about.get('license', UNKNOWN)}.",
         "",
         "## Normalisation",

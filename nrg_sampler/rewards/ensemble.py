@@ -27,7 +27,6 @@ from nrg_sampler.rewards.base import (
     normalised,
     recommended_damping,
     recommended_fading,
-    recommended_lookahead,
     recommended_scales,
 )
 
@@ -94,7 +93,6 @@ class EnsembleReward(nn.Module):
         # as the most careful of them recommends
         self.recommended_damping = tuple(map(max, zip(*map(recommended_damping, rewards), strict=True)))
         self.recommended_fading = tuple(map(max, zip(*map(recommended_fading, rewards), strict=True)))
-        self.recommended_lookahead = min(map(recommended_lookahead, rewards))
         self.needs_velocity = any(getattr(reward, "needs_velocity", False) for reward in rewards)
 
     def forward(self, latents: Tensor, sigma: Tensor, conditioning: Conditioning, members: bool = False) -> Tensor:

@@ -104,7 +104,6 @@ class LatentReward(ModelMixin, ConfigMixin):
         recommended_damping: For each axis the power of ``1 - sigma`` by which guidance is to trust its gradient less in
             noise, 0 or more; 1 for each by default. See :mod:`nrg_sampler.trust`.
         recommended_fading: The same of ``sigma``, by which it is to trust it less near the end; 0 for each by default.
-        recommended_lookahead: How far along its path it is to read a clip, in [0, 1]; see ``RewardGuidance``.
         latent_space: What :func:`latent_space` says of the VAE it was trained on; not checked if left out.
         about: For the model card: ``base_model``, ``data``, ``license`` and ``accuracy`` by noise bin and axis.
         patch_size, num_attention_heads, ...: As in ``WanTransformer3DModel``.
@@ -135,7 +134,6 @@ class LatentReward(ModelMixin, ConfigMixin):
         recommended_scale: float | Sequence[float] = 1.0,
         recommended_damping: Sequence[float] | None = None,
         recommended_fading: Sequence[float] | None = None,
-        recommended_lookahead: float = 0.0,
         latent_space: Mapping[str, Any] | None = None,
         about: Mapping[str, Any] | None = None,
         patch_size: Sequence[int] = (1, 2, 2),
@@ -244,10 +242,6 @@ class LatentReward(ModelMixin, ConfigMixin):
     def recommended_fading(self) -> tuple[float, ...] | None:
         fading = self.config.recommended_fading
         return None if fading is None else tuple(fading)
-
-    @property
-    def recommended_lookahead(self) -> float:
-        return float(self.config.recommended_lookahead)
 
     @property
     def num_members(self) -> int:

@@ -153,12 +153,7 @@ CONTROLS: dict[str, Control] = {
     "every": Number("Every n-th step", "Ask the reward only each n-th step.", 1, 10, 1),
     "reuse": Switch("Reuse the direction", "Push with the last one in between."),
     "lookahead": Number(
-        "Look ahead",
-        "How far along its path to read a clip; empty as the reward recommends.",
-        0,
-        1,
-        0.05,
-        optional=True,
+        "Look ahead", "How far along its path a clip is read; 1 is the predicted end.", 0.0, 1.0, 0.05
     ),
     "smoothing": Number("Smoothing", "Share of the noise exchanged for an average.", 0.0, 1.0, 0.05),
     "smoothing_samples": Number("Samples of it", "Gradients in the average.", 1, 16, 1),

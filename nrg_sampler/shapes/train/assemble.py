@@ -131,9 +131,9 @@ def reward_card(
             "  along the reward's own gradient under the same labels; at last it also named what a clip shows (shape, colour,",
             "  motion, background, size).",
             f"- **Mean / standard deviation** of the raw reward over samples of the pipeline: {statistics}.",
-            "- **Recommended** scale, damping and fading (powers of 1-sigma and sigma) and lookahead, chosen on validation prompts: "
+            "- **Recommended** scale, damping and fading (powers of 1-sigma and sigma), chosen on validation prompts: "
             f"{by_axis(reward.recommended_scale, axes)}; {by_axis(recommended_damping(reward), axes)}; "
-            f"{by_axis(recommended_fading(reward), axes)}; {reward.recommended_lookahead:g}.",
+            f"{by_axis(recommended_fading(reward), axes)}.",
             "- **Licence.** Apache-2.0.",
             "",
             "Held-out pairs ranked as the oracle ranks them, in percent (number of pairs), ties left out.",

@@ -51,10 +51,9 @@ HELD_OUT = {"rendered": 500, "sampled": 160, "guided": 160}  # clips of held-out
 # By gains on validation prompts. The gradients of picture and motion are good where the noise is strong, that of the
 # prompt where little of it is left; elsewhere they raise the reward more than the clip.
 RECOMMENDED = {
-    "recommended_scale": (200.0, 200.0, 200.0),
+    "recommended_scale": (100.0, 100.0, 200.0),
     "recommended_damping": (0.0, 0.0, 2.5),
-    "recommended_fading": (6.0, 6.0, 0.0),
-    "recommended_lookahead": 0.1,
+    "recommended_fading": (4.0, 4.0, 0.0),
 }
 TEACHING = {"recommended_scale": 40.0}  # of the rewards that guide clips for the next lesson, in multiples up to 10
 SIGMA_BINS = ((0.0, 0.2), (0.2, 0.4), (0.4, 0.6), (0.6, 0.8), (0.8, 1.0))
