@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -45,11 +46,16 @@ def test_the_readme_says_what_the_scores_say(capsys: pytest.CaptureFixture[str])
     assert [line for line in figures.values() if line not in readme] == []
 
 
-def run_example(name: str, weights: Path) -> dict[str, Any]:
+def run_example(name: str, weights: Path, **constants: Any) -> dict[str, Any]:
+    """Run an example on the tiny folder, with other values of its constants."""
     source = (EXAMPLES / f"{name}.py").read_text(encoding="utf-8")
     tiny = source.replace(BUNDLED, f"Path({str(weights)!r})")
-    tiny = tiny.replace('from_pretrained("shapes")', f"from_pretrained({str(weights / 'pipeline')!r})")
+    folders = f"{str(weights / 'pipeline')!r}, reward_model={str(weights / 'reward')!r}"
+    tiny = tiny.replace('from_pretrained("shapes")', f"from_pretrained({folders})")
     tiny = tiny.replace("generator=generator)", "generator=generator, height=16, width=16, num_frames=5)")
+    for constant, value in constants.items():
+        tiny, found = re.subn(rf"^{constant} = .*$", f"{constant} = {value!r}", tiny, flags=re.MULTILINE)
+        assert found == 1
     assert tiny != source
     names: dict[str, Any] = {}
     exec(compile(tiny, name, "exec"), names)
@@ -78,6 +84,17 @@ def test_a_handwritten_loop_samples_what_the_attached_pipeline_samples(weights: 
         frames = names["pipe"](prompt, negative_prompt="", guidance_scale=4.0, generator=generator, **RUN).frames[0]
     np.testing.assert_allclose(names["frames"], frames, atol=1e-4)
     assert Path("guided.mp4").is_file()
+
+
+def test_the_distance_between_clips_of_open_prompts_is_told(weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    prompts = ["a red circle moving right", "a blue square moving left"]
+    names = run_example("open_prompts", weights, PROMPTS=prompts, SEEDS=3)
+    said = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in said] == prompts
+    for line in said:
+        told = dict(part.rsplit(" ", 1) for part in line.split(": ")[1].split(", "))
+        assert told.keys() == names["SETTINGS"].keys() and told["unguided"] == "1.00"
+        assert all(float(ratio) > 0 for ratio in told.values())
 
 
 def test_an_own_reward_raises_what_it_rewards(weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
