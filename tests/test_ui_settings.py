@@ -47,6 +47,8 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "half a switch": ({"balanced": 1}, "Expected true or false for balance the axes, but got 1."),
     "window": ({"start": 0.9, "stop": 0.1}, "Expected `start` to be at most `stop` (0.1), but got 0.9."),
+    "words for a cap": ({"max_push": "a lot"}, "Expected a number for cap, or nothing, but got 'a lot'."),
+    "endless cap": ({"max_push": "inf"}, "Expected a number for cap, but got inf."),
     "no push": ({"max_push": 0.0}, "Expected cap between 0.01 and 10, but got 0."),
     "absurd cap": ({"max_push": 50.0}, "Expected cap between 0.01 and 10, but got 50."),
     "absurd damping": (
@@ -62,7 +64,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
 
 def test_values_are_read_back_equal() -> None:
     settings = Settings.read(GOOD)
-    assert settings.values() == {**GOOD, "fading": "2.0"}
+    assert settings.values() == {**GOOD, "fading": "2.0", "max_coefficient": "", "max_push": "0.2"}
     assert Settings.read(settings.values()) == settings
     assert settings.guidance == RewardGuidance(
         weights="1:0.5:0", scale=2, start=0.1, stop=0.9, every=2, max_coefficient=None, max_push=0.2, damping="VQ=0,TA=1.5", fading=2,

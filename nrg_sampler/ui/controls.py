@@ -38,14 +38,18 @@ class Number:
         Raises:
             ValueError: If it is not a number, not a whole one where it has to be, or out of range.
         """
-        if value is None and self.optional:
-            return None
         name = self.label.lower()
+        if self.optional:  # a line of text on the page: a number field there shows nothing as 0
+            value = _number(name, value)
+            if value is None:
+                return None
         number = whole(name, value) if self.step == 1 else real(name, value)
         return within(name, number, (self.low, self.high))
 
     def show(self, value: Any) -> Any:
         """Return what the page shows for a value of the field."""
+        if self.optional:
+            return "" if value is None else str(value)
         return value
 
 
@@ -163,6 +167,18 @@ CONTROLS: dict[str, Control] = {
     "crop": Number("Crop", "Share of height and width that the reward reads.", 0.1, 1.0, 0.05),
     "calibrated": Switch("Calibrated", "Strength in units of the recommended one."),
 }
+
+
+def _number(name: str, value: Any) -> Any:
+    """Return the number that a text holds, nothing for an empty one, and what is no text as it is."""
+    if not isinstance(value, str):
+        return value
+    if not value.strip():
+        return None
+    try:
+        return float(value)
+    except ValueError:
+        raise ValueError(f"Expected a number for {name}, or nothing, but got {value!r:.60}.") from None
 
 
 def real(name: str, value: Any) -> float:

@@ -288,10 +288,8 @@ def _component(name: str, control: Control) -> Any:
         return gr.Dropdown(list(control.options), value=usual, **about)
     if isinstance(control, Switch):
         return gr.Checkbox(usual, **about)
-    if isinstance(control, Text):
-        return gr.Textbox(control.show(usual), max_length=TEXT_LENGTH, **about)
-    if control.optional:
-        return gr.Number(usual, minimum=control.low, maximum=control.high, step=control.step, **about)
+    if isinstance(control, Text) or control.optional:
+        return gr.Textbox(usual, max_length=TEXT_LENGTH, **about)
     return _slider(control.low, control.high, usual, control.step, **about)
 
 

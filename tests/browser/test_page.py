@@ -53,6 +53,16 @@ def weights(visit: Any) -> list[float]:
     return [float(visit.value(f"#nrg-weight-{index} input[type=number]")) for index in range(3)]
 
 
+def test_settings_that_were_looked_at_and_left_alone_stay_as_they_are(visit: Any) -> None:
+    visit.click("#nrg-more button")
+    field = "#nrg-max_coefficient textarea, #nrg-max_coefficient input"
+    visit.until(lambda: visit.all(field))
+    time.sleep(1)  # what a field sends when it appears
+    assert visit.value(field) == ""
+    visit.sample()
+    visit.until(lambda: len(visit.all("#nrg-stage video")) == 3)
+
+
 @BOTH_MODES
 def test_a_guided_run_from_the_prompt_to_the_downloads(visit: Any) -> None:
     places = visit.js(PLACES)
