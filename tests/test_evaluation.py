@@ -366,6 +366,24 @@ def test_rivals_keep_the_user_s_weights():
     assert str(arms["best of 2"].search.weights) == str(arms["resampling"].search.weights) == "0:0:1"
 
 
+@pytest.mark.parametrize(
+    "name, change",
+    [
+        ("guided", {}),
+        ("guided, first third", {"stop": 1 / 3}),
+        ("guided, looking ahead", {"lookahead": 0.1}),
+        ("guided every 2nd step", {"every": 2}),
+        ("guided, reused every 2nd", {"every": 2, "reuse": True}),
+        ("skip-gradient", {"lookahead": 1.0}),
+        ("flipped", {"scale": -1.0}),
+    ],
+)
+def test_variants_differ_from_the_default_in_what_they_are_named_after(name, change):
+    base = RewardGuidance(weights="0:0:1")
+    arms = {arm.name: arm for arm in rivals_suite(base)}
+    assert arms[name].guidance == replace(base, **change)
+
+
 def test_motion_of_a_known_change():
     clips = torch.zeros(2, 3, 5, 8, 8)
     clips[1, :, 1::2] = 0.4

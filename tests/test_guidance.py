@@ -538,9 +538,8 @@ def test_a_look_ahead_reads_the_latents_that_the_velocity_leads_to(lookahead, si
         nudge = torch.zeros_like(latents)
         nudge.flatten(1)[:, index] = step
         slopes.flatten(1)[:, index] = (read(latents + nudge) - read(latents - nudge)) / (2 * step)
-    factor = (levels * (1 - levels) / (1 - ahead)).reshape(
-        -1, 1, 1, 1, 1
-    )  # of the default damping, and what was read ahead
+    # what is left of the coefficient after the default damping, and of a gradient that was read ahead
+    factor = (levels * (1 - levels) / (1 - ahead)).reshape(-1, 1, 1, 1, 1)
     guidance = RewardGuidance("1:1", lookahead=lookahead, scale=0.1, max_push=None)
     guided = guided_velocity(latents, velocity, sigma, reward, guidance=guidance)
     torch.testing.assert_close(guided, velocity - 0.1 * 3.0 * factor * slopes, rtol=1e-6, atol=1e-8)
