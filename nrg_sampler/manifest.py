@@ -66,6 +66,7 @@ class Manifest:
         scheduler: One of :data:`nrg_sampler.schedulers.SCHEDULERS`, or ``None`` for the model's own.
         search: Fields of :class:`nrg_sampler.search.Search`, or ``None`` if only one candidate was sampled.
         proposed: Whether the reward proposed the weights from the prompt.
+        checkpointing: Whether the reward saved memory.
         format: Version of this layout.
     """
 
@@ -85,6 +86,7 @@ class Manifest:
     scheduler: str | None = None
     search: dict[str, Any] | None = None
     proposed: bool = False
+    checkpointing: bool = False
     format: int = FORMAT
 
     def weighted_axes(self) -> tuple[str, ...]:
@@ -127,6 +129,7 @@ class Manifest:
             "scheduler": None,
             "search": None,
             "proposed": False,
+            "checkpointing": False,
             **entries,
         }  # written before there was a choice
         if wanted != entries.keys():

@@ -141,8 +141,8 @@ class Plan:
             lines.append(f"A guided step needs about {self.needed_mb:.0f} MB; {self.available_mb:.0f} MB are free.")
         if not self.fits:
             lines.append(
-                "That will not fit: let the reward read fewer frames (`frame_stride`) or a part of the picture (`crop`), "
-                "use bfloat16, `reward.enable_gradient_checkpointing()`, or sample a smaller video."
+                "That will not fit: let the reward save memory (`reward.enable_gradient_checkpointing()`, --checkpointing), read "
+                "fewer frames (`frame_stride`) or a part of the picture (`crop`), use bfloat16, or sample a smaller video."
             )
         return "\n".join(lines)
 

@@ -28,6 +28,7 @@ class Recipe:
         scheduler: One of :data:`nrg_sampler.schedulers.SCHEDULERS`, or ``None`` for the model's own.
         search: Fields of :class:`nrg_sampler.search.Search`, or ``None`` to sample one candidate.
         proposed: Whether the reward has proposed the weights.
+        checkpointing: Whether the reward saves memory, see :mod:`nrg_sampler.rewards.recompute`.
     """
 
     prompt: str
@@ -41,6 +42,7 @@ class Recipe:
     scheduler: str | None = None
     search: dict[str, Any] | None = None
     proposed: bool = False
+    checkpointing: bool = False
 
     @classmethod
     def from_manifest(cls, manifest: Manifest, device: str | None = None) -> Recipe:
@@ -65,6 +67,7 @@ class Recipe:
             scheduler=manifest.scheduler,
             search=manifest.search,
             proposed=manifest.proposed,
+            checkpointing=manifest.checkpointing,
         )
 
     def settled(self, pipe: Any) -> Recipe:

@@ -146,6 +146,7 @@ class Sampler:
             scheduler=recipe.scheduler,
             search=recipe.search,
             proposed=recipe.proposed,
+            checkpointing=recipe.checkpointing,
         )
 
     def _judge(self, frames: Frames, latents: torch.Tensor, prompt_embeds: torch.Tensor) -> Scores:
@@ -213,6 +214,8 @@ def load(recipe: Recipe) -> Any:
     quiet_unless_watched()
     given = {} if recipe.reward is None else {"reward_model": recipe.reward}
     pipe = NRGFlowPipeline.from_pretrained(recipe.model, dtype=getattr(torch, recipe.dtype), **given)
+    if recipe.checkpointing and pipe.reward_model is not None:
+        pipe.reward_model.enable_gradient_checkpointing()
     return pipe.to(recipe.device)
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from nrg_sampler.rewards.base import Conditioning
+from nrg_sampler.rewards.recompute import recomputed
 
 SHARED_PARTS = ("patch_embedding", "condition_embedder.time_embedder", "condition_embedder.time_proj")
 # Parts of the names that diffusers gives its hooks, and what they do to features or weights.
@@ -39,7 +40,7 @@ class SharedReward:
         self._given: Tensor | None = None
         self._leaf: Tensor | None = None
         self._features: Tensor | None = None
-        self._mode_before = False
+        self._mode_before = self._following = False
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._reward, name)
@@ -59,7 +60,7 @@ class SharedReward:
             )
         assert given is not None
         self._given, self._leaf, self._features = given, given.detach().clone().requires_grad_(), None
-        self._mode_before = torch.is_grad_enabled()
+        self._mode_before, self._following = torch.is_grad_enabled(), True
         torch.set_grad_enabled(True)
         followed = self._leaf.view_as(self._leaf)  # not the leaf itself: counters of operations stumble over it
         if "hidden_states" in kwargs:
@@ -68,9 +69,11 @@ class SharedReward:
 
     def leave(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
         """Serve as hook of the last shared block: keep its features and let the rest run without a gradient."""
-        if self._leaf is None or self._features is not None:
+        if (
+            not self._following
+        ):  # called for the negative prompt, or once more to compute activations that were not kept
             return None
-        self._features = output
+        self._features, self._following = output, False
         torch.set_grad_enabled(self._mode_before)
         return output.detach()
 
@@ -108,18 +111,26 @@ def shared_forward(pipe: Any, reward: Any) -> Iterator[SharedReward]:
 
 @contextmanager
 def following(denoiser: Any, shared: SharedReward) -> Iterator[SharedReward]:
-    """Hook ``shared`` into a denoiser inside the ``with`` block, unchecked."""
+    """Hook ``shared`` into a denoiser inside the ``with`` block, unchecked.
+
+    With gradient checkpointing enabled in the reward, the denoiser's blocks that it reads save memory alike.
+    """
     last = denoiser.blocks[len(shared.blocks) - 1]
     hooks = [
         denoiser.register_forward_pre_hook(shared.enter, with_kwargs=True),
         last.register_forward_hook(shared.leave),
     ]
     tracked = [weight for weight in denoiser.parameters() if weight.requires_grad]
+    saving = shared.gradient_checkpointing and not denoiser.gradient_checkpointing
     try:
+        if saving:
+            denoiser.enable_gradient_checkpointing(recomputed)
         for weight in tracked:  # else activations would be kept for gradients nobody asks for
             weight.requires_grad_(False)
         yield shared
     finally:
+        if saving:
+            denoiser.disable_gradient_checkpointing()
         for weight in tracked:
             weight.requires_grad_(True)
         for hook in hooks:

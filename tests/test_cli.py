@@ -270,7 +270,7 @@ def test_memory_that_is_used_up_is_one_line(
 
     monkeypatch.setattr(fake, "sample", sample)
     assert run("generate", "x", *MODEL) == 1
-    assert capsys.readouterr().err.startswith("nrg-sampler: error: out of memory; try fewer --frames")
+    assert capsys.readouterr().err.startswith("nrg-sampler: error: out of memory; try --checkpointing")
 
 
 def test_an_error_of_the_program_itself_keeps_its_traceback(

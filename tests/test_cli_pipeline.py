@@ -50,6 +50,23 @@ def test_generate_then_replay_gives_the_identical_frames(model: list[str], capsy
     assert "identical" in capsys.readouterr().out
 
 
+def test_saving_memory_changes_no_frame_and_is_replayed(
+    model: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from nrg_sampler.rewards import latent
+
+    calls, recomputed = [], latent.recomputed
+    monkeypatch.setattr(latent, "recomputed", lambda *args: calls.append(1) or recomputed(*args))
+    for name, options in {"plain": [], "saving": ["--checkpointing"]}.items():
+        assert cli.main(["generate", "a red circle", *model, *SIZE, *options, "--out", f"{name}.mp4"]) == 0
+        assert Manifest.read(Path(f"{name}.json")).checkpointing == bool(calls)
+    plain, saving = (Manifest.read(Path(f"{name}.json")).clips[0] for name in ("plain", "saving"))
+    guided = sum("skipped" not in step or not step["skipped"] for step in saving.trace)
+    assert saving.sha256 == plain.sha256 and len(calls) == guided > 0
+    assert cli.main(["generate", "--replay", "saving.json"]) == 0
+    assert "identical" in capsys.readouterr().out and len(calls) == 2 * guided
+
+
 def test_a_replay_with_another_reward_differs_and_names_its_files(
     model: list[str], folders: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -117,7 +117,7 @@ def test_checkpointing_halves_the_memory_of_a_deep_reward():
     plain = cost.count_step(workload, 8, False, torch.float32)[1]
     saving = cost.count_step(workload, 8, True, torch.float32)[1]
     assert saving.peak_bytes < 0.5 * plain.peak_bytes
-    assert saving.flops > 1.1 * plain.flops
+    assert plain.flops < saving.flops < 1.1 * plain.flops  # attention is not computed again
 
 
 def test_the_formula_of_the_paper_of_costs():

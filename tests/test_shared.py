@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -100,6 +101,43 @@ def test_a_run_is_the_same_with_either(pipe, reward, guidance_scale, every):
     assert (runs[0] - sample(pipe, guidance_scale=guidance_scale, num_inference_steps=5)).abs().max() > 1e-3
 
 
+def test_saving_memory_changes_no_gradient_and_is_over_with_the_block(pipe, reward, inputs):
+    latents, sigma, embeds = inputs
+    separate = reward_gradient(latents, sigma, reward, Conditioning(embeds))
+    reward.enable_gradient_checkpointing()
+    for _ in range(2):
+        with shared_forward(pipe, reward) as shared:
+            assert pipe.transformer.gradient_checkpointing
+            for _ in range(2):  # steps
+                given = latents.clone()  # as every step has latents of its own
+                for prompt in (embeds, -embeds):
+                    denoise(pipe, given, sigma, prompt)
+                assert not torch.is_inference_mode_enabled()
+                found = reward_gradient(given, sigma, shared, Conditioning(embeds))
+                for mine, theirs in zip(found, separate, strict=True):
+                    torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5 * float(theirs.abs().max()))
+        assert not pipe.transformer.gradient_checkpointing
+
+
+def test_checkpointing_that_was_on_stays_on(pipe, reward):
+    pipe.transformer.enable_gradient_checkpointing()
+    own = pipe.transformer._gradient_checkpointing_func
+    reward.enable_gradient_checkpointing()
+    with shared_forward(pipe, reward):
+        assert pipe.transformer._gradient_checkpointing_func is own
+    assert pipe.transformer.gradient_checkpointing
+
+
+def test_a_run_that_saves_memory_is_the_same(pipe, reward):
+    runs = []
+    for saving in (False, True):
+        if saving:
+            reward.enable_gradient_checkpointing()
+        with attach(pipe, reward, SHARED):
+            runs.append(sample(pipe, guidance_scale=5.0, num_inference_steps=4))
+    torch.testing.assert_close(runs[1], runs[0], rtol=1e-5, atol=1e-5)
+
+
 def test_the_pipeline_is_as_it_was_after_an_exception(pipe, reward):
     unguided = sample(pipe)
     tracked = [weight.requires_grad for weight in pipe.transformer.parameters()]
@@ -192,6 +230,15 @@ def test_sharing_saves_the_forward_pass():
     _, shared, predicted = cost.count_step(WORKLOADS["shapes"], 2, False, torch.float32, shared=True)
     assert shared.flops / unguided.flops == pytest.approx(predicted, rel=0.1)
     assert shared.flops - unguided.flops < 0.7 * (separate.flops - unguided.flops)
+
+
+def test_shared_features_can_be_computed_again():
+    long = replace(WORKLOADS["shapes"], latents=(1, 16, 21, 32, 32))
+    unguided, plain, _ = cost.count_step(long, 2, False, torch.float32, shared=True)
+    _, saving, predicted = cost.count_step(long, 2, True, torch.float32, shared=True)
+    assert saving.peak_bytes < 0.75 * plain.peak_bytes
+    assert plain.flops < saving.flops
+    assert saving.flops / unguided.flops == pytest.approx(predicted, rel=0.1)
 
 
 def test_features_of_other_transformers_are_not_shared():

@@ -95,7 +95,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except RuntimeError as error:
         if arguments.debug or "out of memory" not in str(error):
             raise
-        _say("error", "out of memory; try fewer --frames, a smaller --height and --width, or --dtype bfloat16.")
+        advice = "try --checkpointing, fewer --frames, a smaller --height and --width, or --dtype bfloat16"
+        _say("error", f"out of memory; {advice}.")
         return FAILED
     except KeyboardInterrupt:
         if arguments.debug:

@@ -52,7 +52,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--batch", type=options.whole_number(1), default=1, metavar="N", help="videos sampled at once (default: 1)"
     )
-    parser.add_argument("--checkpointing", action="store_true", help="compute the reward's activations twice")
+    parser.add_argument(
+        "--checkpointing", action="store_true", help="save memory: compute the reward's linear layers twice"
+    )
     parser.add_argument("--n", type=options.whole_number(0), default=20, help="timed pairs of steps (default: 20)")
     parser.add_argument("--device", help="where to time (default: cuda if there is one, else cpu)")
     parser.add_argument("--dtype", choices=options.DTYPES, help="default: bfloat16, on the CPU float32")

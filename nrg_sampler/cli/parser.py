@@ -133,6 +133,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: cuda if there is one, else cpu)")
     group.add_argument("--dtype", choices=DTYPES, help="of the weights (default: bfloat16 on cuda, else float32)")
+    _add_switch(group, "--checkpointing", "let the reward need less memory and a little more time, for large videos")
 
 
 def add_judges(parser: argparse.ArgumentParser) -> None:

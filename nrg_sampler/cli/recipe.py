@@ -35,6 +35,7 @@ def from_arguments(arguments: argparse.Namespace) -> Recipe:
         fps=arguments.fps,
         scheduler=arguments.scheduler,
         search=_search(arguments),
+        checkpointing=bool(arguments.checkpointing),
     )
 
 

@@ -55,7 +55,7 @@ class CostRow:
         peak_memory_mib: Highest memory of a guided step, weights of transformer and reward included.
         unguided_memory_mib: The same without guidance.
         memory: ``"measured"`` by the device, or ``"counted"`` from the tensors alive at any moment.
-        checkpointing: Whether the reward computes its activations twice rather than keeping them.
+        checkpointing: Whether the reward computes again what linear layers gave rather than keep it.
         n: Timed pairs of an unguided and a guided step.
         device: Where it was timed.
     """
@@ -100,7 +100,7 @@ class Step:
     Args:
         workload: What is computed.
         num_blocks: Blocks in the reward.
-        checkpointing: Whether the reward saves memory by computing activations twice.
+        checkpointing: Whether the reward saves memory, see :mod:`nrg_sampler.rewards.recompute`.
         device: Where the weights are.
         dtype: Of the weights and latents.
         shared: Whether the reward reads the transformer's features instead of running a forward pass of its own.
@@ -261,7 +261,7 @@ def count_step(
         workload.evaluations,
         read=block_costs(step.transformer, workload.read_by(guidance).tokens),
         shared=shared,
-        checkpointing=checkpointing and not shared,
+        checkpointing=checkpointing,
     )
     return unguided, guided, predicted
 
@@ -327,7 +327,7 @@ def cost_rows(
         frame_stride: Of that part, as in ``RewardGuidance``.
         crop: Likewise.
         every: Each n-th step guided; the unguided steps between are counted at their own cost.
-        checkpointing: Whether the reward computes its activations twice rather than keeping them.
+        checkpointing: Whether the reward saves memory, see :mod:`nrg_sampler.rewards.recompute`.
         device: Where to time.
         dtype: Of the weights.
         n: Timed pairs.
@@ -337,10 +337,9 @@ def cost_rows(
             latents.
     """
     shared = mode == "shared"
-    if shared and (checkpointing or workload.transformer != "WanTransformer3DModel"):
+    if shared and workload.transformer != "WanTransformer3DModel":
         raise ValueError(
-            f"Expected mode 'separate' for {workload.name}{' with checkpointing' * checkpointing}, but got 'shared': "
-            "features are shared with Wan transformers, whose activations are kept."
+            f"Expected mode 'separate' for {workload.name}, but got 'shared'; features are shared with Wan transformers."
         )
     total = sum(workload.config.get(name, 0) for name in ("num_layers", "num_single_layers"))
     blocks = round(total / 4) if num_blocks is None else num_blocks

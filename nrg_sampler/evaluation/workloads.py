@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from nrg_sampler.guidance import RewardGuidance
 from nrg_sampler.rewards.base import Conditioning
+from nrg_sampler.rewards.recompute import recomputed
 from nrg_sampler.rewards.window import Window
 
 # Weights of a block that do not act on every latent token: modulation from the timestep, the prompt's own stream, and
@@ -135,8 +136,8 @@ class TrunkReward(nn.Module):
         self.trunk, self.inputs = trunk, inputs
 
     def enable_gradient_checkpointing(self) -> None:
-        """Compute activations again in the backward pass instead of keeping them."""
-        self.trunk.enable_gradient_checkpointing()
+        """Keep of each block what its attention gave, and compute the rest again on the way back."""
+        self.trunk.enable_gradient_checkpointing(recomputed)
 
     def forward(self, latents: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
         """Return the mean of the trunk's output, shape ``(B, 1)``."""
@@ -200,14 +201,15 @@ def predicted_ratio(
     .. math:: K = 1 + f\,(1 + b) / E
 
     with ``f`` the reward's share of the forward pass, ``b`` the cost of its backward pass over its forward one and
-    ``E`` evaluations a step. Features that are shared save the forward pass; checkpointing pays for another one, and
-    axes that are differentiated one by one for several backward passes. ``read`` are the costs of the blocks with as
+    ``E`` evaluations a step. Features that are shared save the forward pass; checkpointing pays for its linear layers once
+    more, and axes that are differentiated one by one for several backward passes. ``read`` are the costs of the blocks with as
     many tokens as the reward reads; all of them by default.
     """
     trunk = (costs if read is None else read)[:num_blocks]
     forward = sum(cost.forward for cost in trunk)
     backward = sum(cost.backward for cost in trunk)
-    extra = passes_back * backward + forward * (checkpointing + (not shared))
+    again = sum(cost.linear for cost in trunk) if checkpointing else 0.0
+    extra = passes_back * backward + again + forward * (not shared)
     return 1 + extra / (evaluations * sum(cost.forward for cost in costs))
 
 

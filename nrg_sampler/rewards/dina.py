@@ -27,10 +27,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
 
 from nrg_sampler.rewards.base import Conditioning
 from nrg_sampler.rewards.published import PublishedWeights, load_state, require_same_keys
+from nrg_sampler.rewards.recompute import recomputed
 
 TIMESTEPS = 1000  # a timestep is this times sigma
 PUBLISHED_MEAN, PUBLISHED_STD = -10.0, 10.0  # the authors report (score + 10) / 10
@@ -256,7 +256,7 @@ class DiNaReward(nn.Module):
         pictures, texts = {0: picture}, {0: text}
         for index, block in enumerate(trunk.transformer_blocks, start=1):
             if self.gradient_checkpointing and torch.is_grad_enabled():
-                text, picture = checkpoint(block, picture, text, time, use_reentrant=False)
+                text, picture = recomputed(block, picture, text, time)
             else:
                 text, picture = block(picture, text, time)
             pictures[index], texts[index] = picture, text

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +20,7 @@ from nrg_sampler.rewards.base import Conditioning
 from nrg_sampler.rewards.card import model_card
 from nrg_sampler.rewards.gate import WeightGate, pool_prompts, shares
 from nrg_sampler.rewards.reads import POOLINGS, Member, QueryRead, answers, new_heads, new_queries, new_reads
+from nrg_sampler.rewards.recompute import recomputed
 
 # What of a transformer's config shapes the trunk; the rest (number of layers, output) is the reward's own.
 TRUNK_OPTIONS = (
@@ -215,6 +216,15 @@ class LatentReward(ModelMixin, ConfigMixin):
         super().save_pretrained(save_directory, *args, **options)
         with replacing(Path(save_directory) / "README.md") as partial:
             partial.write_text(model_card(self.config), encoding="utf-8")
+
+    def enable_gradient_checkpointing(self, gradient_checkpointing_func: Callable[..., Any] | None = None) -> None:
+        """Save memory: keep of each block what its attention gave, and compute the rest again on the way back.
+
+        Args:
+            gradient_checkpointing_func: Called with a block and its arguments to do it otherwise; by default
+                :func:`nrg_sampler.rewards.recompute.recomputed`.
+        """
+        super().enable_gradient_checkpointing(gradient_checkpointing_func or recomputed)
 
     @property
     def axes(self) -> tuple[str, ...]:
