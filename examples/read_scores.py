@@ -1,4 +1,4 @@
-"""Read the scores behind the README's tables: a paired comparison with the paper's settings, and who gains."""
+"""Read the scores behind the README's tables: paired comparisons with the default, what noise in training wins, and who gains."""
 
 from __future__ import annotations
 
@@ -21,15 +21,31 @@ def scores_of(arm: str) -> torch.Tensor:
     return torch.tensor([scores[arm][index] for index in sorted(scores[arm])])
 
 
+def gains_of(arm: str) -> torch.Tensor:
+    """Return by how many standard deviations the mean of the axes rises, shape ``(prompts,)``."""
+    return ((scores_of(arm) - unguided) / unguided.std(dim=0)).mean(dim=1)
+
+
+def wins_of(arm: str) -> torch.Tensor:
+    """Return 100 for each motion that is better than the unguided one, 50 for a tie, shape ``(prompts,)``."""
+    return 50 * (1 + (scores_of(arm) - unguided)[:, AXES.index("MQ")].sign())
+
+
+def with_margin(values: torch.Tensor) -> str:
+    """Return the mean with half the width of its 95 % interval."""
+    return f"{values.mean():+.3f} ± {1.96 * values.std() / len(values) ** 0.5:.3f}"
+
+
 unguided = scores_of("unguided")
-default, paper = (((scores_of(arm) - unguided) / unguided.std(dim=0)).mean(dim=1) for arm in ("guided", "paper"))
-difference = default - paper
-margin = 1.96 * difference.std() / len(difference) ** 0.5
+default = gains_of("guided")
+print(f"{len(default)} prompts, gain of the mean of the axes: default {default.mean():+.3f}")
+for arm in ("paper", "paper to the letter", "guided, reused every 2nd", "auto"):
+    gains = gains_of(arm)
+    print(f"{arm} {gains.mean():+.3f}, default minus that {with_margin(default - gains)} (95 %)")
+for settings in ("", ", paper", ", paper to the letter"):
+    noised, clean = (wins_of(f"{trained} latents{settings}") for trained in ("noised", "clean"))
+    print(f"motion{settings or ', default'}: noised minus clean {with_margin(noised - clean)} points of win rate")
 order = ((unguided - unguided.mean(dim=0)) / unguided.std(dim=0)).mean(dim=1).argsort()
 quarters = default[order].chunk(4)
-print(
-    f"{len(default)} prompts, gain of the mean of the axes: default {default.mean():+.3f}, paper {paper.mean():+.3f}"
-)
-print(f"default minus paper {difference.mean():+.3f} ± {margin:.3f} (95 %)")
 print("default, from the quarter that is worst unguided to the best:", *(f"{part.mean():+.2f}" for part in quarters))
 print(f"lose more than 0.2: {(default < -0.2).float().mean():.0%}, gain more: {(default > 0.2).float().mean():.0%}")

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from nrg_sampler.evaluation.workloads import Workload, block_costs, predicted_ratio
+from nrg_sampler.evaluation.prediction import block_costs, predicted_ratio
+from nrg_sampler.evaluation.workloads import Workload
 from nrg_sampler.guidance import RewardGuidance
 from nrg_sampler.recipe import Recipe
 

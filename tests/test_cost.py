@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -11,8 +14,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from nrg_sampler import cli
-from nrg_sampler.evaluation import cost, workloads
-from nrg_sampler.evaluation.workloads import WORKLOADS, block_costs, predicted_ratio
+from nrg_sampler.evaluation import cost, counting, prediction, workloads
+from nrg_sampler.evaluation.prediction import block_costs, predicted_ratio
+from nrg_sampler.evaluation.workloads import WORKLOADS
 from nrg_sampler.rewards.latent import LatentReward
 
 SHAPES = WORKLOADS["shapes"]
@@ -68,7 +72,7 @@ def test_counting_with_fake_tensors_is_counting_the_real_ones():
     unguided, guided, _ = cost.count_step(SHAPES, 2, False, torch.float32)
     step = cost.Step(SHAPES, 2, False, "cpu", torch.float32)
     assert step.conditioning.prepared  # once a run, so it is no part of a step
-    real = cost.count(step.guided, step.modules)
+    real = counting.count(step.guided, step.modules)
     assert real.flops == guided.flops
     assert real.peak_bytes == pytest.approx(guided.peak_bytes, rel=0.01)
     assert guided.peak_bytes > unguided.peak_bytes
@@ -76,7 +80,7 @@ def test_counting_with_fake_tensors_is_counting_the_real_ones():
 
 def test_the_attention_of_the_processor_is_counted_like_that_of_an_accelerator():
     query, key, value = (torch.randn(1, 2, 16, 8, requires_grad=True) for _ in range(3))
-    with FlopCounterMode(display=False, custom_mapping=cost.CPU_ATTENTION) as counter:
+    with FlopCounterMode(display=False, custom_mapping=counting.CPU_ATTENTION) as counter:
         attended = torch.nn.functional.scaled_dot_product_attention(query, key, value)
         forward = counter.get_total_flops()
         attended.sum().backward()
@@ -99,13 +103,13 @@ def test_memory_is_counted_as_the_allocator_sees_it():
         key=lambda event: event.start_ns(),
     )
     held = torch.tensor([event.nbytes() for event in events]).cumsum(0)
-    counted = cost.count(work, [])
+    counted = counting.count(work, [])
     assert counted.peak_bytes == pytest.approx(held.max().item(), rel=0.01)
 
 
 def test_views_and_weights_count_once():
     layer = torch.nn.Linear(1024, 1024)
-    counter = cost.MemoryCounter([layer])
+    counter = counting.MemoryCounter([layer])
     assert counter.peak_bytes == 4 * (1024 * 1024 + 1024)
     with counter:
         layer.weight.t().flatten(0, 0)
@@ -121,7 +125,7 @@ def test_checkpointing_halves_the_memory_of_a_deep_reward():
 
 
 def test_the_formula_of_the_paper_of_costs():
-    block = workloads.BlockCost(linear=10.0, attention=0.0)
+    block = prediction.BlockCost(linear=10.0, attention=0.0)
     costs = [block] * 8
     assert predicted_ratio(costs, 2, evaluations=2) == pytest.approx(1 + 0.25 * (1 + 1) / 2)
     assert predicted_ratio(costs, 2, evaluations=2, shared=True) == pytest.approx(1 + 0.25 * 1 / 2)
@@ -184,3 +188,39 @@ def test_several_videos_at_once_cost_in_proportion(capsys):
 def test_too_many_blocks_are_refused(capsys):
     assert cli.main(["bench", "--blocks", "9", "--n", "0"]) == 2
     assert "Expected a reward of 1 to 8 blocks for shapes, but got 9." in capsys.readouterr().err
+
+
+def test_a_video_of_another_size():
+    wan = WORKLOADS["wan-1.3b"].sized(240, 416, 33)
+    assert wan.latents == (1, 16, 9, 30, 52) and wan.tokens == 9 * 15 * 26
+    assert "240x416, 33 frames" in wan.about
+    usual = WORKLOADS["wan-1.3b"]
+    assert usual.sized(480, 832, 81) == usual
+    assert SHAPES.sized(64, 64, 13) == SHAPES
+    for size in ((240, 416, 32), (244, 416, 33), (0, 416, 33)):
+        with pytest.raises(ValueError, match="Expected a height and width that are multiples of 16"):
+            usual.sized(*size)
+    for name in ("flux", "sd3", "ltx"):
+        with pytest.raises(ValueError, match=f"Expected a config of videos .* but got {name}"):
+            WORKLOADS[name].sized(256, 256, 9)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not tell the peak of a process")
+def test_the_process_grows_by_what_is_counted():
+    command = ["bench", "--config", "shapes", "--batch", "96", "--every", "1", "--n", "0", "--json"]
+    giving_back = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}  # freed memory goes to the system at once
+    rows = []
+    for options in ([], ["--weigh"]):
+        run = [sys.executable, "-m", "nrg_sampler", *command, *options]
+        rows.append(json.loads(subprocess.run(run, check=True, capture_output=True, env=giving_back).stdout))
+    counted, measured = rows
+    assert (counted["memory"], measured["memory"]) == ("counted", "measured")
+    assert measured["k_time"] is None and measured["k_flops"] == counted["k_flops"]
+    assert measured["peak_memory_mib"] == pytest.approx(counted["peak_memory_mib"], rel=0.15)
+    assert measured["unguided_memory_mib"] < 0.5 * measured["peak_memory_mib"]
+
+
+def test_a_size_that_is_none_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["bench", "--size", "240x416"])
+    assert "expected HEIGHTxWIDTHxFRAMES, as 240x416x33, but got '240x416'" in capsys.readouterr().err

@@ -83,7 +83,10 @@ def test_one_command_makes_the_whole_report(tmp_path, capsys, judge, monkeypatch
     out = tmp_path / "out"
     assert evaluate("--suite", "all", *SMALL, "--judges", f"oracle,pixel:{judge}", out=out) == 0
     said = capsys.readouterr().err
-    assert "noise-aware: Left out 'clean latents', 'clean latents, paper', 'clean latents, first half'" in said
+    assert (
+        "noise-aware: Left out 'clean latents', 'clean latents, paper', 'clean latents, paper to the letter', 'clean latents, first half'"
+        in said
+    )
     assert "made by `python -m nrg_sampler.shapes.train clean-reward` and named with --clean-reward FOLDER" in said
     report = (out / "report.md").read_text()
     pictures = re.findall(r"!\[.*\]\((.*)\)", report)

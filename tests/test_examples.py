@@ -36,8 +36,13 @@ def test_the_readme_says_what_the_scores_say(capsys: pytest.CaptureFixture[str])
     exec(compile(source, "read_scores", "exec"), {"__file__": str(EXAMPLES / "read_scores.py")})
     said, readme = capsys.readouterr().out, (EXAMPLES.parent / "README.md").read_text(encoding="utf-8")
     figures = {
-        "default +0.154, paper +0.168": "+0.168 against +0.154",
-        "minus paper -0.014 ± 0.023": "a paired difference of 0.014 ± 0.023",
+        "paper +0.168, default minus that -0.014 ± 0.023": "a paired difference of 0.014 ± 0.023",
+        "letter +0.103, default minus that +0.051 ± 0.038": "a paired difference of 0.051 ± 0.038",
+        "2nd +0.147, default minus that +0.007 ± 0.012": "0.007 ± 0.012 less",
+        "auto +0.157, default minus that -0.003 ± 0.008": "+0.157 against +0.154, a paired difference of 0.003 ± 0.008",
+        "letter: noised minus clean +33.500 ± 6.031": "wins 33.5 ± 6.0 points more on motion",
+        "paper: noised minus clean +26.250": "26 points at w = 30",
+        "default: noised minus clean +15.250": "15 at the default",
         "to the best: +0.30": "gains half of it (+0.30)",
         "+0.07\n": "the best quarter least (+0.07)",
         "0.2: 4%, gain more: 30%": "4 % of the clips lose more than 0.2, 30 % gain more",

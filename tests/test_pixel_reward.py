@@ -10,7 +10,7 @@ from tiny import LATENT_CHANNELS, sample
 from torch import nn
 
 from nrg_sampler import Conditioning, attach, guided_velocity
-from nrg_sampler.evaluation.cost import MemoryCounter
+from nrg_sampler.evaluation.counting import MemoryCounter
 from nrg_sampler.rewards.gradient import reward_gradient
 from nrg_sampler.rewards.pixel import PixelReward
 

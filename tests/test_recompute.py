@@ -13,7 +13,8 @@ from torch.utils.checkpoint import checkpoint
 
 from nrg_sampler import Conditioning
 from nrg_sampler.evaluation import cost
-from nrg_sampler.evaluation.workloads import WORKLOADS, predicted_ratio
+from nrg_sampler.evaluation.prediction import block_costs, predicted_ratio
+from nrg_sampler.evaluation.workloads import WORKLOADS
 from nrg_sampler.rewards.gradient import reward_gradient
 from nrg_sampler.rewards.latent import LatentReward
 
@@ -94,7 +95,7 @@ def test_it_saves_most_of_the_memory_for_few_operations():
 @pytest.mark.parametrize("tokens_wide", [16, 64])
 def test_the_longer_the_video_the_smaller_its_share(tokens_wide):
     workload = replace(LONG, latents=(1, 16, 5, tokens_wide, tokens_wide))
-    costs = cost.block_costs(workload.build(), workload.tokens)
+    costs = block_costs(workload.build(), workload.tokens)
     plain, saving = (predicted_ratio(costs, 2, 2, checkpointing=given) for given in (False, True))
     linear = sum(each.linear for each in costs[:2]) / (2 * sum(each.forward for each in costs))
     assert saving - plain == pytest.approx(linear)

@@ -53,9 +53,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--batch", type=options.whole_number(1), default=1, metavar="N", help="videos sampled at once (default: 1)"
     )
     parser.add_argument(
+        "--size", type=_size, metavar="HxWxF", help="of the video, as 240x416x33 (default: the model's usual one)"
+    )
+    parser.add_argument(
         "--checkpointing", action="store_true", help="save memory: compute the reward's linear layers twice"
     )
     parser.add_argument("--n", type=options.whole_number(0), default=20, help="timed pairs of steps (default: 20)")
+    parser.add_argument(
+        "--weigh",
+        action="store_true",
+        help="take a step of each kind for real, and measure by how much the process grows (default: counted)",
+    )
     parser.add_argument("--device", help="where to time (default: cuda if there is one, else cpu)")
     parser.add_argument("--dtype", choices=options.DTYPES, help="default: bfloat16, on the CPU float32")
     parser.add_argument("--json", action="store_true", help="print one JSON object a row, for programs")
@@ -71,7 +79,8 @@ def run(arguments: argparse.Namespace) -> int:
     device = present(arguments.device or default_device())
     for name, mode in product(arguments.config, arguments.mode):
         half = device != "cpu" or name != "shapes"
-        workload = WORKLOADS[name].at_once(arguments.batch)
+        usual = WORKLOADS[name]
+        workload = (usual.sized(*arguments.size) if arguments.size else usual).at_once(arguments.batch)
         rows = cost_rows(
             workload,
             arguments.blocks,
@@ -83,6 +92,7 @@ def run(arguments: argparse.Namespace) -> int:
             device=device,
             dtype=getattr(torch, arguments.dtype or ("bfloat16" if half else "float32")),
             n=arguments.n,
+            weigh=arguments.weigh,
         )
         if arguments.json:
             for row in rows:
@@ -90,6 +100,14 @@ def run(arguments: argparse.Namespace) -> int:
         else:
             print(table(rows, workload.about), flush=True)
     return 0
+
+
+def _size(text: str) -> tuple[int, int, int]:
+    parts = text.lower().split("x")
+    if len(parts) != 3 or not all(part.isdecimal() for part in parts):
+        raise argparse.ArgumentTypeError(f"expected HEIGHTxWIDTHxFRAMES, as 240x416x33, but got {text!r}")
+    height, width, frames = map(int, parts)
+    return height, width, frames
 
 
 def table(rows: Iterable[CostRow], about: str) -> str:

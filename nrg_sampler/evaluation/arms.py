@@ -80,8 +80,9 @@ def weights_suite(base: RewardGuidance) -> list[Arm]:
 def noise_aware_suite(base: RewardGuidance) -> list[Arm]:
     """A reward trained on noised latents beside one trained on clean ones, and the latter where there is no noise.
 
-    The two are compared three times: by the settings of ``base``, which trust either reward less in noise; by those of
-    the paper, which trust it more; and in the first half of the steps alone, where latents are mostly noise.
+    The two are compared four times: by the settings of ``base``, which trust either reward less in noise; by those of
+    the paper, which trust it more, at a strength that suits the bundled reward and at the paper's own; and in the first
+    half of the steps alone, where latents are mostly noise.
 
     Reference:
         Liu et al., 2025, arXiv:2501.13918v1, Table 7 (motion quality alone).
@@ -90,6 +91,7 @@ def noise_aware_suite(base: RewardGuidance) -> list[Arm]:
     settings = {
         "": motion,
         ", paper": RewardGuidance.paper(PAPER_SCALE, motion.weights),
+        ", paper to the letter": RewardGuidance.paper(weights=motion.weights),
         ", first half": replace(motion, stop=0.5),
     }
     return [
@@ -107,11 +109,11 @@ def noise_aware_suite(base: RewardGuidance) -> list[Arm]:
 def rivals_suite(base: RewardGuidance) -> list[Arm]:
     """What else the same network evaluations could buy, and controls that must not help."""
     weights = base.weights
-    paper = RewardGuidance.paper(PAPER_SCALE, weights)
     return [
         Arm(UNGUIDED),
         Arm("guided", base),
-        Arm("paper", paper),
+        Arm("paper", RewardGuidance.paper(PAPER_SCALE, weights)),
+        Arm("paper to the letter", RewardGuidance.paper(weights=weights)),
         Arm("more steps x1.4", steps=1.4),
         Arm("more steps x2", steps=2.0),
         Arm("best of 2", search=Search.best_of(2, weights)),

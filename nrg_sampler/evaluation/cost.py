@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -13,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
+from nrg_sampler.evaluation.counting import Counted, count
+from nrg_sampler.evaluation.memory import MIB, peak_memory
+from nrg_sampler.evaluation.prediction import block_costs, predicted_ratio
 from nrg_sampler.evaluation.winrate import bootstrap_interval
-from nrg_sampler.evaluation.workloads import Workload, block_costs, predicted_ratio
+from nrg_sampler.evaluation.workloads import Workload
 from nrg_sampler.guidance import RewardGuidance
 from nrg_sampler.rewards.base import Conditioning, Reward
 from nrg_sampler.rewards.gradient import prepared
@@ -30,7 +29,6 @@ SIGMA = 0.5  # cost does not depend on it
 CFG = 5.0
 WARMUP = 2
 TIMED_ON_CPU = 1e11  # operations of an unguided step above which a processor would take minutes a step
-MIB = 2**20
 
 
 @dataclass(frozen=True)
@@ -54,7 +52,8 @@ class CostRow:
         k_predicted: The same by formula, see ``predicted_ratio``.
         peak_memory_mib: Highest memory of a guided step, weights of transformer and reward included.
         unguided_memory_mib: The same without guidance.
-        memory: ``"measured"`` by the device, or ``"counted"`` from the tensors alive at any moment.
+        memory: ``"measured"`` by the device, or as the growth of the process; or ``"counted"`` from the tensors alive at any
+            moment.
         checkpointing: Whether the reward computes again what linear layers gave rather than keep it.
         n: Timed pairs of an unguided and a guided step.
         device: Where it was timed.
@@ -164,78 +163,6 @@ class Step:
         return self.latents - 0.02 * velocity
 
 
-@dataclass(frozen=True)
-class Counted:
-    """Operations and the highest memory, in bytes, of a call."""
-
-    flops: int
-    peak_bytes: int
-
-
-class MemoryCounter(TorchDispatchMode):
-    """Follow the storage of every tensor that an operation returns, from its birth to its end.
-
-    Counts what the tensors of the program hold, on any device and for fake tensors too; scratch space inside a kernel
-    is not seen.
-
-    Args:
-        modules: Their weights count from the start.
-    """
-
-    def __init__(self, modules: Iterable[torch.nn.Module] = ()) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self._alive: dict[int, Any] = {}
-        self._bytes = self.peak_bytes = 0
-        for module in modules:
-            for tensor in (*module.parameters(), *module.buffers()):
-                self._see(tensor)
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, Tensor):
-                self._see(leaf)
-        return result
-
-    def _see(self, tensor: Tensor) -> None:
-        storage = tensor.untyped_storage()
-        key, size = id(storage), storage.nbytes()
-        if key in self._alive:
-            return
-        self._bytes += size
-        self.peak_bytes = max(self.peak_bytes, self._bytes)
-        self._alive[key] = weakref.ref(storage, lambda _: self._forget(key, size))
-
-    def _forget(self, key: int, size: int) -> None:
-        self._bytes -= size
-        self._alive.pop(key, None)
-
-
-def count(call: Callable[[], Any], modules: Iterable[torch.nn.Module]) -> Counted:
-    """Run ``call`` twice, to count its operations and its memory: the operation counter keeps tensors alive."""
-    flops = FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION)
-    with flops:
-        call()
-    with MemoryCounter(modules) as memory:
-        call()
-    return Counted(flops.get_total_flops(), memory.peak_bytes)
-
-
-def _attention(query: Any, key: Any, value: Any, *rest: Any, **named: Any) -> int:
-    return int(sdpa_flop_count(query, key, value))
-
-
-def _attention_backward(grad: Any, query: Any, key: Any, value: Any, *rest: Any, **named: Any) -> int:
-    return int(sdpa_backward_flop_count(grad, query, key, value))
-
-
-# The counter knows the fused attention of accelerators; this is the processor's, which fake tensors go through.
-CPU_ATTENTION = {
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
-}
-
-
 def count_step(
     workload: Workload,
     num_blocks: int,
@@ -313,6 +240,7 @@ def cost_rows(
     device: str = "cpu",
     dtype: torch.dtype = torch.bfloat16,
     n: int = 20,
+    weigh: bool = False,
 ) -> Iterator[CostRow]:
     """Yield one row for each number in ``every``.
 
@@ -331,6 +259,7 @@ def cost_rows(
         device: Where to time.
         dtype: Of the weights.
         n: Timed pairs.
+        weigh: Take a step of each kind for real where nothing is timed too, and measure by how much the process grows.
 
     Raises:
         ValueError: If the transformer has fewer blocks, its features cannot be shared, or no part can be read of its
@@ -352,7 +281,10 @@ def cost_rows(
     if n and _can_time(torch.device(device), unguided.flops, guided.peak_bytes):
         step = Step(workload, blocks, checkpointing, device, dtype, shared, guidance)
         timed = _measure(step, n, torch.device(device))
-    peaks = (timed and timed.peaks) or (unguided.peak_bytes, guided.peak_bytes)
+    measured = timed and timed.peaks
+    if weigh and not measured:
+        measured = _weighed(lambda: Step(workload, blocks, checkpointing, device, dtype, shared, guidance), device)
+    peaks = measured or (unguided.peak_bytes, guided.peak_bytes)
     for gap in every:
         yield CostRow(
             config=workload.name,
@@ -367,7 +299,7 @@ def cost_rows(
             k_predicted=_spread(predicted, gap),
             peak_memory_mib=round(peaks[1] / MIB, 1),
             unguided_memory_mib=round(peaks[0] / MIB, 1),
-            memory="measured" if timed and timed.peaks else "counted",
+            memory="measured" if measured else "counted",
             checkpointing=checkpointing,
             n=n if timed else 0,
             device=device if timed else "none",
@@ -407,6 +339,26 @@ def _measure(step: Step, n: int, device: torch.device) -> Timed:
         torch.cuda.synchronize(device)
         peaks.append(torch.cuda.max_memory_allocated(device))
     return replace(timed, peaks=(peaks[0], peaks[1]))
+
+
+def _weighed(build: Callable[[], Step], device: str) -> tuple[int, int] | None:
+    """By how many bytes this process grows at most in an unguided and in a guided step, weights included.
+
+    ``None`` if the system does not tell.
+    """
+    import psutil
+
+    before = psutil.Process().memory_info().rss
+    step = build()
+    assert step.conditioning  # prepared once for a run
+    peaks = []
+    for call in (step.unguided, step.guided):
+        with peak_memory(torch.device(device)) as peak:
+            call()
+        if peak.mib is None:
+            return None
+        peaks.append(int(peak.mib * MIB) - before)
+    return peaks[0], peaks[1]
 
 
 def _can_time(device: torch.device, flops: int, peak_bytes: int) -> bool:

@@ -15,10 +15,6 @@ from nrg_sampler.rewards.base import Conditioning
 from nrg_sampler.rewards.recompute import recomputed
 from nrg_sampler.rewards.window import Window
 
-# Weights of a block that do not act on every latent token: modulation from the timestep, the prompt's own stream, and
-# what turns the prompt into keys and values.
-NOT_PER_TOKEN = ("norm", "context", "add_", "attn2.to_k", "attn2.to_v")
-
 
 @dataclass(frozen=True)
 class Workload:
@@ -36,6 +32,7 @@ class Workload:
         grid: Frames, height and width of packed latents.
         words: Tokens of the prompt that are no padding; all by default.
         reward: What differs from the defaults of ``LatentReward``, where that is the reward.
+        compression: Frames and pixels to a side that the VAE makes one latent of.
     """
 
     name: str
@@ -48,6 +45,29 @@ class Workload:
     grid: tuple[int, int, int] = (1, 1, 1)
     words: int | None = None
     reward: Mapping[str, Any] = field(default_factory=dict)
+    compression: tuple[int, int] = (4, 8)
+
+    def sized(self, height: int, width: int, frames: int) -> Workload:
+        """Return the same for videos of another size, in pixels and frames.
+
+        Raises:
+            ValueError: If it samples no videos ``(B, C, T, H, W)``, or cannot sample that size.
+        """
+        if len(self.latents) != 5 or self.latents[2] == 1:
+            raise ValueError(
+                f"Expected a config of videos with latents (B, C, T, H, W) for another size, but got {self.name}; "
+                "leave --size out."
+            )
+        temporal, spatial = self.compression
+        patch = self.config["patch_size"]
+        side = spatial * (patch if isinstance(patch, int) else patch[-1])
+        if height % side or width % side or frames % temporal != 1 or min(height, width, frames) < 1:
+            raise ValueError(
+                f"Expected a height and width that are multiples of {side}, and a multiple of {temporal} and 1 more "
+                f"frames, for {self.name}, but got {height}x{width}, {frames} frames."
+            )
+        latents = (frames // temporal + 1, height // spatial, width // spatial)
+        return replace(self, latents=(*self.latents[:2], *latents), about=f"{height}x{width}, {frames} frames")
 
     def at_once(self, count: int) -> Workload:
         """Return the same for ``count`` videos sampled in one batch."""
@@ -148,79 +168,6 @@ class TrunkReward(nn.Module):
         return mean
 
 
-def blocks_of(transformer: Any) -> list[nn.Module]:
-    """Return the blocks of a diffusers transformer, in the order they run."""
-    names = ("blocks", "transformer_blocks", "single_transformer_blocks")
-    return [block for name in names for block in getattr(transformer, name, ())]
-
-
-@dataclass(frozen=True)
-class BlockCost:
-    """Multiplications and additions of one block's forward pass.
-
-    Args:
-        linear: In layers that act on every token.
-        attention: In products of queries, keys and values.
-    """
-
-    linear: float
-    attention: float
-
-    @property
-    def forward(self) -> float:
-        return self.linear + self.attention
-
-    @property
-    def backward(self) -> float:
-        """To the input alone: once a frozen layer; five products instead of two where attention recomputes scores."""
-        return self.linear + 2.5 * self.attention
-
-
-def block_costs(transformer: Any, tokens: int) -> list[BlockCost]:
-    """Estimate each block of ``transformer`` from its weights and the number of latent tokens."""
-    config = transformer.config
-    width = config.num_attention_heads * config.attention_head_dim
-    return [
-        BlockCost(2.0 * tokens * _weights_per_token(block), 4.0 * tokens**2 * width)
-        for block in blocks_of(transformer)
-    ]
-
-
-def predicted_ratio(
-    costs: list[BlockCost],
-    num_blocks: int,
-    evaluations: int,
-    passes_back: int = 1,
-    *,
-    read: list[BlockCost] | None = None,
-    shared: bool = False,
-    checkpointing: bool = False,
-) -> float:
-    r"""Predict the cost of a guided step over that of an unguided one.
-
-    .. math:: K = 1 + f\,(1 + b) / E
-
-    with ``f`` the reward's share of the forward pass, ``b`` the cost of its backward pass over its forward one and
-    ``E`` evaluations a step. Features that are shared save the forward pass; checkpointing pays for its linear layers once
-    more, and axes that are differentiated one by one for several backward passes. ``read`` are the costs of the blocks with as
-    many tokens as the reward reads; all of them by default.
-    """
-    trunk = (costs if read is None else read)[:num_blocks]
-    forward = sum(cost.forward for cost in trunk)
-    backward = sum(cost.backward for cost in trunk)
-    again = sum(cost.linear for cost in trunk) if checkpointing else 0.0
-    extra = passes_back * backward + again + forward * (not shared)
-    return 1 + extra / (evaluations * sum(cost.forward for cost in costs))
-
-
-def _weights_per_token(block: nn.Module) -> int:
-    return sum(
-        weight.numel()
-        for name, weight in block.named_parameters()
-        if weight.ndim == 2 and not any(part in name for part in NOT_PER_TOKEN)
-    )
-
-
 def _layer_counts(config: dict[str, Any]) -> dict[str, int]:
     return {name: config[name] for name in ("num_layers", "num_single_layers") if name in config}
 
@@ -304,6 +251,7 @@ def _shapes() -> Workload:
         prompt_tokens=32,
         words=12,
         reward={"num_token_reads": 1},
+        compression=(2, 8),
     )
 
 
