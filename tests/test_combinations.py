@@ -10,7 +10,7 @@ import torch
 from tiny import PromptMatch, TowardTarget, sample, schedulers
 from tiny_families import TINY
 
-from nrg_sampler import NRGFlowPipeline, RewardGuidance, attach
+from nrg_sampler import LatentReward, NRGFlowPipeline, RewardGuidance, attach
 
 STRONG = RewardGuidance(max_coefficient=20.0, scale=200.0, max_push=None)
 
@@ -104,6 +104,28 @@ def test_a_compiled_model_is_guided_and_not_compiled_again(pipe: Any, compile_it
         torch.testing.assert_close(guided(pipe), expected, atol=1e-5, rtol=1e-4)
         torch.testing.assert_close(sample(pipe), unguided, atol=1e-5, rtol=1e-4)
     assert len(graphs) == 1
+
+
+def test_a_compiled_reward_guides_the_same_and_is_not_compiled_again(pipe: Any) -> None:
+    reward = LatentReward.from_transformer(pipe.transformer, num_blocks=2).requires_grad_(False).eval()
+
+    def guided_by_it() -> torch.Tensor:
+        with attach(pipe, reward, STRONG):
+            return sample(pipe)
+
+    expected, graphs = guided_by_it(), []
+    assert (sample(pipe) - expected).abs().max() > 1e-3
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    reward.compile(backend=backend)
+    torch.testing.assert_close(guided_by_it(), expected, atol=1e-5, rtol=1e-4)
+    compiled = len(graphs)
+    torch.testing.assert_close(guided_by_it(), expected, atol=1e-5, rtol=1e-4)
+    assert len(graphs) == compiled > 0
 
 
 def first_block_cache() -> Any:

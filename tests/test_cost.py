@@ -224,3 +224,18 @@ def test_a_size_that_is_none_is_refused(capsys):
     with pytest.raises(SystemExit):
         cli.main(["bench", "--size", "240x416"])
     assert "expected HEIGHTxWIDTHxFRAMES, as 240x416x33, but got '240x416'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("compiled, expected", [("reward", 1), ("both", 2), (None, 0)])
+def test_what_is_compiled_before_it_is_timed(compiled, expected, monkeypatch):
+    calls = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module: calls.append(type(module).__name__))
+    rows = list(cost.cost_rows(SHAPES, 2, compiled=compiled, dtype=torch.float32, n=1))
+    assert calls == ["LatentReward", "WanTransformer3DModel"][:expected]
+    assert [row.compiled for row in rows] == [compiled] * 2
+    assert all(row.compiled is None for row in cost.cost_rows(SHAPES, 2, compiled=compiled, n=0))
+
+
+def test_a_compiled_graph_takes_no_hooks():
+    with pytest.raises(ValueError, match="Expected mode 'separate' with compiled='both', but got 'shared'"):
+        next(cost.cost_rows(SHAPES, mode="shared", compiled="both"))

@@ -58,6 +58,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--checkpointing", action="store_true", help="save memory: compute the reward's linear layers twice"
     )
+    parser.add_argument(
+        "--compile", choices=("reward", "both"), help="compile the reward before it is timed, or the model too"
+    )
     parser.add_argument("--n", type=options.whole_number(0), default=20, help="timed pairs of steps (default: 20)")
     parser.add_argument(
         "--weigh",
@@ -89,6 +92,7 @@ def run(arguments: argparse.Namespace) -> int:
             frame_stride=arguments.frame_stride,
             crop=arguments.crop,
             checkpointing=arguments.checkpointing,
+            compiled=arguments.compile,
             device=device,
             dtype=getattr(torch, arguments.dtype or ("bfloat16" if half else "float32")),
             n=arguments.n,
@@ -132,4 +136,5 @@ def _measured(row: CostRow) -> str:
 def _mode(row: CostRow) -> str:
     stride = [f"frame stride {row.frame_stride}"] * (row.frame_stride > 1)
     crop = [f"crop {row.crop:g}"] * (row.crop < 1)
-    return ", ".join([row.mode, *stride, *crop, *["checkpointed"] * row.checkpointing])
+    compiled = [f"{row.compiled} compiled"] if row.compiled else []
+    return ", ".join([row.mode, *stride, *crop, *["checkpointed"] * row.checkpointing, *compiled])

@@ -55,6 +55,7 @@ class CostRow:
         memory: ``"measured"`` by the device, or as the growth of the process; or ``"counted"`` from the tensors alive at any
             moment.
         checkpointing: Whether the reward computes again what linear layers gave rather than keep it.
+        compiled: What was compiled before it was timed: ``"reward"`` or ``"both"``; ``None`` for nothing.
         n: Timed pairs of an unguided and a guided step.
         device: Where it was timed.
     """
@@ -76,6 +77,7 @@ class CostRow:
     unguided_memory_mib: float
     memory: str
     checkpointing: bool
+    compiled: str | None
     n: int
     device: str
 
@@ -130,6 +132,12 @@ class Step:
         """The prompt as the reward prepares it, once for all steps of a run."""
         given = Conditioning(self.prompt, self.workload.prompt_mask(str(self.prompt.device)))
         return prepared(self.reward, given, self.latents.device)
+
+    def compile(self, compiled: str) -> None:
+        """Compile the reward, or with ``"both"`` the transformer too, when they are first run."""
+        self.reward.compile()
+        if compiled == "both":
+            self.transformer.compile()
 
     def velocity(self) -> Tensor:
         """Evaluate the transformer as often as an unguided step does."""
@@ -239,6 +247,7 @@ def cost_rows(
     checkpointing: bool = False,
     device: str = "cpu",
     dtype: torch.dtype = torch.bfloat16,
+    compiled: str | None = None,
     n: int = 20,
     weigh: bool = False,
 ) -> Iterator[CostRow]:
@@ -258,6 +267,7 @@ def cost_rows(
         checkpointing: Whether the reward saves memory, see :mod:`nrg_sampler.rewards.recompute`.
         device: Where to time.
         dtype: Of the weights.
+        compiled: What to compile before it is timed: ``"reward"``, or ``"both"`` for the transformer too.
         n: Timed pairs.
         weigh: Take a step of each kind for real where nothing is timed too, and measure by how much the process grows.
 
@@ -270,6 +280,10 @@ def cost_rows(
         raise ValueError(
             f"Expected mode 'separate' for {workload.name}, but got 'shared'; features are shared with Wan transformers."
         )
+    if shared and compiled:
+        raise ValueError(
+            f"Expected mode 'separate' with compiled='{compiled}', but got 'shared'; hooks break a compiled graph."
+        )
     total = sum(workload.config.get(name, 0) for name in ("num_layers", "num_single_layers"))
     blocks = round(total / 4) if num_blocks is None else num_blocks
     if not 1 <= blocks <= total:
@@ -280,6 +294,8 @@ def cost_rows(
     timed = None
     if n and _can_time(torch.device(device), unguided.flops, guided.peak_bytes):
         step = Step(workload, blocks, checkpointing, device, dtype, shared, guidance)
+        if compiled:
+            step.compile(compiled)
         timed = _measure(step, n, torch.device(device))
     measured = timed and timed.peaks
     if weigh and not measured:
@@ -301,6 +317,7 @@ def cost_rows(
             unguided_memory_mib=round(peaks[0] / MIB, 1),
             memory="measured" if measured else "counted",
             checkpointing=checkpointing,
+            compiled=compiled if timed else None,
             n=n if timed else 0,
             device=device if timed else "none",
         )
