@@ -31,7 +31,9 @@ def recomputed(block: nn.Module, *args: Any) -> Any:
         What it returns.
     """
     contexts = partial(create_selective_checkpoint_contexts, _policy)
-    return checkpoint(block.__call__, *args, use_reentrant=False, context_fn=contexts)
+    # Nothing is random in a block that is not trained, and to keep the state of the generator the host would wait.
+    options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": block.training}
+    return checkpoint(block.__call__, *args, context_fn=contexts, **options)
 
 
 def _policy(context: Any, operation: Any, *args: Any, **named: Any) -> CheckpointPolicy:
