@@ -41,7 +41,8 @@ class RewardGuidance:
         start: First guided moment as a fraction of the denoising steps, in [0, 1].
         stop: Moment from which guidance is off, in [0, 1], at least ``start``.
         every: Ask the reward in each n-th denoising step only.
-        reuse: Push with the last direction in the steps between, rather than leave them unguided.
+        reuse: Push with the last direction in the steps between, rather than leave them unguided. With ``every=2`` that halves
+            what guidance costs, and the bundled reward gains as much in 25 steps; see the README.
         max_coefficient: Upper limit of ``sigma / (1 - sigma)``, above 0; ``None`` for no limit.
         max_push: Upper limit of the push's norm as a fraction of the velocity's norm, above 0; ``None`` for no limit. It is
             there for the worst case: at 0.5 already the bundled reward gained less.
