@@ -69,9 +69,8 @@ class SharedReward:
 
     def leave(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
         """Serve as hook of the last shared block: keep its features and let the rest run without a gradient."""
-        if (
-            not self._following
-        ):  # called for the negative prompt, or once more to compute activations that were not kept
+        # Called for the negative prompt, or once more to compute activations that were not kept.
+        if not self._following:
             return None
         self._features, self._following = output, False
         torch.set_grad_enabled(self._mode_before)

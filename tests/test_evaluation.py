@@ -13,7 +13,15 @@ import torch
 from tiny import TowardTarget
 
 from nrg_sampler.evaluation import features
-from nrg_sampler.evaluation.arms import SUITES, UNGUIDED, Arm, rivals_suite, wanted_arms, weights_suite
+from nrg_sampler.evaluation.arms import (
+    SUITES,
+    UNGUIDED,
+    Arm,
+    noise_aware_suite,
+    rivals_suite,
+    wanted_arms,
+    weights_suite,
+)
 from nrg_sampler.evaluation.controls import RandomDirection, pixel_control, trusted_as
 from nrg_sampler.evaluation.document import Document, Section
 from nrg_sampler.evaluation.gains import (
@@ -382,6 +390,16 @@ def test_variants_differ_from_the_default_in_what_they_are_named_after(name, cha
     base = RewardGuidance(weights="0:0:1")
     arms = {arm.name: arm for arm in rivals_suite(base)}
     assert arms[name].guidance == replace(base, **change)
+
+
+def test_the_paper_is_met_at_its_own_strength_and_at_one_that_suits_this_reward():
+    base = RewardGuidance(weights="0:0:1")
+    rivals = {arm.name: arm.guidance for arm in rivals_suite(base)}
+    noised = {(arm.name, arm.reward): arm.guidance for arm in noise_aware_suite(base)}
+    for name, scale in {"paper": 30.0, "paper to the letter": 100.0}.items():
+        assert rivals[name] == RewardGuidance.paper(scale, "0:0:1")
+        for trained, reward in {"noised": "target", "clean": "clean"}.items():
+            assert noised[f"{trained} latents, {name}", reward] == RewardGuidance.paper(scale, "0:1:0")
 
 
 def test_motion_of_a_known_change():

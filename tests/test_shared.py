@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from tiny import sample, tiny_transformer
+from torch.utils.checkpoint import set_checkpoint_early_stop
 
 from nrg_sampler import Conditioning, RewardGuidance, attach, guided_velocity
 from nrg_sampler.evaluation import cost
@@ -112,11 +113,20 @@ def test_saving_memory_changes_no_gradient_and_is_over_with_the_block(pipe, rewa
                 given = latents.clone()  # as every step has latents of its own
                 for prompt in (embeds, -embeds):
                     denoise(pipe, given, sigma, prompt)
-                assert not torch.is_inference_mode_enabled()
                 found = reward_gradient(given, sigma, shared, Conditioning(embeds))
                 for mine, theirs in zip(found, separate, strict=True):
                     torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5 * float(theirs.abs().max()))
         assert not pipe.transformer.gradient_checkpointing
+
+
+def test_features_are_good_for_one_gradient_also_when_they_were_computed_again_to_the_end(pipe, reward, inputs):
+    latents, sigma, embeds = inputs
+    reward.enable_gradient_checkpointing()
+    with shared_forward(pipe, reward) as shared, set_checkpoint_early_stop(False):
+        denoise(pipe, latents, sigma, embeds)
+        reward_gradient(latents, sigma, shared, Conditioning(embeds))
+        with pytest.raises(ValueError, match="Expected the denoiser to have seen latents"):
+            reward_gradient(latents, sigma, shared, Conditioning(embeds))
 
 
 def test_checkpointing_that_was_on_stays_on(pipe, reward):

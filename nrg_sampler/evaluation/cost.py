@@ -299,7 +299,9 @@ def cost_rows(
         timed = _measure(step, n, torch.device(device))
     measured = timed and timed.peaks
     if weigh and not measured:
-        measured = _weighed(lambda: Step(workload, blocks, checkpointing, device, dtype, shared, guidance), device)
+        measured = _weighed(
+            lambda: Step(workload, blocks, checkpointing, device, dtype, shared, guidance), torch.device(device)
+        )
     peaks = measured or (unguided.peak_bytes, guided.peak_bytes)
     for gap in every:
         yield CostRow(
@@ -347,34 +349,32 @@ def _median(rows: Tensor) -> Tensor:
 
 def _measure(step: Step, n: int, device: torch.device) -> Timed:
     timed = time_step(step, n, device)
-    if device.type != "cuda":
-        return timed
-    peaks = []
-    for call in (step.unguided, step.guided):
-        torch.cuda.reset_peak_memory_stats(device)
-        call()
-        torch.cuda.synchronize(device)
-        peaks.append(torch.cuda.max_memory_allocated(device))
-    return replace(timed, peaks=(peaks[0], peaks[1]))
+    return replace(timed, peaks=_peaks(step, device)) if device.type == "cuda" else timed
 
 
-def _weighed(build: Callable[[], Step], device: str) -> tuple[int, int] | None:
-    """By how many bytes this process grows at most in an unguided and in a guided step, weights included.
+def _weighed(build: Callable[[], Step], device: torch.device) -> tuple[int, int] | None:
+    """Peaks in bytes of a step built here: the device's own, or on a processor by how much this process grows.
 
     ``None`` if the system does not tell.
     """
     import psutil
 
-    before = psutil.Process().memory_info().rss
+    before = psutil.Process().memory_info().rss if device.type == "cpu" else 0
     step = build()
     assert step.conditioning  # prepared once for a run
+    peaks = _peaks(step, device)
+    return None if peaks is None else (peaks[0] - before, peaks[1] - before)
+
+
+def _peaks(step: Step, device: torch.device) -> tuple[int, int] | None:
+    """Take an unguided and a guided step; their peaks in bytes, as `peak_memory` measures them."""
     peaks = []
     for call in (step.unguided, step.guided):
-        with peak_memory(torch.device(device)) as peak:
+        with peak_memory(device) as peak:
             call()
         if peak.mib is None:
             return None
-        peaks.append(int(peak.mib * MIB) - before)
+        peaks.append(int(peak.mib * MIB))
     return peaks[0], peaks[1]
 
 
