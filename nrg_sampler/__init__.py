@@ -8,19 +8,18 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-# `attach` is imported here, not on demand: a later import of the module of that name would take the function's place.
-from nrg_sampler.attach import attach
-from nrg_sampler.guidance import RewardGuidance
-from nrg_sampler.push import guide
+from nrg_sampler.guidance.push import guide
+from nrg_sampler.guidance.settings import RewardGuidance
+from nrg_sampler.guidance.step import DirectionMemory, guided_velocity
+from nrg_sampler.guidance.trace import GuidanceTrace, GuidanceWarning
+from nrg_sampler.hosts.attach import attach
 from nrg_sampler.rewards.base import Conditioning, Reward, RewardWeights
 from nrg_sampler.rewards.ensemble import EnsembleReward
-from nrg_sampler.step import DirectionMemory, guided_velocity
-from nrg_sampler.trace import GuidanceTrace, GuidanceWarning
 
 if TYPE_CHECKING:
-    from nrg_sampler.guided_scheduler import RewardGuidedScheduler
-    from nrg_sampler.guiders import RewardGuider
-    from nrg_sampler.pipeline import NRGFlowPipeline
+    from nrg_sampler.hosts.guider import RewardGuider
+    from nrg_sampler.hosts.pipeline import NRGFlowPipeline
+    from nrg_sampler.hosts.scheduler import RewardGuidedScheduler
     from nrg_sampler.rewards.latent import LatentReward
 
 __all__ = [
@@ -43,9 +42,9 @@ __all__ = [
 
 _LAZY = {
     "LatentReward": "nrg_sampler.rewards.latent",
-    "NRGFlowPipeline": "nrg_sampler.pipeline",
-    "RewardGuidedScheduler": "nrg_sampler.guided_scheduler",
-    "RewardGuider": "nrg_sampler.guiders",
+    "NRGFlowPipeline": "nrg_sampler.hosts.pipeline",
+    "RewardGuidedScheduler": "nrg_sampler.hosts.scheduler",
+    "RewardGuider": "nrg_sampler.hosts.guider",
 }
 
 

@@ -7,10 +7,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from nrg_sampler.rewards.latent import LatentReward
+from typing import Any
 
 BUNDLED = "shapes"
 SAMPLING_FILE = "sampling.json"
@@ -35,35 +32,6 @@ def bundled_folder(part: str) -> Path:
 def pipeline_source(name: str | os.PathLike[str]) -> str:
     """Return the folder or Hub id that ``name`` stands for; ``"shapes"`` is the bundled model."""
     return str(bundled_folder("pipeline") if name == BUNDLED else name)
-
-
-def load_reward(name: str | os.PathLike[str], **kwargs: Any) -> LatentReward:
-    """Load a latent reward.
-
-    Args:
-        name: ``"shapes"``, a folder written by ``LatentReward.save_pretrained`` or a Hub id.
-        **kwargs: Passed to ``LatentReward.from_pretrained``, such as ``dtype``.
-
-    Raises:
-        ValueError: If there is no such reward or its files are damaged.
-    """
-    from nrg_sampler.rewards.latent import LatentReward
-
-    source = str(bundled_folder("reward") if name == BUNDLED else name)
-    with readable(source):
-        try:
-            kind = LatentReward.load_config(source).get("_class_name")
-        except OSError as error:
-            raise ValueError(
-                f"Expected a reward in {source!r}, but found none ({_first_line(error)}); "
-                "pass a folder that `LatentReward.save_pretrained` wrote, or a Hub id."
-            ) from error
-        if kind != "LatentReward":
-            raise ValueError(
-                f"Expected a LatentReward in {source!r}, but got {kind}; load another kind of reward yourself and pass it."
-            )
-        reward: LatentReward = LatentReward.from_pretrained(source, **kwargs)
-    return reward
 
 
 def read_sampling(source: str | os.PathLike[str], **hub: Any) -> dict[str, Any]:
@@ -130,9 +98,10 @@ def _damage(path: Path) -> str | None:
         if path.suffix == ".json":
             json.loads(path.read_text())
     except (SafetensorError, ValueError, OSError) as error:
-        return _first_line(error)
+        return first_line(error)
     return None
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """Return the first line of what an error says, without a full stop."""
     return str(error).strip().splitlines()[0].rstrip(".")

@@ -23,7 +23,7 @@ from nrg_sampler.rewards.base import Conditioning, Reward, RewardWeights, Weight
 from nrg_sampler.rewards.gradient import weighted_score
 
 if TYPE_CHECKING:
-    from nrg_sampler.pipeline import NRGFlowPipeline
+    from nrg_sampler.hosts.pipeline import NRGFlowPipeline
 
 Judge = Callable[[Tensor, Sequence[str]], Tensor]
 

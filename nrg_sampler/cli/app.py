@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from nrg_sampler.recipe import present
+    from nrg_sampler.runs.recipe import present
 
     login = _login(arguments.auth)
     models = _models(arguments.model, arguments.reward)

@@ -13,11 +13,11 @@ from typing import Any
 
 from nrg_sampler.cli.parser import DEFAULT_FOLDER
 from nrg_sampler.cli.recipe import from_arguments
-from nrg_sampler.evaluation.judge import load_judges
 from nrg_sampler.files import slug, writable_folder
-from nrg_sampler.manifest import Manifest, changes, format_change
-from nrg_sampler.sampler import Sampler
-from nrg_sampler.trace import hacking_alarm
+from nrg_sampler.judges.alarm import hacking_alarm
+from nrg_sampler.judges.base import load_judges
+from nrg_sampler.runs.manifest import Manifest, changes, format_change
+from nrg_sampler.runs.sampler import Sampler
 
 Changes = dict[str, dict[str, float]]
 Make = Callable[[Sampler, int, Path], Manifest]
@@ -105,7 +105,7 @@ def report(manifest: Manifest, path: Path, as_json: bool) -> None:
 
 
 def _print_plan(sampler: Sampler, as_json: bool) -> None:
-    from nrg_sampler.plan import count_memory, measure, plan
+    from nrg_sampler.runs.plan import count_memory, measure, plan
 
     memory = count_memory(sampler.pipe, sampler.recipe)
     found = plan(sampler.pipe, sampler.recipe, memory=memory)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from nrg_sampler.cli import parser as options
 
 if TYPE_CHECKING:
-    from nrg_sampler.evaluation.cost import CostRow
+    from nrg_sampler.cost.rows import CostRow
 
 HELP = "Count and measure what guidance costs: time, operations and memory of a guided step over an unguided one."
 EXAMPLE = "bench --config shapes wan-1.3b --checkpointing"
@@ -75,9 +75,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     import torch
 
-    from nrg_sampler.evaluation.cost import cost_rows
-    from nrg_sampler.evaluation.workloads import WORKLOADS
-    from nrg_sampler.recipe import default_device, present
+    from nrg_sampler.cost.rows import cost_rows
+    from nrg_sampler.cost.workloads import WORKLOADS
+    from nrg_sampler.runs.recipe import default_device, present
 
     device = present(arguments.device or default_device())
     for name, mode in product(arguments.config, arguments.mode):

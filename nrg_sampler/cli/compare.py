@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from nrg_sampler.cli import parser as options
 
 if TYPE_CHECKING:
-    from nrg_sampler.manifest import Manifest
-    from nrg_sampler.sampler import Sampler
+    from nrg_sampler.runs.manifest import Manifest
+    from nrg_sampler.runs.sampler import Sampler
 
 HELP = "Sample the same seeds without and with the reward; write them side by side and say what changed."
 EXAMPLE = 'compare "a red circle moving right" --num 4'

@@ -31,7 +31,7 @@ def describe() -> dict[str, str]:
     import imageio_ffmpeg
     import torch
 
-    from nrg_sampler.manifest import versions
+    from nrg_sampler.runs.manifest import versions
 
     cards = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     return {

@@ -18,10 +18,10 @@ from nrg_sampler.cli import parser as options
 from nrg_sampler.cli.parser import whole_number
 
 if TYPE_CHECKING:
+    from nrg_sampler.evaluation.arm_sampler import ArmSampler
     from nrg_sampler.evaluation.arms import Arm
     from nrg_sampler.evaluation.document import Section
     from nrg_sampler.evaluation.grading import Graded
-    from nrg_sampler.evaluation.sampling import ArmSampler
 
 HELP = "Compare ways to sample on held-out prompts of the shapes world, graded by judges that do not guide."
 EXAMPLE = "evaluate --suite weights --n 100 --out evaluation"
@@ -72,8 +72,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from nrg_sampler.cli.recipe import guidance_from
     from nrg_sampler.evaluation.panel import panel
-    from nrg_sampler.recipe import present
     from nrg_sampler.rewards.base import RewardWeights
+    from nrg_sampler.runs.recipe import present
     from nrg_sampler.shapes.scenes import prompts
 
     chosen = prompts(arguments.split)
@@ -116,7 +116,7 @@ def _arms(suite: str, guidance: Any, arguments: argparse.Namespace) -> list[Arm]
 
 def _judge_names(wanted: str | None) -> list[str]:
     """The judges asked for, or the oracle and the bundled pixel judge; says so if the latter is not there."""
-    from nrg_sampler.evaluation.judge import load_pixel_judge
+    from nrg_sampler.judges.base import load_pixel_judge
 
     if wanted is not None:
         return wanted.split(",")
@@ -150,7 +150,7 @@ class Evaluation:
         names: Sequence[str],
         judges: dict[str, Any],
     ) -> None:
-        from nrg_sampler.evaluation.sampling import ArmSampler
+        from nrg_sampler.evaluation.arm_sampler import ArmSampler
         from nrg_sampler.files import writable_folder
 
         self.arguments, self.guidance, self.prompts, self.judges = arguments, guidance, prompts, judges
@@ -254,7 +254,7 @@ class Evaluation:
     def _about(self) -> dict[str, str]:
         """What the document was made with."""
         from nrg_sampler.evaluation.document import device_name
-        from nrg_sampler.manifest import versions
+        from nrg_sampler.runs.manifest import versions
 
         arguments = self.arguments
         return {
@@ -271,11 +271,11 @@ class Evaluation:
 
 def _models(arguments: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
     """The bundled pipeline, and the rewards besides its own that arms name."""
-    from nrg_sampler import NRGFlowPipeline
-    from nrg_sampler.checkpoints import load_reward
     from nrg_sampler.evaluation.controls import RandomDirection, pixel_control, trusted_as
-    from nrg_sampler.evaluation.judge import load_pixel_judge
-    from nrg_sampler.sampler import quiet_unless_watched
+    from nrg_sampler.hosts.pipeline import NRGFlowPipeline
+    from nrg_sampler.judges.base import load_pixel_judge
+    from nrg_sampler.rewards.loading import load_reward
+    from nrg_sampler.runs.sampler import quiet_unless_watched
 
     quiet_unless_watched()
     reward = arguments.reward or BUNDLED
@@ -300,7 +300,7 @@ def _pixel_folder(arguments: argparse.Namespace) -> str | None:
 def _fingerprints(arguments: argparse.Namespace) -> dict[str, str]:
     """Tell models of one name apart, by what they do here; those that are not there are left out."""
     from nrg_sampler.checkpoints import bundled_folder
-    from nrg_sampler.manifest import model_fingerprint
+    from nrg_sampler.runs.manifest import model_fingerprint
 
     folders = {
         "pipeline": bundled_folder("pipeline"),
@@ -332,7 +332,7 @@ def _caption(summary: dict[str, Any]) -> str:
 
 def _settings(arguments: argparse.Namespace, fingerprints: dict[str, str], judges: Sequence[str]) -> dict[str, Any]:
     """What all clips of a folder have in common; what differs from arm to arm is in ``ArmSampler.source``."""
-    from nrg_sampler.evaluation.judge import judge_identity
+    from nrg_sampler.judges.base import judge_identity
 
     return {
         **{name: getattr(arguments, name) for name in ("split", "steps", "dtype")},

@@ -40,9 +40,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from nrg_sampler.checkpoints import load_reward
-    from nrg_sampler.evaluation.preference_accuracy import markdown, plot_fractions
     from nrg_sampler.files import replacing, writable_folder
+    from nrg_sampler.rewards.loading import load_reward
+    from nrg_sampler.training.grade import markdown, plot_fractions
     from nrg_sampler.training.prepare import clip_settings
 
     writable_folder(arguments.out)
@@ -119,7 +119,7 @@ def _graded(reward: LatentReward, data: PairData, device: Any, seed: int, plot: 
     """Figures of one reward, and its plot."""
     import torch
 
-    from nrg_sampler.evaluation.preference_accuracy import grade_differences, plot_differences, score_differences
+    from nrg_sampler.training.grade import grade_differences, plot_differences, score_differences
 
     found = list(score_differences(reward, data, device, seed))
     differences, sigma = (torch.cat(column) for column in zip(*found, strict=True))

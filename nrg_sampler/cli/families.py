@@ -27,7 +27,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def listed() -> dict[str, list[dict[str, Any]]]:
     """Return the table as plain JSON values: ``supported`` and ``refused``."""
-    from nrg_sampler.families import FAMILIES, REFUSED
+    from nrg_sampler.hosts.families import FAMILIES, REFUSED
 
     supported = [
         {

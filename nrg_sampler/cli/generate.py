@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from nrg_sampler.cli import parser as options
 
 if TYPE_CHECKING:
-    from nrg_sampler.manifest import Manifest
-    from nrg_sampler.sampler import Sampler
+    from nrg_sampler.runs.manifest import Manifest
+    from nrg_sampler.runs.sampler import Sampler
 
 HELP = "Sample videos of a prompt, steered by the reward."
 EXAMPLE = 'generate "a red circle moving right" --weights 0:0:1 --num 4'

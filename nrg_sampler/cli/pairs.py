@@ -64,7 +64,7 @@ def load_pipeline(arguments: argparse.Namespace, device: Any) -> Any:
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 
-    from nrg_sampler import NRGFlowPipeline
+    from nrg_sampler.hosts.pipeline import NRGFlowPipeline
 
     if not sys.stderr.isatty():
         diffusers_logging.disable_progress_bar()

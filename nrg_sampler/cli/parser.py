@@ -46,7 +46,7 @@ GUIDANCE = (
 CONFLICTS, FORWARDS = (
     ("sum", "project"),
     ("separate", "shared"),
-)  # as in nrg_sampler.guidance, which would bring torch in
+)  # as in nrg_sampler.guidance.settings, which would bring torch in
 DTYPES = ("float32", "bfloat16", "float16")
 DEFAULT_FOLDER = Path("outputs")
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from nrg_sampler.checkpoints import BUNDLED
 from nrg_sampler.cli.parser import GUIDANCE, SAMPLING
-from nrg_sampler.guidance import RewardGuidance
-from nrg_sampler.recipe import Recipe, default_device, present
+from nrg_sampler.guidance.settings import RewardGuidance
+from nrg_sampler.runs.recipe import Recipe, default_device, present
 
 
 def from_arguments(arguments: argparse.Namespace) -> Recipe:

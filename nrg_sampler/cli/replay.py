@@ -10,9 +10,9 @@ from nrg_sampler.cli import compare, generate
 from nrg_sampler.cli.batch import Make
 from nrg_sampler.cli.parser import GUIDANCE, SAMPLING
 from nrg_sampler.files import writable_folder
-from nrg_sampler.manifest import Manifest, differences
-from nrg_sampler.recipe import Recipe
-from nrg_sampler.sampler import Sampler
+from nrg_sampler.runs.manifest import Manifest, differences
+from nrg_sampler.runs.recipe import Recipe
+from nrg_sampler.runs.sampler import Sampler
 
 MAKERS: dict[str, Make] = {"generate": generate.make, "compare": compare.make}
 FROM_FILE = (

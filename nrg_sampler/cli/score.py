@@ -26,9 +26,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from nrg_sampler.evaluation.judge import load_judges
-    from nrg_sampler.recipe import default_device, present
-    from nrg_sampler.sampler import judge_scores
+    from nrg_sampler.judges.base import load_judges
+    from nrg_sampler.runs.recipe import default_device, present
+    from nrg_sampler.runs.sampler import judge_scores
     from nrg_sampler.video import read_mp4
 
     prompts = [arguments.prompt or _asked(path) for path in arguments.videos]
@@ -51,7 +51,7 @@ def _asked(video: Path) -> str:
     Raises:
         ValueError: If there is none, or the file shows two videos side by side.
     """
-    from nrg_sampler.manifest import Manifest
+    from nrg_sampler.runs.manifest import Manifest
 
     beside = video.with_suffix(".json")
     if not beside.exists():
@@ -69,7 +69,7 @@ def _asked(video: Path) -> str:
 
 def _as_sampled(frames: Frames, video: Path) -> Frames:
     """Undo the enlarging of a small video, if the manifest beside it tells of any: judges see what was sampled."""
-    from nrg_sampler.manifest import Manifest
+    from nrg_sampler.runs.manifest import Manifest
 
     beside = video.with_suffix(".json")
     if not beside.exists():

@@ -14,10 +14,10 @@ from nrg_sampler.cli.parser import positive, whole_number
 
 if TYPE_CHECKING:
     from nrg_sampler.training.clips import ClipSettings
+    from nrg_sampler.training.lessons import Lesson
     from nrg_sampler.training.pairs import PairData
     from nrg_sampler.training.preferences import BadRow
     from nrg_sampler.training.sources import ClipSource
-    from nrg_sampler.training.teacher import Lesson
 
 # Of the steps and the guidance scale that the model was made for: rough clips teach what a good one is.
 STEP_SHARES = (0.4, 0.6, 1.0)
@@ -96,12 +96,12 @@ def taught(
     from tqdm.auto import tqdm
 
     from nrg_sampler.checkpoints import pipeline_source, read_sampling
-    from nrg_sampler.evaluation.judge import judge_identity, load_judge
-    from nrg_sampler.manifest import model_fingerprint
+    from nrg_sampler.judges.base import judge_identity, load_judge
+    from nrg_sampler.runs.manifest import model_fingerprint
     from nrg_sampler.training import prepare
     from nrg_sampler.training.cache import LatentCache
     from nrg_sampler.training.encoding import PairEncoder
-    from nrg_sampler.training.teacher import Lesson, ask
+    from nrg_sampler.training.lessons import Lesson, ask
 
     source_of_model = pipeline_source(arguments.model)
     made_for = {**prepare.FALLBACK, **FALLBACK, **read_sampling(source_of_model)}
@@ -199,7 +199,7 @@ def _held_out(prompts: list[str], share: float) -> Any:
 
 def _pair(found: Taught, lesson: Lesson, trained: list[Any], tested: list[Any]) -> None:
     """Fill in the pairs, in units of the spread of the teacher's scores of what is trained on."""
-    from nrg_sampler.training.teacher import spread
+    from nrg_sampler.training.lessons import spread
 
     _, scores = lesson.scores(trained or tested)
     if not len(scores):

@@ -17,9 +17,9 @@ from nrg_sampler.cli.teacher import add_teacher, taught
 if TYPE_CHECKING:
     from nrg_sampler.rewards.latent import LatentReward
     from nrg_sampler.training.clips import ClipSettings
+    from nrg_sampler.training.objective import Recipe
     from nrg_sampler.training.pairs import PairData
     from nrg_sampler.training.preferences import BadRow
-    from nrg_sampler.training.recipe import Recipe
     from nrg_sampler.training.trainer import TrainerSettings
 
 HELP = "Train a noise-aware latent reward on preference pairs of video files, or on what a teacher says of clips."
@@ -29,7 +29,7 @@ EXAMPLE = "train-reward pairs.csv --model shapes --out my-reward --steps 500"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     from nrg_sampler.rewards.reads import POOLINGS
     from nrg_sampler.training.losses import LOSSES
-    from nrg_sampler.training.recipe import SIGMA_SAMPLINGS, TRUNKS
+    from nrg_sampler.training.objective import SIGMA_SAMPLINGS, TRUNKS
 
     add_pairs(parser)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the reward goes to DIR/reward")
@@ -84,8 +84,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     from nrg_sampler.files import writable_folder
     from nrg_sampler.rewards.latent import LatentReward, latent_space
+    from nrg_sampler.training.objective import Recipe
     from nrg_sampler.training.prepare import clip_settings
-    from nrg_sampler.training.recipe import Recipe
     from nrg_sampler.training.trainer import TrainerSettings, calibrate, train
 
     if arguments.teacher is not None and arguments.loss is None:
@@ -181,7 +181,7 @@ def _recommended(arguments: argparse.Namespace, axes: Sequence[str] | None = Non
     Raises:
         ValueError: If numbers do not parse, are out of range or do not fit the axes, once these are known.
     """
-    from nrg_sampler.trust import powers_of, read_powers
+    from nrg_sampler.guidance.trust import powers_of, read_powers
 
     recommended: dict[str, Any] = {}
     for name in ("recommended_scale", "recommended_damping", "recommended_fading"):
@@ -259,7 +259,7 @@ def _follow(
 def _accuracy(reward: LatentReward, data: PairData, device: Any) -> dict[str, Any]:
     import torch
 
-    from nrg_sampler.evaluation.preference_accuracy import accuracy_by_bin, score_differences
+    from nrg_sampler.training.grade import accuracy_by_bin, score_differences
 
     differences = torch.cat([found for found, _ in score_differences(reward, data, device)])
     return accuracy_by_bin(differences, data)

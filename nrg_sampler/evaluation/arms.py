@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from nrg_sampler.guidance import POWERS, RewardGuidance
+from nrg_sampler.guidance.settings import POWERS, RewardGuidance
 from nrg_sampler.rewards.base import RewardWeights
 from nrg_sampler.search import Search
 

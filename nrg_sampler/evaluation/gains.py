@@ -2,32 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
-from nrg_sampler.evaluation.winrate import bootstrap_interval
-
-DRAWS = 2000
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A number with its 95 % bootstrap interval over prompts.
-
-    Args:
-        value: The estimate.
-        low: Lower end.
-        high: Upper end.
-    """
-
-    value: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"{self.value:+.2f} [{self.low:+.2f}, {self.high:+.2f}]"
+from nrg_sampler.statistics import DRAWS, Estimate, spearman
 
 
 def gains(challenger: Tensor, baseline: Tensor) -> Tensor:
@@ -46,12 +24,6 @@ def gains(challenger: Tensor, baseline: Tensor) -> Tensor:
     return torch.cat([change, change.mean(dim=1, keepdim=True)], dim=1)
 
 
-def estimate(values: Tensor) -> Estimate:
-    """Return the mean of ``values`` (n,) with its interval."""
-    low, high = bootstrap_interval(values.double())
-    return Estimate(values.double().mean().item(), low, high)
-
-
 def hacking_index(held_out_gain: float, target_gain: float) -> float | None:
     """Return the share of the target's gain that a judge which did not guide does not confirm.
 
@@ -64,34 +36,6 @@ def hacking_index(held_out_gain: float, target_gain: float) -> float | None:
         nothing, so that there is nothing to confirm.
     """
     return 1 - held_out_gain / target_gain if target_gain > 0 else None
-
-
-def ratio_interval(numerator: Tensor, denominator: Tensor) -> tuple[float, float] | None:
-    """Return the 95 % bootstrap interval of ``numerator.mean() / denominator.mean()`` over pairs, both ``(n,)``.
-
-    ``None`` if that of the denominator reaches 0, where a ratio has no bounds.
-    """
-    generator = torch.Generator().manual_seed(0)
-    draws = torch.randint(len(numerator), (DRAWS, len(numerator)), generator=generator)
-    one, two = (values.double()[draws].mean(dim=1) for values in (numerator, denominator))
-    if torch.quantile(two, 0.025) <= 0:
-        return None
-    low, high = (torch.quantile(one / two, q).item() for q in (0.025, 0.975))
-    return low, high
-
-
-def ranks(values: Tensor) -> Tensor:
-    """Return ranks along the last dimension, ties averaged."""
-    mine, others = values[..., :, None], values[..., None, :]
-    return (mine > others).sum(dim=-1) + 0.5 * (mine == others).sum(dim=-1).double()
-
-
-def spearman(one: Tensor, other: Tensor) -> Tensor:
-    """Return Spearman's rank correlation along the last dimension; 0 where one side does not vary."""
-    centred = [r - r.mean(dim=-1, keepdim=True) for r in (ranks(one), ranks(other))]
-    norms = centred[0].norm(dim=-1) * centred[1].norm(dim=-1)
-    rho: Tensor = (centred[0] * centred[1]).sum(dim=-1) / norms.clamp(min=1e-12)
-    return rho
 
 
 def slider_correlation(weights: Tensor, changes: Tensor) -> Estimate:

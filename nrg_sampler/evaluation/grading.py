@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
+from nrg_sampler.evaluation.arm_sampler import ArmSampler
 from nrg_sampler.evaluation.arms import Arm
 from nrg_sampler.evaluation.features import FEATURES, diversity
 from nrg_sampler.evaluation.panel import Judge
-from nrg_sampler.evaluation.sampling import ArmSampler
 from nrg_sampler.evaluation.table import ResumableTable, read_rows, write_rows
 from nrg_sampler.rewards.base import RewardWeights
 from nrg_sampler.search import candidate_seeds

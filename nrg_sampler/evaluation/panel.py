@@ -8,7 +8,7 @@ from typing import Protocol
 from torch import Tensor
 
 from nrg_sampler.checkpoints import BUNDLED, pipeline_source, read_sampling
-from nrg_sampler.evaluation import judge as judges
+from nrg_sampler.judges import base as judges
 from nrg_sampler.shapes.oracle import grade
 from nrg_sampler.shapes.scenes import Prompt, caption
 
@@ -33,7 +33,7 @@ class _ByCaption:
 
 
 def panel(names: Sequence[str]) -> dict[str, Judge]:
-    """Make the named judges, those of :func:`nrg_sampler.evaluation.judge.load_judge`, by the part before the colon.
+    """Make the named judges, those of :func:`nrg_sampler.judges.base.load_judge`, by the part before the colon.
 
     Raises:
         ValueError: If one is unknown or its folder does not fit.

@@ -11,11 +11,12 @@ from torch import Tensor
 
 from nrg_sampler.evaluation.arms import UNGUIDED, Arm
 from nrg_sampler.evaluation.features import STATIC
-from nrg_sampler.evaluation.gains import estimate, gains, hacking_index, ratio_interval, slider_correlation
+from nrg_sampler.evaluation.gains import gains, hacking_index, slider_correlation
 from nrg_sampler.evaluation.grading import ORACLE, TARGET, Graded, column, tabulate
 from nrg_sampler.evaluation.winrate import win_rate
 from nrg_sampler.rewards.base import RewardWeights
 from nrg_sampler.shapes.oracle import AXES
+from nrg_sampler.statistics import estimate, ratio_interval
 
 MEAN = "mean"
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
 
-RESAMPLES = 10_000
+from nrg_sampler.statistics import bootstrap_interval
 
 
 @dataclass(frozen=True)
@@ -52,20 +50,3 @@ def win_rate(challenger: Tensor, baseline: Tensor) -> WinRate:
     points = ((challenger - baseline).sign().double() + 1) / 2
     low, high = bootstrap_interval(points)
     return WinRate(100 * points.mean().item(), 100 * low, 100 * high, len(points))
-
-
-def bootstrap_interval(
-    values: Tensor, level: float = 0.95, statistic: Callable[[Tensor], Tensor] = partial(torch.mean, dim=1)
-) -> tuple[float, float]:
-    """Percentile bootstrap interval, with a fixed seed so that a table can be made again.
-
-    Args:
-        values: Shape ``(n,)``.
-        level: How often the interval should hold the truth.
-        statistic: Of each row of ``(resamples, n)``; the mean by default.
-    """
-    generator = torch.Generator().manual_seed(0)
-    draws = torch.randint(len(values), (RESAMPLES, len(values)), generator=generator)
-    found = statistic(values[draws])
-    tail = (1 - level) / 2
-    return torch.quantile(found, tail).item(), torch.quantile(found, 1 - tail).item()

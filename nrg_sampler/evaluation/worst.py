@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
+from nrg_sampler.evaluation.arm_sampler import ArmSampler
 from nrg_sampler.evaluation.arms import Arm
 from nrg_sampler.evaluation.gains import gains
 from nrg_sampler.evaluation.grading import ORACLE, Graded, column, tabulate
-from nrg_sampler.evaluation.sampling import ArmSampler
 from nrg_sampler.shapes.oracle import AXES, grade
 from nrg_sampler.shapes.scenes import Prompt, caption
 from nrg_sampler.video import GAP, GAP_COLOR, Frames, frame_strip, to_uint8

@@ -87,7 +87,7 @@ class Reward(Protocol):
     """Score noisy latents, higher is better.
 
     ``mean`` and ``std`` per axis (of the raw reward over the base model's samples), ``recommended_scale`` (one
-    number, or one per axis), ``recommended_damping`` and ``recommended_fading`` per axis (see :mod:`nrg_sampler.trust`) may
+    number, or one per axis), ``recommended_damping`` and ``recommended_fading`` per axis (see :mod:`nrg_sampler.guidance.trust`) may
     be left out; they default to 0, 1, 1, 1 and 0. With them, weights and strengths mean the same for every reward. A
     reward may also have ``check_compatible(pipe)``, which raises ``ValueError`` when the pipeline's latents are not its
     own, ``needs_velocity = True``, which asks for the step's velocity in the conditioning, ``num_members`` above 1: then

@@ -103,7 +103,7 @@ class LatentReward(ModelMixin, ConfigMixin):
         recommended_scale: The default guidance strength, in units of which calibrated scales are given; one number, or one
             per axis.
         recommended_damping: For each axis the power of ``1 - sigma`` by which guidance is to trust its gradient less in
-            noise, 0 or more; 1 for each by default. See :mod:`nrg_sampler.trust`.
+            noise, 0 or more; 1 for each by default. See :mod:`nrg_sampler.guidance.trust`.
         recommended_fading: The same of ``sigma``, by which it is to trust it less near the end; 0 for each by default.
         latent_space: What :func:`latent_space` says of the VAE it was trained on; not checked if left out.
         about: For the model card: ``base_model``, ``data``, ``license`` and ``accuracy`` by noise bin and axis.

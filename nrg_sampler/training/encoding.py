@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nrg_sampler.families import family_of, require_flow
+from nrg_sampler.hosts.families import family_of, require_flow
+from nrg_sampler.hosts.vocabulary import is_closed, require_known_words
 from nrg_sampler.training.cache import LatentCache, clip_name, half, prompt_name
 from nrg_sampler.training.clips import ClipSettings, UnreadableClip, read_clip
 from nrg_sampler.training.preferences import PreferenceTable
-from nrg_sampler.vocabulary import is_closed, require_known_words
 
 SHARD = 32  # tensors; what an interruption costs at most
 

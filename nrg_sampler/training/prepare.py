@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nrg_sampler.checkpoints import pipeline_source, read_sampling
-from nrg_sampler.manifest import model_fingerprint
+from nrg_sampler.runs.manifest import model_fingerprint
 from nrg_sampler.training.cache import LatentCache
 from nrg_sampler.training.clips import ClipSettings, inspect_pairs
 from nrg_sampler.training.encoding import PairEncoder

@@ -232,7 +232,7 @@ def _beside(video: Path) -> str:
         return text.read_text(encoding="utf-8").strip()
     if not manifest.is_file():
         return ""
-    from nrg_sampler.manifest import Manifest
+    from nrg_sampler.runs.manifest import Manifest
 
     found = Manifest.read(manifest)
     return found.prompt if found.command == "generate" else ""  # others show several clips side by side

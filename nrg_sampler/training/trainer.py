@@ -18,8 +18,8 @@ from nrg_sampler.rewards.latent import LatentReward
 from nrg_sampler.training.checkpoint import load_checkpoint, save_checkpoint
 from nrg_sampler.training.ensemble import LEVEL_PULL, bootstrap_weights, level_spread
 from nrg_sampler.training.losses import LOSSES, Comparison
+from nrg_sampler.training.objective import Recipe
 from nrg_sampler.training.pairs import PairBatch, PairData
-from nrg_sampler.training.recipe import Recipe
 from nrg_sampler.training.trunk import TRUNK_MODULES, merge_trunk, open_trunk
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from nrg_sampler.guidance import CONFLICTS, FORWARDS
+from nrg_sampler.guidance.settings import CONFLICTS, FORWARDS
 
 TEXT_LENGTH = 100  # characters
 

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from nrg_sampler.checkpoints import BUNDLED
-from nrg_sampler.plan import Pace, Plan, measure, plan
-from nrg_sampler.recipe import Recipe, default_device
 from nrg_sampler.rewards.gate import weights_for_prompt
-from nrg_sampler.sampler import Sampler, load
+from nrg_sampler.runs.plan import Pace, Plan, measure, plan
+from nrg_sampler.runs.recipe import Recipe, default_device
+from nrg_sampler.runs.sampler import Sampler, load
 from nrg_sampler.ui.presets import EXAMPLES
 from nrg_sampler.ui.settings import Settings
 

@@ -9,8 +9,8 @@ from html import escape
 from pathlib import Path
 from urllib.parse import quote
 
-from nrg_sampler.manifest import Manifest, changes, format_change
-from nrg_sampler.plan import Plan
+from nrg_sampler.runs.manifest import Manifest, changes, format_change
+from nrg_sampler.runs.plan import Plan
 from nrg_sampler.video import Frames
 
 FILE_ROUTE = "gradio_api/file="  # relative, so that it works below a proxy's path too

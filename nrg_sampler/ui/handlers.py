@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from nrg_sampler.manifest import Clip
+from nrg_sampler.runs.manifest import Clip
 from nrg_sampler.ui import fragments, results
 from nrg_sampler.ui.curves import curves
 from nrg_sampler.ui.engine import Ended, Engine, Run, Waiting

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from nrg_sampler.manifest import Clip
 from nrg_sampler.rewards import RewardWeights
+from nrg_sampler.runs.manifest import Clip
 from nrg_sampler.ui.engine import Engine, Run
 from nrg_sampler.ui.results import write_clip, write_pair, write_single
 from nrg_sampler.ui.sampling import Part, Sampled, sample_parts

@@ -8,7 +8,7 @@ from typing import Any
 
 import gradio as gr
 
-from nrg_sampler.guidance import RewardGuidance
+from nrg_sampler.guidance.settings import RewardGuidance
 from nrg_sampler.schedulers import SCHEDULERS
 from nrg_sampler.ui.controls import CONTROLS, TEXT_LENGTH, Choice, Control, Switch, Text
 from nrg_sampler.ui.handlers import PARTS, Studio, View, blank

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from nrg_sampler.guidance import RewardGuidance
-from nrg_sampler.manifest import Manifest
+from nrg_sampler.guidance.settings import RewardGuidance
+from nrg_sampler.runs.manifest import Manifest
 from nrg_sampler.ui.sampling import Sampled
 from nrg_sampler.video import Frames, enlarge, side_by_side, write_mp4, write_png
 

@@ -9,9 +9,9 @@ from typing import Literal
 
 from torch import Tensor
 
-from nrg_sampler.manifest import Clip, Manifest
-from nrg_sampler.plan import Pace, plan
-from nrg_sampler.sampler import Sampler
+from nrg_sampler.runs.manifest import Clip, Manifest
+from nrg_sampler.runs.plan import Pace, plan
+from nrg_sampler.runs.sampler import Sampler
 from nrg_sampler.ui.engine import Engine, Run
 from nrg_sampler.ui.preview import Preview
 from nrg_sampler.ui.settings import Settings

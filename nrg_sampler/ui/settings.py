@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from nrg_sampler.guidance import RewardGuidance
-from nrg_sampler.recipe import Recipe
+from nrg_sampler.guidance.settings import RewardGuidance
 from nrg_sampler.rewards import RewardWeights
+from nrg_sampler.runs.recipe import Recipe
 from nrg_sampler.schedulers import SCHEDULERS
 from nrg_sampler.ui.controls import CONTROLS, real, whole, within
 
@@ -115,7 +115,7 @@ class Settings:
         return replace(self, seed=seed)
 
     def recipe(self, model: str, reward: str | None, device: str, dtype: str) -> Recipe:
-        """Return what is sampled; arguments as in :class:`nrg_sampler.recipe.Recipe`."""
+        """Return what is sampled; arguments as in :class:`nrg_sampler.runs.recipe.Recipe`."""
         return Recipe(
             prompt=self.prompt,
             guidance=self.guidance,

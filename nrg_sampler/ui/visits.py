@@ -9,7 +9,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from nrg_sampler.manifest import Manifest
+from nrg_sampler.runs.manifest import Manifest
 from nrg_sampler.ui.engine import Engine, Run
 from nrg_sampler.ui.settings import Settings
 

@@ -27,7 +27,7 @@ from nrg_sampler.shapes.train.pool import GROUP, Pool
 from nrg_sampler.shapes.train.reward import FIRST_POOLS, SIGMA_BINS, accuracy_by_sigma
 from nrg_sampler.shapes.train.text import encode_text
 from nrg_sampler.training.losses import LOSSES, Comparison
-from nrg_sampler.training.recipe import Recipe
+from nrg_sampler.training.objective import Recipe
 from nrg_sampler.training.trunk import merge_trunk, open_trunk
 
 if TYPE_CHECKING:

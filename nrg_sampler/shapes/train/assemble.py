@@ -15,8 +15,8 @@ from nrg_sampler.rewards.card import by_axis
 if TYPE_CHECKING:
     from diffusers import WanPipeline
 
-    from nrg_sampler.evaluation.judges import PixelJudge
     from nrg_sampler.rewards.latent import LatentReward
+    from nrg_sampler.shapes.judge import PixelJudge
 
 SAMPLING = {
     "height": 64,
@@ -53,8 +53,8 @@ def assemble_pipeline(folder: Path) -> WanPipeline:
 
 def save_bundle(folder: Path, out: Path) -> None:
     """Write ``out/pipeline``, ``out/reward`` and, if it was trained, ``out/judge`` in half precision, with model cards."""
-    from nrg_sampler.evaluation.judges import PixelJudge
     from nrg_sampler.rewards.latent import LatentReward, latent_space
+    from nrg_sampler.shapes.judge import PixelJudge
 
     pipe = assemble_pipeline(folder)
     pipe.to(dtype=torch.float16)

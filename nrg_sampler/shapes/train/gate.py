@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from nrg_sampler.evaluation.gains import spearman
 from nrg_sampler.rewards.gate import WeightGate, pool_prompts
 from nrg_sampler.rewards.latent import LatentReward
 from nrg_sampler.shapes.oracle import AXES
@@ -19,6 +18,7 @@ from nrg_sampler.shapes.scenes import caption
 from nrg_sampler.shapes.train.groups import scores, to_prompt
 from nrg_sampler.shapes.train.pool import Pool
 from nrg_sampler.shapes.train.text import encode_text
+from nrg_sampler.statistics import spearman
 from nrg_sampler.training.gate import deficits, train_gate
 
 if TYPE_CHECKING:

@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from nrg_sampler.evaluation.judges import PixelJudge
 from nrg_sampler.files import replacing
+from nrg_sampler.shapes.judge import PixelJudge
 from nrg_sampler.shapes.oracle import AXES
 from nrg_sampler.shapes.scenes import caption, vocabulary
 from nrg_sampler.shapes.train.attributes import AttributeReader

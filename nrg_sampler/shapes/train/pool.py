@@ -14,14 +14,14 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from nrg_sampler.guidance import RewardGuidance
+from nrg_sampler.guidance.settings import RewardGuidance
+from nrg_sampler.guidance.step import guided_velocity
 from nrg_sampler.rewards.base import Conditioning, Reward
 from nrg_sampler.shapes.oracle import Measurement, measure
 from nrg_sampler.shapes.scenes import caption, prompts, sample_prompt
 from nrg_sampler.shapes.train.base import encode_clips, fixed_length
 from nrg_sampler.shapes.train.degrade import degraded_clip, faultless_clip
 from nrg_sampler.shapes.train.text import CHOICES, attribute_labels, encode_text
-from nrg_sampler.step import guided_velocity
 
 if TYPE_CHECKING:
     from diffusers import WanPipeline

@@ -1,0 +1,211 @@
+"""Sample an arm: the clips, what the guiding reward reads off them and what they cost."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from nrg_sampler.cost.memory import peak_memory
+from nrg_sampler.evaluation.arms import Arm
+from nrg_sampler.hosts.pipeline import NRGFlowPipeline
+from nrg_sampler.rewards.base import Conditioning, Reward, normalised
+from nrg_sampler.search import Search, candidate_seeds, search
+from nrg_sampler.shapes.scenes import Prompt, caption
+
+
+class Sampled(NamedTuple):
+    """Clips of one arm.
+
+    Args:
+        clips: Shape ``(B, 3, T, H, W)``, in ``[0, 1]``.
+        target: What the guiding reward reads off the finished latents, in its standard deviations, shape
+            ``(B, axes)``; ``None`` without one.
+        seconds: Time to sample and decode, per clip.
+        cpu_seconds: Processor time of the same, per clip, which other programs do not disturb; ``None`` on another device.
+        decoding: Share of that time spent on decoding.
+        evaluations: Forward passes of the video model, per clip.
+        memory_mib: Peak memory of the batch; ``None`` if the system does not tell.
+    """
+
+    clips: Tensor
+    target: Tensor | None
+    seconds: float
+    cpu_seconds: float | None
+    decoding: float
+    evaluations: float
+    memory_mib: float | None
+
+
+class ArmSampler:
+    """Sample any arm with one pipeline.
+
+    Args:
+        pipe: An ``NRGFlowPipeline`` of the shapes world; its reward is the target.
+        rewards: Other rewards that arms name.
+        dtype: Precision of the arithmetic by autocast; ``None`` leaves it at that of the weights.
+        sampling: Further arguments of the pipeline, the same in every arm.
+        fingerprints: What tells each reward from another of the same name.
+    """
+
+    def __init__(
+        self,
+        pipe: Any,
+        rewards: Mapping[str, Reward] | None = None,
+        dtype: torch.dtype | None = None,
+        sampling: Mapping[str, Any] | None = None,
+        fingerprints: Mapping[str, str] | None = None,
+    ) -> None:
+        self._pipes = {"target": pipe}
+        for name, reward in (rewards or {}).items():
+            self._pipes[name] = NRGFlowPipeline.from_pipe(pipe, reward_model=reward)
+        self._dtype, self._sampling, self._fingerprints = dtype, dict(sampling or {}), fingerprints or {}
+
+    def can(self, arm: Arm) -> bool:
+        """Return whether the reward that ``arm`` names is there."""
+        return arm.reward in self._pipes
+
+    def source(self, arm: Arm) -> str:
+        """Name what decides how single clips of ``arm`` are sampled; arms of one source share their clips."""
+        guidance = arm.guidance if arm.guidance and arm.guidance.scale else None
+        thinning = arm.search if arm.search and arm.search.moments else None
+        settings: dict[str, Any] = {"steps": arm.steps}
+        if guidance:
+            settings["guidance"] = guidance.to_dict()
+        if thinning:
+            settings["search"] = thinning.to_dict()
+        if guidance or thinning:
+            settings["reward"] = [arm.reward, self._fingerprints.get(arm.reward)]
+        if settings == {"steps": 1}:
+            return "unguided"
+        digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+        return f"{arm.weights if guidance else 'searched' if thinning else 'unguided'} {digest[:12]}"
+
+    def sample(self, arm: Arm, prompts: Sequence[Prompt], seeds: Sequence[int]) -> Sampled:
+        """Sample one clip of each prompt from the source of ``arm``; nothing is chosen among finished clips."""
+        pipe = self._pipes[arm.reward]
+        device = torch.device(getattr(pipe, "device", "cpu"))
+        with self._precision(device), peak_memory(device) as memory, _counted(pipe.transformer) as count:
+            watch = _Watch(device)
+            clips, latents, embeds = self._run(pipe, arm, prompts, seeds, watch)
+            seconds, cpu_seconds, decoding = watch.read()
+        target = self._target(latents, embeds)
+        batch = len(prompts)
+        cpu = cpu_seconds / batch if device.type == "cpu" else None
+        return Sampled(
+            clips.float().cpu(), target, seconds / batch, cpu, decoding, count[0] / batch, memory.mib
+        )  # fmt: skip
+
+    @contextmanager
+    def _precision(self, device: torch.device) -> Iterator[None]:
+        if self._dtype is None:
+            yield
+            return
+        with torch.autocast(device.type, self._dtype), warnings.catch_warnings():
+            # of layer norms, which stay in float32
+            warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight")
+            yield
+
+    def _run(
+        self, pipe: Any, arm: Arm, prompts: Sequence[Prompt], seeds: Sequence[int], watch: _Watch
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        texts = [caption(prompt) for prompt in prompts]
+        arguments = {"output_type": "pt", **self._sampling}
+        if arm.steps != 1:
+            steps = arguments.get("num_inference_steps", pipe.sampling_defaults.get("num_inference_steps"))
+            arguments["num_inference_steps"] = round(arm.steps * steps)
+        guidance = {"reward_scale": 0.0} if arm.guidance is None else {"reward_guidance": arm.guidance}
+        arguments.update(guidance)
+        if arm.search is None or not arm.search.moments:
+            return _plain(pipe, texts, seeds, arguments, watch)
+        return _thinned(pipe, texts, seeds, arguments, arm.search)
+
+    def _target(self, latents: Tensor, embeds: Tensor) -> Tensor | None:
+        reward = self._pipes["target"].reward_model
+        if reward is None:
+            return None
+        with torch.no_grad():
+            raw = reward(
+                latents.float(), torch.zeros(len(latents), device=latents.device), Conditioning(embeds.float())
+            )
+        return normalised(reward, raw).cpu()
+
+
+def _plain(
+    pipe: Any, texts: list[str], seeds: Sequence[int], arguments: dict[str, Any], watch: _Watch
+) -> tuple[Tensor, Tensor, Tensor]:
+    last: dict[str, Tensor] = {}
+
+    def keep(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        last.update(tensors)
+        watch.mark()
+        return {}
+
+    output = pipe(
+        texts,
+        generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+        callback_on_step_end=keep,
+        callback_on_step_end_tensor_inputs=["latents", "prompt_embeds"],
+        **arguments,
+    )
+    return output.frames.transpose(1, 2), last["latents"], last["prompt_embeds"]
+
+
+def _thinned(
+    pipe: Any, texts: list[str], seeds: Sequence[int], arguments: dict[str, Any], settings: Search
+) -> tuple[Tensor, Tensor, Tensor]:
+    candidates = [candidate_seeds(seed, settings.candidates) for seed in seeds]
+    found = search(pipe, texts, settings, candidates, **arguments)
+    return found.frames.transpose(1, 2), found.latents, found.prompt_embeds
+
+
+class _Watch:
+    """Measure wall-clock and processor time from its making on, and which share of the latter came after the last mark.
+
+    Args:
+        device: What the wall clock waits for in the end; steps do not wait, so on another than a CPU the share is 0.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._start = self._now()
+        self._marked = self._start[1]
+
+    def mark(self) -> None:
+        """Note the moment."""
+        self._marked = time.process_time()
+
+    def read(self) -> tuple[float, float, float]:
+        """Return seconds, seconds of the processor and the share of the time since the last mark."""
+        end = self._now()
+        seconds, cpu_seconds = (after - before for after, before in zip(end, self._start, strict=True))
+        share = (end[1] - self._marked) / cpu_seconds if cpu_seconds and self._device.type == "cpu" else 0.0
+        return seconds, cpu_seconds, share
+
+    def _now(self) -> tuple[float, float]:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        return time.perf_counter(), time.process_time()
+
+
+@contextmanager
+def _counted(transformer: torch.nn.Module) -> Iterator[list[int]]:
+    """Count the samples that pass through the video model."""
+    count = [0]
+
+    def see(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        latents = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
+        count[0] += len(latents)
+
+    hook = transformer.register_forward_pre_hook(see, with_kwargs=True)
+    try:
+        yield count
+    finally:
+        hook.remove()

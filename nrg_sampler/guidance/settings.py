@@ -1,0 +1,260 @@
+"""The settings of the guidance, which know nothing of tensors.
+
+They take effect in :mod:`nrg_sampler.guidance.step`, one denoising step at a time.
+
+Reference:
+    Liu et al., 2025, arXiv:2501.13918, Eq. 11.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from nrg_sampler.guidance.trust import PowersLike, Trust, powers_of, read_powers, shared
+from nrg_sampler.rewards.base import (
+    Reward,
+    RewardWeights,
+    WeightsLike,
+    recommended_damping,
+    recommended_fading,
+    recommended_scales,
+)
+from nrg_sampler.rewards.ensemble import member_count
+from nrg_sampler.rewards.gate import require_gate
+
+CONFLICTS = ("sum", "project")
+FORWARDS = ("separate", "shared")
+POWERS = ("damping", "fading")
+
+
+@dataclass(frozen=True)
+class RewardGuidance:
+    """Say how strongly, when and within which limits the reward moves the velocity.
+
+    Args:
+        weights: One weight per axis: ``"1:1:1"``, ``"VQ=1,TA=0.5"``, a dict, a sequence; ``None`` is 1 for every axis.
+            ``"auto"`` lets the reward propose them from the prompt, see :mod:`nrg_sampler.rewards.gate`.
+        scale: Strength; 0 is none and a negative one pushes away from the reward.
+        start: First guided moment as a fraction of the denoising steps, in [0, 1].
+        stop: Moment from which guidance is off, in [0, 1], at least ``start``.
+        every: Ask the reward in each n-th denoising step only.
+        reuse: Push with the last direction in the steps between, rather than leave them unguided. With ``every=2`` that halves
+            what guidance costs, and the bundled reward gains as much in 25 steps; see the README.
+        max_coefficient: Upper limit of ``sigma / (1 - sigma)``, above 0; ``None`` for no limit.
+        max_push: Upper limit of the push's norm as a fraction of the velocity's norm, above 0; ``None`` for no limit. It is
+            there for the worst case: at 0.5 already the bundled reward gained less.
+        damping: Exponent p >= 0 of a factor ``(1 - sigma) ** p`` on the gradient of an axis, which trusts it less in noise:
+            one number for all axes, or one for each as for ``weights`` (axes not named are not damped); ``None`` takes
+            what the reward recommends. From 1 on the factor of the gradient, ``sigma / (1 - sigma) * (1 - sigma) ** p``, is
+            bounded without a clamp.
+        fading: Exponent q >= 0 of a factor ``sigma ** q``, which trusts it less where the picture is nearly settled; as
+            ``damping``.
+        calibrated: Measure the reward in its stored standard deviations and ``scale`` in its recommended scale.
+            If ``False`` the reward is used raw and ``scale`` is the paper's w.
+        balanced: Give the gradients of the weighted axes one norm, so that the weights alone set their shares.
+        conflicts: What to do where two axes pull apart: ``"sum"`` adds them up all the same, ``"project"`` first takes
+            out of each what goes against the other.
+        floor: Axes that the push must not lower to first order, such as ``"TA"`` or ``"VQ,TA"``, weighted or not;
+            ``None`` for no floor.
+        parallel: Share kept of the push's part along the predicted clean latents, in [0, 1]; less saturates less.
+        disagreement: Push along the mean of the reward's members minus this multiple of their standard deviation, axis
+            by axis, 0 or more: what they disagree about pushes less. Needs a reward with several members; see
+            :mod:`nrg_sampler.rewards.ensemble`.
+        lookahead: Where the reward is read, as a share in [0, 1] of the way that the velocity points: at 0 the latents
+            themselves, as in the paper; beyond that the latents that the step leads to at ``(1 - lookahead) * sigma``, where
+            there is less noise to read through; at 1 the predicted clean latents, for a reward that knows no noise. The
+            model is not differentiated.
+        smoothing: Share of the noise that is exchanged, in [0, 1], for the gradient to be an average over noises;
+            0 takes the gradient at the latents themselves.
+        smoothing_samples: Gradients in that average, each at the cost of one.
+        forward: ``"separate"``: the reward runs its own forward pass. ``"shared"``: it reads the features that the
+            denoiser computes anyway, inside ``attach`` and with a reward made for it; only the backward pass is extra.
+        frame_stride: Let the reward read each n-th latent frame only; steps take turns in which one is the first.
+        crop: Share of the height and of the width that the reward reads, above 0 and at most 1; steps take turns in
+            the place. Both save time and memory with long and large videos.
+
+    Raises:
+        ValueError: If a setting is out of range.
+    """
+
+    weights: WeightsLike = None
+    scale: float = 1.0
+    start: float = 0.0
+    stop: float = 1.0
+    every: int = 1
+    reuse: bool = False
+    max_coefficient: float | None = None
+    max_push: float | None = 1.0
+    damping: PowersLike = None
+    fading: PowersLike = None
+    calibrated: bool = True
+    balanced: bool = False
+    conflicts: str = "sum"
+    floor: str | Sequence[str] | None = None
+    parallel: float = 1.0
+    disagreement: float = 0.0
+    lookahead: float = 0.0
+    smoothing: float = 0.0
+    smoothing_samples: int = 4
+    forward: str = "separate"
+    frame_stride: int = 1
+    crop: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("start", "stop", "parallel", "smoothing", "lookahead"):
+            _expect(0 <= getattr(self, name) <= 1, name, "between 0 and 1", getattr(self, name))
+        _expect(self.start <= self.stop, "start", f"at most `stop` ({self.stop:g})", self.start)
+        _expect(math.isfinite(self.scale), "scale", "a finite number", self.scale)
+        _expect(0 < self.crop <= 1, "crop", "above 0 and at most 1", self.crop)
+        for name in ("every", "smoothing_samples", "frame_stride"):
+            count = getattr(self, name)
+            _expect(isinstance(count, int) and count >= 1, name, "a whole number of 1 or more", count)
+        if self.lookahead == 1:
+            _expect(self.smoothing == 0, "smoothing", "0 with lookahead=1, where no noise is left", self.smoothing)
+        for name, choices in (("conflicts", CONFLICTS), ("forward", FORWARDS)):
+            chosen = getattr(self, name)
+            _expect(chosen in choices, name, " or ".join(map(repr, choices)), repr(chosen))
+        if self.forward == "shared":  # the denoiser sees the noisy latents, once
+            _expect(self.smoothing == 0, "smoothing", "0 with forward='shared'", self.smoothing)
+            _expect(self.lookahead == 0, "lookahead", "0 with forward='shared'", self.lookahead)
+            for name in ("frame_stride", "crop"):
+                _expect(getattr(self, name) == 1, name, "1 with forward='shared'", getattr(self, name))
+        for name in ("max_coefficient", "max_push"):
+            limit = getattr(self, name)
+            _expect(limit is None or limit > 0, name, "above 0, or None for no limit", limit)
+        _expect(
+            math.isfinite(self.disagreement) and self.disagreement >= 0, "disagreement", "0 or more", self.disagreement
+        )
+        weights = RewardWeights.parse(self.weights)
+        if self.scale != 0:
+            weights.require_some()
+        object.__setattr__(self, "weights", weights)
+        object.__setattr__(self, "floor", _floor(self.floor))
+        for name in POWERS:
+            object.__setattr__(self, name, read_powers(name, getattr(self, name)))
+
+    @classmethod
+    def paper(cls, scale: float = 100.0, weights: WeightsLike = None) -> RewardGuidance:
+        """Return the published algorithm: every step but sigma = 1, raw reward, no limit and nothing else added."""
+        bounds: dict[str, Any] = {"max_coefficient": None, "max_push": None, "damping": 0.0, "fading": 0.0}
+        return cls(weights=weights, scale=scale, calibrated=False, **bounds)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the settings as plain JSON values; ``RewardGuidance(**settings)`` reads them back."""
+        weights = RewardWeights.parse(self.weights)
+        floor = _floor(self.floor)
+        return {
+            **vars(self),
+            "weights": str(weights) if weights.values or weights.auto else None,
+            "floor": None if floor is None else ",".join(floor),
+            **{name: _plain(getattr(self, name)) for name in POWERS},
+        }
+
+    def strength(self, reward: Reward) -> float:
+        """Return the number that multiplies the gradient of the score, the ``w`` of the formula."""
+        return self.scale * (max(recommended_scales(reward)) if self.calibrated else 1.0)
+
+    def limits(self) -> dict[str, Any]:
+        """Return the settings that bound the push, as keyword arguments of ``guide``."""
+        return {"max_coefficient": self.max_coefficient, "max_push": self.max_push}
+
+    def trust(self, reward: Reward) -> tuple[Trust, dict[str, Trust]]:
+        """Return how much all weighted axes of a reward are trusted at each noise level, and what each has beyond that.
+
+        Raises:
+            ValueError: If an axis is unknown, or powers or weights have another number of them.
+        """
+        axes = tuple(reward.axes)
+        scales = recommended_scales(reward)
+        shares = [scale / max(scales) for scale in scales] if self.calibrated else [1.0] * len(axes)
+        damping = powers_of("damping", self.damping, axes, recommended_damping(reward))
+        fading = powers_of("fading", self.fading, axes, recommended_fading(reward))
+        weights, _ = self.resolve(axes)
+        every = zip(axes, map(Trust, shares, damping, fading), strict=True)
+        return shared({axis: trust for axis, trust in every if axis in weights})
+
+    def skips(self, step_index: int, num_inference_steps: int) -> str | None:
+        """Return why a denoising step is left unguided: ``"window"`` or ``"every"``; ``None`` if it is not."""
+        if not self.start <= step_index / num_inference_steps < self.stop:
+            return "window"
+        return "every" if step_index % self.every and not self.reuse else None
+
+    def reuses(self, step_index: int) -> bool:
+        """Return whether a guided step takes the last direction, if there is one yet."""
+        return self.reuse and step_index % self.every != 0
+
+    def asked_steps(self, num_inference_steps: int) -> int:
+        """Return in how many steps of a run the reward is asked."""
+        if self.scale == 0:
+            return 0
+        guided = [step for step in range(num_inference_steps) if self.skips(step, num_inference_steps) is None]
+        return sum(not self.reuses(step) or step == guided[0] for step in guided)
+
+    @property
+    def windowed(self) -> bool:
+        """Whether the reward reads a part of the latents only."""
+        return self.frame_stride > 1 or self.crop < 1
+
+    def gradients(self, num_inference_steps: int) -> int:
+        """Return how many gradients of the reward one run takes."""
+        return self.asked_steps(num_inference_steps) * (self.smoothing_samples if self.smoothing else 1)
+
+    def differentiated(self, axes: Sequence[str]) -> tuple[str, ...]:
+        """Return the axes that are differentiated one at a time; none if their weighted sum is."""
+        weights, floor = self.resolve(axes)
+        apart = self.balanced or self.conflicts != "sum" or floor
+        return tuple(axis for axis in axes if axis in weights or axis in floor) if apart else ()
+
+    def passes_back(self, axes: Sequence[str]) -> int:
+        """Return how many backward passes one gradient takes."""
+        return max(1, len(self.differentiated(axes)))
+
+    def resolve(self, axes: Sequence[str]) -> tuple[dict[str, float], tuple[str, ...]]:
+        """Return the weight of each axis that has one, 1 where the prompts decide, and the floored axes.
+
+        Raises:
+            ValueError: If an axis is unknown or the number of weights differs.
+        """
+        floor = _floor(self.floor) or ()
+        if unknown := [name for name in floor if name not in axes]:
+            raise ValueError(
+                f"Expected `floor` to name axes of the reward ({', '.join(axes)}), but got {', '.join(unknown)}; "
+                "use the reward's own axes."
+            )
+        given = RewardWeights.parse(self.weights)
+        weights = (1.0,) * len(axes) if given.auto else given.resolve(axes)
+        return {axis: weight for axis, weight in zip(axes, weights, strict=True) if weight}, floor
+
+    def check(self, reward: Any) -> None:
+        """Refuse settings that the reward cannot serve.
+
+        Raises:
+            ValueError: If an axis is unknown, weights are to be proposed and it cannot, or members that disagree are
+                asked for and there is one only.
+        """
+        self.trust(reward)
+        if RewardWeights.parse(self.weights).auto:
+            require_gate(reward)
+        if self.disagreement and member_count(reward) < 2:
+            raise ValueError(
+                f"Expected a reward with several members for disagreement={self.disagreement:g}, but "
+                f"{type(reward).__name__} has one; train one with `train-reward --members 3`, combine rewards in an "
+                "`EnsembleReward`, or leave disagreement at 0."
+            )
+
+
+def _floor(axes: str | Sequence[str] | None) -> tuple[str, ...] | None:
+    names = axes.split(",") if isinstance(axes, str) else axes or ()
+    return tuple(name.strip() for name in names if name.strip()) or None
+
+
+def _plain(powers: float | RewardWeights | None) -> float | str | None:
+    return str(powers) if isinstance(powers, RewardWeights) else powers
+
+
+def _expect(holds: bool, name: str, expected: str, got: Any) -> None:
+    if not holds:
+        raise ValueError(f"Expected `{name}` to be {expected}, but got {got}.")

@@ -1,0 +1,257 @@
+"""What the guidance did at each step, in numbers."""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from nrg_sampler.guidance.stopwatch import Stopwatch
+
+
+class GuidanceWarning(UserWarning):
+    """Guidance did not do what was asked of it, in some steps or in all."""
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Numbers of one guided step; every tensor has shape ``(B,)`` and stays on the latents' device.
+
+    Args:
+        reward: Raw reward per axis, shape ``(B, axes)``.
+        grad_norm: Norm of the gradient of the weighted reward.
+        velocity_norm: Norm of the velocity before guidance.
+        coefficient: What multiplied the gradient besides the scale: ``sigma / (1 - sigma)``, clamped, and trusted
+            as all weighted axes are.
+        push_ratio: Norm of the change over the norm of the velocity.
+        clamped: Whether the coefficient was clamped.
+        capped: Whether the push was shortened.
+        finite: Whether the gradient was finite; if not, the sample was left unguided.
+        floored: Whether a floor changed the direction of the push.
+        stopwatch: Time spent on the reward, its gradient and the push.
+    """
+
+    reward: Tensor
+    grad_norm: Tensor
+    velocity_norm: Tensor
+    coefficient: Tensor
+    push_ratio: Tensor
+    clamped: Tensor
+    capped: Tensor
+    finite: Tensor
+    floored: Tensor
+    stopwatch: Stopwatch
+
+
+PER_SAMPLE = ("grad_norm", "velocity_norm", "coefficient", "push_ratio", "clamped", "capped", "finite", "floored")
+
+
+@dataclass(frozen=True)
+class GuidanceStep:
+    """One call of the scheduler: its place in the run, and either a measurement or the reason why there is none.
+
+    Args:
+        run: Number of the sampling run, counted from 0 since the trace began.
+        step_index: Number of the denoising step within the run; both stages of a Heun step have the same.
+        sigma: Noise level, 1 is pure noise: a number, or one per sample, shape ``(B,)``.
+        skipped: Why the step was left alone: ``"sigma"``, ``"window"`` or ``"every"``; ``None`` if it was guided.
+        measurement: The numbers of a guided step.
+        reused: Whether the direction was that of an earlier step; so is then the reward.
+    """
+
+    run: int
+    step_index: int
+    sigma: float | Tensor
+    skipped: str | None = None
+    measurement: Measurement | None = None
+    reused: bool = False
+
+
+@dataclass
+class GuidanceTrace:
+    """Record a guided run step by step.
+
+    Tensors stay on their device until ``rows``, ``to_json`` or ``print`` asks for the numbers, so that recording makes
+    no step wait.
+
+    Args:
+        axes: Names of the reward's axes.
+        scale: The scale guidance was asked for; 0 is none.
+        steps: One entry per call of the scheduler.
+        alarm: What :func:`nrg_sampler.judges.alarm.hacking_alarm` says of the finished clip, set by whoever compares it.
+        proposed: Weights of the axes that the reward proposed in the last guided step, shape ``(B, axes)``, if any.
+    """
+
+    axes: tuple[str, ...] = ()
+    scale: float = 1.0
+    steps: list[GuidanceStep] = field(default_factory=list)
+    alarm: str | None = None
+    proposed: Tensor | None = None
+    _run: int = field(default=0, repr=False)
+
+    def begin_run(self) -> None:
+        """Count the steps that follow as a new sampling run."""
+        self._run += bool(self.steps)
+
+    def record(
+        self,
+        step_index: int | None,
+        sigma: float | Tensor,
+        skipped: str | None = None,
+        measurement: Measurement | None = None,
+        reused: bool = False,
+    ) -> None:
+        """Add a step; without a ``step_index`` it follows the last one."""
+        if step_index is None:
+            step_index = self.steps[-1].step_index + 1 if self.steps else 0
+        self.steps.append(GuidanceStep(self._run, step_index, sigma, skipped, measurement, reused))
+
+    def rows(self, per_sample: bool = False) -> list[dict[str, Any]]:
+        """Return one dict per step, averaged over the batch, or one per step and sample.
+
+        Keys: ``run``, ``step_index``, ``sample`` (with ``per_sample``), ``sigma``, ``skipped``, ``reward`` (a dict of
+        raw values by axis), ``grad_norm``, ``velocity_norm``, ``coefficient``, ``push_ratio``, ``clamped``,
+        ``capped``, ``finite``, ``floored`` (booleans per sample, fractions of the batch in an average), ``seconds`` (of
+        the whole batch) and ``reused``. A skipped step has only the first ones.
+        """
+        rows = []
+        for step in self.steps:
+            samples = self._samples(step)
+            rows.extend(samples if per_sample else [_average(samples)])
+        return rows
+
+    def to_json(self, indent: int | None = None) -> str:
+        """Return the trace as JSON: axes, scale, summary and the rows per sample; what is not finite becomes null."""
+        content = {
+            "axes": list(self.axes),
+            "scale": self.scale,
+            "proposed": None if self.proposed is None else [self._weights(row) for row in self.proposed.tolist()],
+            "summary": self.summary(),
+            "alarm": self.alarm,
+            "steps": self.rows(per_sample=True),
+        }
+        return json.dumps(_finite_only(content), indent=indent, allow_nan=False)
+
+    def summary(self) -> dict[str, Any]:
+        """Return how many steps were seen, guided, clamped, capped and not finite, and the seconds they took.
+
+        A step counts as clamped, capped or not finite if any of its samples was.
+        """
+        guided = [step.measurement for step in self.steps if step.measurement]
+        return {
+            "steps": len(self.steps),
+            "guided": len(guided),
+            "clamped": sum(bool(m.clamped.any()) for m in guided),
+            "capped": sum(bool(m.capped.any()) for m in guided),
+            "not_finite": sum(not bool(m.finite.all()) for m in guided),
+            "seconds": sum(m.stopwatch.seconds() for m in guided),
+        }
+
+    def warn(self) -> None:
+        """Warn, at most once each, of gradients that were not finite and of guidance that changed nothing."""
+        if self.scale == 0 or self.warn_not_finite():
+            return
+        if not any(bool(step.measurement.push_ratio.any()) for step in self.steps if step.measurement):
+            warnings.warn(f"Guidance had no effect: {self._why_nothing()}", GuidanceWarning, stacklevel=3)
+
+    def warn_not_finite(self) -> bool:
+        """Warn of gradients that were not finite, and return whether there were any."""
+        summary = self.summary()
+        if summary["not_finite"]:
+            message = (
+                f"The reward's gradient was not finite in {summary['not_finite']} of {summary['guided']} guided steps; "
+                "those were left unguided. Check the reward, or start guidance later with `start`."
+            )
+            warnings.warn(message, GuidanceWarning, stacklevel=3)
+        return bool(summary["not_finite"])
+
+    def _weights(self, proposed: Sequence[float]) -> dict[str, float]:
+        return {axis: round(weight, 3) for axis, weight in zip(self.axes, proposed, strict=True)}
+
+    def _why_nothing(self) -> str:
+        if not self.steps:
+            return "no denoising step passed through the scheduler; sample with the attached pipeline and scheduler."
+        if not any(step.measurement for step in self.steps):
+            return "no denoising step was within its window; widen `start` and `stop` or lower `every`."
+        return "the gradient was zero in every step; use a reward that depends on the latents."
+
+    def _samples(self, step: GuidanceStep) -> list[dict[str, Any]]:
+        place = {"run": step.run, "step_index": step.step_index}
+        sigma = _numbers(step.sigma)
+        if step.measurement is None:
+            return [{**place, "sample": i, "sigma": value, "skipped": step.skipped} for i, value in enumerate(sigma)]
+        columns = {name: _numbers(getattr(step.measurement, name)) for name in PER_SAMPLE}
+        rewards = step.measurement.reward.tolist()
+        seconds = step.measurement.stopwatch.seconds()
+        return [
+            {
+                **place,
+                "sample": i,
+                "sigma": sigma[i % len(sigma)],
+                "skipped": None,
+                "reward": dict(zip(self.axes, reward)),
+                **{name: values[i] for name, values in columns.items()},
+                "seconds": seconds,
+                "reused": step.reused,
+            }
+            for i, reward in enumerate(rewards)
+        ]
+
+    def __str__(self) -> str:
+        if self.scale == 0:
+            return "No guidance: the scale is 0."
+        heads = ["step", "sigma", *self.axes, "|grad|", "coefficient", "push", "ms", "note"]
+        table = _table([heads, *(self._line(row) for row in self.rows())])
+        return table if self.alarm is None else f"{table}\n{self.alarm}"
+
+    def _line(self, row: dict[str, Any]) -> list[str]:
+        place = [str(row["step_index"]), f"{row['sigma']:.3f}"]
+        if row["skipped"]:
+            return [*place, *[""] * (len(self.axes) + 4), f"skipped: {row['skipped']}"]
+        notes = [name for name in ("clamped", "capped", "floored", "reused") if row[name]]
+        notes += ["not finite"] if row["finite"] < 1 else []
+        return [
+            *place,
+            *(f"{value:.3f}" for value in row["reward"].values()),
+            f"{row['grad_norm']:.3g}",
+            f"{row['coefficient']:.3g}",
+            f"{row['push_ratio']:.1%}",
+            f"{1000 * row['seconds']:.0f}",
+            ", ".join(notes),
+        ]
+
+
+def _numbers(values: float | Tensor) -> list[Any]:
+    return values.flatten().tolist() if isinstance(values, Tensor) else [values]
+
+
+def _average(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    row = {key: value for key, value in samples[0].items() if key != "sample"}
+    for key in ("sigma", *PER_SAMPLE):
+        if key in row:
+            row[key] = sum(sample[key] for sample in samples) / len(samples)
+    if "reward" in row:
+        row["reward"] = {
+            axis: sum(sample["reward"][axis] for sample in samples) / len(samples) for axis in row["reward"]
+        }
+    return row
+
+
+def _finite_only(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite_only(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite_only(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _table(lines: Sequence[Sequence[str]]) -> str:
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]) - 1)]
+    return "\n".join(
+        "  ".join([*(cell.rjust(width) for cell, width in zip(line, widths)), line[-1]]).rstrip() for line in lines
+    )

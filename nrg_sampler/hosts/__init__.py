@@ -1,0 +1,1 @@
+"""Where guidance plugs in: all that knows diffusers pipelines, schedulers and guiders."""

@@ -1,0 +1,102 @@
+"""Reward guidance inside a guider, for modular pipelines that are put together from exchangeable parts."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from typing import Any
+
+from diffusers.guiders import BaseGuidance
+from torch import nn
+
+from nrg_sampler.guidance.settings import RewardGuidance
+from nrg_sampler.guidance.trace import GuidanceTrace
+from nrg_sampler.hosts.attach import GuidedSteps
+from nrg_sampler.hosts.capture import DenoiserCalls
+from nrg_sampler.hosts.families import UNKNOWN, require_flow
+from nrg_sampler.rewards.base import Reward, check_reward
+
+
+class RewardGuider(BaseGuidance):
+    """A guider that adds reward guidance to what another guider makes of the denoiser's predictions.
+
+    ::
+
+        pipe.update_components(guider=RewardGuider(pipe.guider, pipe.scheduler, reward))
+
+    It is an instance of the class it was made from too, with the same configuration, and is saved as that: a reward is
+    no part of a configuration. A guider never sees the latents, so they are read from the denoiser's input, which must
+    be ``(B, C, T, H, W)`` or ``(B, C, H, W)`` with the latents as its first channels. In half precision its result is
+    rounded as any other guider's; ``attach``, which also takes modular pipelines, steps in float32.
+
+    Args:
+        guider: The guider to wrap; it stays as it is.
+        scheduler: The pipeline's scheduler, from which sigma is read.
+        reward: Differentiable reward with named ``axes``, on the latents' device.
+        guidance: The settings.
+
+    Attributes:
+        trace: What the guidance did, in all runs since the guider was made.
+
+    Raises:
+        ValueError: If scheduler, reward or settings do not fit.
+    """
+
+    trace: GuidanceTrace
+
+    def __new__(
+        cls, guider: Any, scheduler: Any, reward: Reward, guidance: RewardGuidance | None = None
+    ) -> RewardGuider:
+        guidance = guidance or RewardGuidance()
+        require_flow(scheduler)
+        check_reward(reward)
+        guidance.check(reward)
+        guided = copy.copy(guider)
+        kind: Any = type(guider)
+        guided.__class__ = _guided_class(kind)
+        guided.trace = GuidanceTrace(tuple(reward.axes), guidance.scale)
+        guided._scheduler, guided._calls, guided._hooks = scheduler, DenoiserCalls(), []
+        guided._steps = GuidedSteps(scheduler, UNKNOWN, reward, guidance, guided.trace)
+        return guided  # type: ignore[no-any-return]
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Leave what ``__new__`` made as it is."""
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Make copies plain, unguided ones, as those of a guided scheduler are."""
+        own = ("trace", "_scheduler", "_calls", "_hooks", "_steps")
+        plain: Any = type(self)
+        return object.__new__, (plain._plain,), {name: value for name, value in vars(self).items() if name not in own}
+
+    def new(self, **kwargs: Any) -> Any:
+        """Return a plain copy of the wrapped guider with other settings."""
+        return self._plain.from_config(self.config, **kwargs)
+
+    def prepare_models(self, denoiser: nn.Module) -> None:
+        """Prepare the wrapped guider's models, and watch the first call of a step, which has the positive prompt."""
+        super().prepare_models(denoiser)
+        self._hooks.append(denoiser.register_forward_pre_hook(self._calls.see, with_kwargs=True))
+
+    def cleanup_models(self, denoiser: nn.Module) -> None:
+        """Undo what ``prepare_models`` did."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks.clear()
+        super().cleanup_models(denoiser)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Return what the wrapped guider does, its prediction guided."""
+        output = super().forward(*args, **kwargs)
+        if self._scheduler.step_index is None:
+            self._scheduler._init_step_index(self._timestep)
+        call = self._calls.take()
+        latents = call["hidden_states"][:, : output.pred.shape[1]]  # what conditions them follows
+        output.pred = self._steps(call, output.pred, latents).to(output.pred.dtype)
+        return output
+
+
+@functools.lru_cache(maxsize=None)
+def _guided_class(base: type) -> type:
+    """Return the guided subclass of a guider's class, with its name, which diffusers writes to files."""
+    members = {"__module__": base.__module__, "__doc__": base.__doc__, "_plain": base}
+    return type(base.__name__, (RewardGuider, base), members)

@@ -1,0 +1,272 @@
+"""NRGFlowPipeline: a diffusers pipeline that has a reward among its components."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import inspect
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, get_type_hints
+
+import diffusers
+import torch
+from diffusers import DiffusionPipeline
+
+from nrg_sampler.checkpoints import BUNDLED, SAMPLING_FILE, pipeline_source, read_sampling, readable
+from nrg_sampler.files import writable_folder
+from nrg_sampler.guidance.settings import RewardGuidance
+from nrg_sampler.guidance.trace import GuidanceTrace
+from nrg_sampler.hosts.attach import attach
+from nrg_sampler.hosts.families import family_of
+from nrg_sampler.hosts.vocabulary import is_closed, require_known_words
+from nrg_sampler.rewards.base import Reward, WeightsLike, check_reward
+from nrg_sampler.rewards.loading import load_reward
+
+HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "revision", "token")
+
+
+class NRGFlowPipeline(DiffusionPipeline):
+    """Sample videos with reward guidance.
+
+    Made by ``from_pretrained`` or ``from_pipe``, it *is* the pipeline it was made from (``isinstance`` says both), takes
+    the same arguments and saves to a folder that plain diffusers loads too::
+
+        pipe = NRGFlowPipeline.from_pretrained("shapes")
+        video = pipe("a red circle moving right", reward_weights="1:1:1", reward_scale=1.0).frames[0]
+        print(pipe.trace)
+
+    Attributes:
+        reward_model: The reward, a component like any other; ``None`` if there is none.
+        trace: What the guidance did in the last call; ``None`` before the first.
+        sampling_defaults: Arguments used where a caller gives none, read from ``sampling.json`` in the folder.
+    """
+
+    reward_model: Any = None
+    trace: GuidanceTrace | None = None
+    sampling_defaults: Mapping[str, Any] = MappingProxyType({})
+    _sampling: Mapping[str, Any] = MappingProxyType({})
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike[str],
+        reward_model: Reward | str | os.PathLike[str] | None = "auto",
+        **kwargs: Any,
+    ) -> NRGFlowPipeline:
+        """Load a pipeline and its reward.
+
+        Args:
+            pretrained_model_name_or_path: ``"shapes"`` for the bundled model, a folder or a Hub id.
+            reward_model: A reward, the folder or Hub id of a ``LatentReward``, ``None`` for none, or ``"auto"``: the
+                one saved with the pipeline, if there is one.
+            **kwargs: Passed to diffusers, such as ``dtype``; the bundled model is loaded in float32 by default.
+
+        Raises:
+            ValueError: If the pipeline is not supported, its files are damaged or the reward is for other latents.
+        """
+        source = pipeline_source(pretrained_model_name_or_path)
+        if pretrained_model_name_or_path == BUNDLED:
+            kwargs.setdefault("dtype", torch.float32)
+            reward_model = BUNDLED if reward_model == "auto" else reward_model
+        own_reward = isinstance(reward_model, str) and reward_model == "auto"
+        hub = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
+        with readable(source):
+            guided = guided_class(_pipeline_class(source, hub))
+            components = {} if own_reward else {"reward_model": None}
+            # past this override, to the pipeline's own loader
+            pipe = super(NRGFlowPipeline, guided).from_pretrained(source, **components, **kwargs)
+        pipe._set_sampling(read_sampling(source, **hub))
+        if own_reward:
+            _freeze(pipe.reward_model)
+        else:
+            pipe._set_reward(reward_model)
+        return pipe  # type: ignore[no-any-return]
+
+    @classmethod
+    def from_pipe(cls, pipeline: Any, reward_model: Reward | str | os.PathLike[str] | None = None) -> NRGFlowPipeline:
+        """Return a guided pipeline that shares every component with ``pipeline``, which stays as it is.
+
+        Nothing is moved, cast or copied, and offloading goes on as it was set up.
+
+        Args:
+            pipeline: A diffusers pipeline.
+            reward_model: A reward, or the folder or Hub id of a ``LatentReward``; by default the one ``pipeline`` has.
+
+        Raises:
+            ValueError: If the pipeline is not supported or the reward is for other latents.
+        """
+        guided = copy.copy(pipeline)
+        base: Any = type(pipeline)
+        guided.__class__ = guided_class(base)
+        if not isinstance(pipeline, NRGFlowPipeline):
+            folder = pipeline.config.get("_name_or_path") or ""
+            guided._set_sampling(read_sampling(folder) if os.path.isdir(folder) else {})
+        guided._set_reward(reward_model if reward_model is not None else getattr(pipeline, "reward_model", None))
+        return guided  # type: ignore[no-any-return]
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
+        """Write the pipeline with its reward and ``sampling.json`` to a folder; arguments as in diffusers.
+
+        Raises:
+            ValueError: If the folder cannot be written.
+        """
+        folder = writable_folder(Path(save_directory))
+        if self._sampling:  # first, so that a push to the Hub takes it along
+            (folder / SAMPLING_FILE).write_text(json.dumps(dict(self._sampling), indent=2) + "\n")
+        super().save_pretrained(save_directory, **kwargs)
+
+    def __call__(
+        self,
+        *args: Any,
+        reward_weights: WeightsLike = None,
+        reward_scale: float | None = None,
+        reward_guidance: RewardGuidance | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Sample as the pipeline does, guided by ``reward_model``.
+
+        Args:
+            *args: As the pipeline's own.
+            reward_weights: One weight per axis of the reward, such as ``"1:1:1"``; replaces those of
+                ``reward_guidance``.
+            reward_scale: Strength, likewise; 0 samples exactly as the pipeline does without this package.
+            reward_guidance: All other settings.
+            **kwargs: As the pipeline's own; what is left out comes from ``sampling_defaults``.
+
+        Returns:
+            What the pipeline returns.
+
+        Raises:
+            ValueError: If there is no reward, a setting is out of range or the prompt has words the model never saw.
+        """
+        guidance = _combined(reward_guidance, reward_weights, reward_scale)
+        if guidance.scale != 0 and self.reward_model is None:
+            raise ValueError(
+                "Expected a pipeline with a reward, but `reward_model` is None; load one with "
+                "`from_pretrained(..., reward_model=...)`, or pass `reward_scale=0` to sample without guidance."
+            )
+        arguments = inspect.signature(super().__call__).bind_partial(*args, **kwargs).arguments
+        self._check_words(arguments)
+        defaults = {name: value for name, value in self.sampling_defaults.items() if name not in arguments}
+        with attach(self, self.reward_model, guidance) as self.trace:
+            return super().__call__(*args, **kwargs, **defaults)
+
+    def _check_words(self, arguments: Mapping[str, Any]) -> None:
+        if not self._sampling.get("closed_vocabulary", is_closed(self.tokenizer)):
+            return
+        texts = [arguments.get(name) or [] for name in ("prompt", "negative_prompt")]
+        require_known_words(self.tokenizer, [t for text in texts for t in ([text] if isinstance(text, str) else text)])
+
+    def _set_sampling(self, settings: Mapping[str, Any]) -> None:
+        taken = inspect.signature(super().__call__).parameters
+        self._sampling = settings
+        self.sampling_defaults = {name: value for name, value in settings.items() if name in taken}
+
+    def _set_reward(self, reward: Any) -> None:
+        if isinstance(reward, (str, os.PathLike)):
+            reward = load_reward(reward)
+        if reward is not None:
+            check_reward(reward, self)
+        self.register_modules(reward_model=reward)
+
+
+@functools.lru_cache(maxsize=None)
+def guided_class(base: type) -> type[NRGFlowPipeline]:
+    """Return the subclass of a diffusers pipeline class, and of ``NRGFlowPipeline``, that has a reward component.
+
+    It keeps the name of ``base``, which diffusers writes to ``model_index.json``, so that the folder loads without this
+    package.
+
+    Raises:
+        ValueError: If ``base`` is not supported.
+    """
+    if issubclass(base, NRGFlowPipeline):
+        return base
+    family_of(base)
+    pipeline: Any = base
+    members = {
+        "__module__": __name__,
+        "__doc__": base.__doc__,
+        "__init__": _init_with_reward(pipeline),
+        "__call__": _call_with_reward(pipeline),
+        "_optional_components": [*pipeline._optional_components, "reward_model"],
+        "_exclude_from_cpu_offload": [*pipeline._exclude_from_cpu_offload, "reward_model"],
+    }
+    return type(base.__name__, (NRGFlowPipeline, base), members)
+
+
+def _init_with_reward(base: Any) -> Any:
+    """Return an ``__init__`` with the signature and type hints from which diffusers learns a pipeline's components."""
+
+    def __init__(self: Any, *args: Any, reward_model: Any = None, **kwargs: Any) -> None:
+        base.__init__(self, *args, **kwargs)
+        self.register_modules(reward_model=reward_model)
+
+    hint = torch.nn.Module | None
+    reward = inspect.Parameter("reward_model", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=hint)
+    __init__.__signature__ = _extended(base.__init__, [reward])  # type: ignore[attr-defined]
+    __init__.__annotations__ = {**get_type_hints(base.__init__), "reward_model": hint}
+    return __init__
+
+
+def _call_with_reward(base: Any) -> Any:
+    """Return ``NRGFlowPipeline.__call__`` with the signature of the pipeline's own plus ours."""
+
+    @functools.wraps(base.__call__)
+    def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return NRGFlowPipeline.__call__(self, *args, **kwargs)
+
+    ours = inspect.signature(NRGFlowPipeline.__call__).parameters.values()
+    added = [parameter for parameter in ours if parameter.kind is inspect.Parameter.KEYWORD_ONLY]
+    __call__.__signature__ = _extended(base.__call__, added)  # type: ignore[attr-defined]
+    return __call__
+
+
+def _extended(function: Any, added: list[inspect.Parameter]) -> inspect.Signature:
+    signature = inspect.signature(function)
+    return signature.replace(parameters=[*signature.parameters.values(), *added])
+
+
+def _pipeline_class(source: str, hub: Mapping[str, Any]) -> Any:
+    try:
+        config = DiffusionPipeline.load_config(source, **hub)
+    except OSError as error:
+        raise ValueError(
+            f"Expected a diffusers pipeline in {source!r}, but found none ({str(error).splitlines()[0]}); "
+            "pass 'shapes', a folder with a model_index.json or a Hub id."
+        ) from error
+    name = config.get("_class_name")
+    base = getattr(diffusers, name, None) if isinstance(name, str) else None
+    if base is None:
+        raise ValueError(
+            f"Expected a pipeline class of diffusers in {source!r}, but got {name!r}; "
+            "load the pipeline yourself and pass it to `NRGFlowPipeline.from_pipe`."
+        )
+    return base
+
+
+def _combined(guidance: RewardGuidance | None, weights: WeightsLike, scale: float | None) -> RewardGuidance:
+    given: dict[str, Any] = {"weights": weights, "scale": scale}
+    return replace(guidance or RewardGuidance(), **{name: value for name, value in given.items() if value is not None})
+
+
+def _freeze(reward: Any) -> None:
+    if isinstance(reward, torch.nn.Module):
+        reward.eval().requires_grad_(False)
+
+
+def _register_library() -> None:
+    """Let diffusers load ``LatentReward`` from a ``model_index.json`` on the Hub, where it refuses unknown libraries."""
+    from diffusers.pipelines import pipeline_loading_utils as loading
+
+    methods = {"LatentReward": ["save_pretrained", "from_pretrained"]}
+    for name, entry in (("LOADABLE_CLASSES", {"nrg_sampler": methods}), ("ALL_IMPORTABLE_CLASSES", methods)):
+        getattr(loading, name, {}).update(entry)
+
+
+_register_library()

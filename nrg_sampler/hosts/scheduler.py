@@ -1,0 +1,145 @@
+"""Reward guidance inside a scheduler, for workflows in which only the scheduler can be exchanged."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from dataclasses import replace
+from typing import Any
+
+import diffusers
+from diffusers import SchedulerMixin
+from diffusers.configuration_utils import ConfigMixin
+from torch import Tensor
+
+from nrg_sampler.guidance.settings import RewardGuidance
+from nrg_sampler.guidance.trace import GuidanceTrace
+from nrg_sampler.hosts.attach import GuidedSteps, guided_step
+from nrg_sampler.hosts.families import UNKNOWN, require_flow
+from nrg_sampler.rewards.base import Reward, check_reward
+
+_FAMILY = replace(UNKNOWN, prompt="prompt", prompt_mask="mask")
+
+
+class RewardGuidedScheduler(SchedulerMixin, ConfigMixin):
+    """A scheduler that guides every velocity it is given before it steps.
+
+    ::
+
+        pipe.scheduler = RewardGuidedScheduler(pipe.scheduler, reward, prompt_embeds=embeds)
+
+    It is an instance of the class it was made from too, with the same configuration, so whatever takes that takes
+    this. It is saved as the plain scheduler: a reward is no part of a configuration, and ``from_config`` and
+    ``from_pretrained`` guide if they are given one. It sees no denoiser, so the prompt has to be handed over here and
+    latents are ``(B, C, T, H, W)`` or ``(B, C, H, W)``; use ``attach`` where a pipeline is at hand.
+
+    Args:
+        scheduler: The rectified-flow scheduler to guide; it stays as it is.
+        reward: Differentiable reward with named ``axes``, on the latents' device.
+        guidance: The settings.
+        prompt_embeds: Features of the positive prompt, shape ``(B, L, D)``, for rewards that read them.
+        prompt_mask: 1 where a token counts, shape ``(B, L)``.
+
+    Attributes:
+        trace: What the guidance did, in all runs since the scheduler was made.
+
+    Raises:
+        ValueError: If scheduler, reward or settings do not fit.
+    """
+
+    trace: GuidanceTrace
+
+    def __new__(
+        cls,
+        scheduler: Any,
+        reward: Reward,
+        guidance: RewardGuidance | None = None,
+        *,
+        prompt_embeds: Tensor | None = None,
+        prompt_mask: Tensor | None = None,
+    ) -> RewardGuidedScheduler:
+        guidance = guidance or RewardGuidance()
+        require_flow(scheduler)
+        check_reward(reward)
+        guidance.check(reward)
+        if isinstance(scheduler, RewardGuidedScheduler) or "step" in vars(scheduler):
+            raise ValueError(
+                "Expected a scheduler without guidance, but this one is guided already; "
+                "pass the plain one, or `type(scheduler).from_config(scheduler.config)`."
+            )
+        guided = copy.deepcopy(scheduler)
+        kind: Any = type(scheduler)
+        guided.__class__ = _guided_class(kind)
+        guided.trace = GuidanceTrace(tuple(reward.axes), guidance.scale)
+        steps = GuidedSteps(guided, _FAMILY, reward, guidance, guided.trace)
+        guided._guide = functools.partial(steps, {"prompt": prompt_embeds, "mask": prompt_mask})
+        return guided  # type: ignore[no-any-return]
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Leave what ``__new__`` made as it is."""
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Make copies plain, unguided ones: pipelines that copy their scheduler sample something else with it."""
+        state = {name: value for name, value in vars(self).items() if name not in ("trace", "_guide")}
+        return object.__new__, (_plain_class(type(self)),), state
+
+    @classmethod
+    def from_config(
+        cls,
+        config: Any,
+        reward: Reward | None = None,
+        guidance: RewardGuidance | None = None,
+        *,
+        prompt_embeds: Tensor | None = None,
+        prompt_mask: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Make a scheduler of this class or that of the configuration; arguments as in diffusers and above.
+
+        Returns:
+            A guided scheduler if there is a ``reward``, a plain one if not.
+
+        Raises:
+            ValueError: If the configuration does not tell the class.
+        """
+        kind = _plain_class(cls) or getattr(diffusers, config.get("_class_name", ""), None)
+        if kind is None:
+            raise ValueError(
+                "Expected the configuration of a scheduler of diffusers, but got one that names no class of it; "
+                "make the scheduler first and pass it to `RewardGuidedScheduler`."
+            )
+        scheduler = kind.from_config(config, **kwargs)
+        if reward is None:
+            return scheduler
+        return RewardGuidedScheduler(scheduler, reward, guidance, prompt_embeds=prompt_embeds, prompt_mask=prompt_mask)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: Any = None,
+        subfolder: str | None = None,
+        return_unused_kwargs: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        """Load the scheduler of a folder or Hub id, guided if a ``reward`` is given; arguments as in ``from_config``."""
+        config, unused = cls.load_config(
+            pretrained_model_name_or_path, subfolder=subfolder, return_unused_kwargs=True, **kwargs
+        )
+        return cls.from_config(config, return_unused_kwargs=return_unused_kwargs, **unused)
+
+
+def _plain_class(kind: type) -> Any:
+    return getattr(kind, "_plain", None)
+
+
+@functools.lru_cache(maxsize=None)
+def _guided_class(base: type) -> type:
+    """Return the guided subclass of a scheduler's class, with its name, which diffusers writes to files."""
+    plain: Any = base
+    members = {
+        "__module__": base.__module__,
+        "__doc__": base.__doc__,
+        "_plain": base,
+        "step": guided_step(plain.step, lambda scheduler: scheduler._guide),
+    }
+    return type(base.__name__, (RewardGuidedScheduler, base), members)

@@ -1,0 +1,1 @@
+"""Who grades finished clips; a judge never guides."""

@@ -1,0 +1,36 @@
+"""Load a reward by its name."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from nrg_sampler.checkpoints import BUNDLED, bundled_folder, first_line, readable
+from nrg_sampler.rewards.latent import LatentReward
+
+
+def load_reward(name: str | os.PathLike[str], **kwargs: Any) -> LatentReward:
+    """Load a latent reward.
+
+    Args:
+        name: ``"shapes"``, a folder written by ``LatentReward.save_pretrained`` or a Hub id.
+        **kwargs: Passed to ``LatentReward.from_pretrained``, such as ``dtype``.
+
+    Raises:
+        ValueError: If there is no such reward or its files are damaged.
+    """
+    source = str(bundled_folder("reward") if name == BUNDLED else name)
+    with readable(source):
+        try:
+            kind = LatentReward.load_config(source).get("_class_name")
+        except OSError as error:
+            raise ValueError(
+                f"Expected a reward in {source!r}, but found none ({first_line(error)}); "
+                "pass a folder that `LatentReward.save_pretrained` wrote, or a Hub id."
+            ) from error
+        if kind != "LatentReward":
+            raise ValueError(
+                f"Expected a LatentReward in {source!r}, but got {kind}; load another kind of reward yourself and pass it."
+            )
+        reward: LatentReward = LatentReward.from_pretrained(source, **kwargs)
+    return reward

@@ -1,0 +1,121 @@
+"""What to sample: everything but the seed, as a command line, a page or the manifest of an earlier run says it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from nrg_sampler.guidance.settings import RewardGuidance
+from nrg_sampler.rewards import RewardWeights
+from nrg_sampler.rewards.base import AUTO
+from nrg_sampler.rewards.gate import weights_for_prompt
+from nrg_sampler.runs.manifest import Manifest
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything but the seed.
+
+    Args:
+        prompt: What the video shows.
+        guidance: How the reward acts.
+        sampling: Arguments of the pipeline call; what is left out is the model's default.
+        model: ``"shapes"``, a folder or a Hub id.
+        reward: Folder or Hub id, or ``None`` for the reward that comes with the pipeline.
+        device: A torch device.
+        dtype: Name of the weights' dtype.
+        fps: Frames per second of the file, or ``None`` for what the model was made for.
+        scheduler: One of :data:`nrg_sampler.schedulers.SCHEDULERS`, or ``None`` for the model's own.
+        search: Fields of :class:`nrg_sampler.search.Search`, or ``None`` to sample one candidate.
+        proposed: Whether the reward has proposed the weights.
+        checkpointing: Whether the reward saves memory, see :mod:`nrg_sampler.rewards.recompute`.
+    """
+
+    prompt: str
+    guidance: RewardGuidance
+    sampling: dict[str, Any]
+    model: str
+    reward: str | None
+    device: str
+    dtype: str
+    fps: float | None
+    scheduler: str | None = None
+    search: dict[str, Any] | None = None
+    proposed: bool = False
+    checkpointing: bool = False
+
+    @classmethod
+    def from_manifest(cls, manifest: Manifest, device: str | None = None) -> Recipe:
+        """Take everything from a manifest, save for the device if one is named.
+
+        Raises:
+            ValueError: If the settings are of another version or the device is absent.
+        """
+        try:
+            guidance = RewardGuidance(**manifest.guidance)
+        except TypeError as error:
+            raise ValueError(f"Expected the guidance settings of this version, but {error}.") from error
+        return cls(
+            prompt=manifest.prompt,
+            guidance=guidance,
+            sampling=manifest.sampling,
+            model=manifest.model,
+            reward=manifest.reward,
+            device=present(device or manifest.device),
+            dtype=manifest.dtype,
+            fps=manifest.fps,
+            scheduler=manifest.scheduler,
+            search=manifest.search,
+            proposed=manifest.proposed,
+            checkpointing=manifest.checkpointing,
+        )
+
+    def settled(self, pipe: Any) -> Recipe:
+        """Return the same with the weights that the pipeline's reward proposes for the prompt, where they are ``"auto"``.
+
+        Raises:
+            ValueError: If they are and the reward has no gate.
+        """
+        search = self.search or {}
+        asked = [RewardWeights.parse(weights).auto for weights in (self.guidance.weights, search.get("weights"))]
+        asked[0] = asked[0] and self.guidance.scale != 0
+        if not any(asked) or pipe.reward_model is None:
+            return self
+        weights = weights_for_prompt(pipe, self.prompt)
+        guidance = replace(self.guidance, weights=weights) if asked[0] else self.guidance
+        values = list(weights.values or ())
+        return replace(
+            self,
+            guidance=guidance,
+            search={**search, "weights": values} if asked[1] else self.search,
+            proposed=True,
+        )
+
+    def guidance_entries(self) -> dict[str, Any]:
+        """Return the guidance as JSON can hold it without rounding, so that a replay reads it back equal."""
+        weights = RewardWeights.parse(self.guidance.weights)
+        values = None if weights.values is None else list(weights.values)
+        named = values if values is None or weights.names is None else dict(zip(weights.names, values, strict=True))
+        return {**self.guidance.to_dict(), "weights": AUTO if weights.auto else named}
+
+
+def default_device() -> str:
+    """Return ``"cuda"`` if there is one, else ``"cpu"``."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def present(device: str) -> str:
+    """Return ``device``.
+
+    Raises:
+        ValueError: If it is absent.
+    """
+    import torch
+
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # an absent CUDA is an AssertionError
+        raise ValueError(f"Expected a device that is present, but got {device!r}; try --device cpu.") from error
+    return device

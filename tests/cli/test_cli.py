@@ -1,0 +1,285 @@
+"""The command line with a stand-in for the pipeline, so that every path runs in milliseconds."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from nrg_sampler import cli
+from nrg_sampler.cli import batch
+from nrg_sampler.judges.base import Judge
+from nrg_sampler.runs import recipe, sampler
+from nrg_sampler.runs.manifest import Clip, Manifest
+from nrg_sampler.video import Frames, read_mp4
+
+ROOT = Path(__file__).parents[2]
+MODEL = ["--model", "any/model"]
+
+
+class FakeSampler(sampler.Sampler):
+    """Draw noise instead of sampling; ``scale`` decides the brightness, so that guidance can be seen."""
+
+    interrupt_at: int | None = None
+    machine = "this one"
+
+    def __init__(self, what: recipe.Recipe, judges: Mapping[str, Judge] | None = None) -> None:
+        self.recipe, self.judges = what, judges or {}
+        self.pipe = type("Pipe", (), {"sampling_defaults": {"num_inference_steps": 4}})
+        self.fps = 16.0
+        self.fingerprints = {"model": self.machine}
+
+    def sample(self, seed: int, name: str = "guided") -> tuple[Frames, Clip]:
+        if seed == self.interrupt_at:
+            raise KeyboardInterrupt
+        scale = 0.0 if name == "unguided" else self.recipe.guidance.scale
+        noise = np.random.default_rng([seed, *self.machine.encode()]).integers(0, 99, (3, 16, 16, 3), dtype=np.uint8)
+        scores = {"reward": {"VQ": 0.1 + scale, "TA": 0.25 - 0.1 * scale}}
+        trace = [{"step_index": 0, "sigma": 0.9, "push_ratio": 0.1}] if scale else []
+        return noise + np.uint8(10 * scale), Clip.of(
+            name, noise + np.uint8(10 * scale), 0.5, scores=scores, trace=trace
+        )
+
+
+@pytest.fixture(autouse=True)
+def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> type[FakeSampler]:
+    """Replace the sampler wherever it is used and work in an empty folder."""
+    from nrg_sampler.cli import replay
+
+    fresh = type("FreshSampler", (FakeSampler,), {})
+    for module in (batch, replay):
+        monkeypatch.setattr(module, "Sampler", fresh)
+    monkeypatch.chdir(tmp_path)
+    return fresh
+
+
+def run(*argv: str) -> int:
+    return cli.main([str(word) for word in argv])
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_every_command_has_help_with_one_example_that_parses(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        run(command, "--help")
+    assert exit_.value.code == 0
+    assert capsys.readouterr().out.count("example: nrg-sampler " + command) == 1
+    import shlex
+
+    cli.build_parser().parse_args(shlex.split(cli.COMMANDS[command].EXAMPLE))
+
+
+def test_help_loads_neither_diffusers_nor_transformers() -> None:
+    code = (
+        "import sys\n"
+        "from nrg_sampler.cli import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "print(sorted({'diffusers', 'transformers', 'gradio', 'imageio_ffmpeg', 'PIL'} & sys.modules.keys()))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_generate_writes_a_video_and_a_manifest_for_each_seed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("generate", "A red circle!", *MODEL, "--seed", "3", "--num", "2", "--scale", "2", "--steps", "7") == 0
+    names = sorted(path.name for path in Path("outputs").iterdir())
+    assert names == [f"a-red-circle-seed{seed}.{kind}" for seed in (3, 4) for kind in ("json", "mp4")]
+    frames, fps = read_mp4(Path("outputs/a-red-circle-seed3.mp4"))
+    assert frames.shape == (3, 256, 256, 3) and fps == 16
+    manifest = Manifest.read(Path("outputs/a-red-circle-seed4.json"))
+    assert (manifest.seed, manifest.model, manifest.sampling) == (4, "any/model", {"num_inference_steps": 7})
+    assert manifest.guidance["scale"] == 2 and len(manifest.clips[0].trace) == 1
+    assert "outputs/a-red-circle-seed3.mp4" in capsys.readouterr().out
+
+
+def test_nothing_in_a_folder_is_overwritten_but_a_named_file_is() -> None:
+    for _ in range(3):
+        run("generate", "x", *MODEL)
+        run("generate", "x", *MODEL, "--out", "one.mp4")
+    assert sorted(path.name for path in Path("outputs").glob("*.mp4")) == [
+        "x-seed0-2.mp4",
+        "x-seed0-3.mp4",
+        "x-seed0.mp4",
+    ]
+    assert sorted(path.name for path in Path.cwd().glob("one*")) == ["one.json", "one.mp4"]
+
+
+def test_compare_writes_both_side_by_side_a_strip_and_what_changed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("compare", "x", *MODEL, "--num", "2", "--scale", "3") == 0
+    frames, _ = read_mp4(Path("outputs/x-seed0.mp4"))
+    assert frames.shape == (3, 256, 2 * 256 + 8, 3)
+    left, right = frames[:, :, :256].mean(), frames[:, :, -256:].mean()
+    assert right - left == pytest.approx(30, abs=3)
+    assert Path("outputs/x-seed1.png").is_file()
+    clips = Manifest.read(Path("outputs/x-seed1.json")).clips
+    assert [clip.name for clip in clips] == ["unguided", "guided"]
+    out = capsys.readouterr().out
+    assert out.count("VQ +3.00 · TA -0.30") == 3 and "mean of 2 seeds" in out
+
+
+def test_compare_says_when_the_guidance_had_no_effect(capsys: pytest.CaptureFixture[str]) -> None:
+    run("compare", "x", *MODEL, "--scale", "0")
+    assert "no effect: both videos are identical" in capsys.readouterr().out
+
+
+def test_compare_raises_an_alarm_when_only_the_reward_is_pleased(
+    fake: type[FakeSampler], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def sample(self: FakeSampler, seed: int, name: str = "guided") -> tuple[Frames, Clip]:
+        frames, clip = FakeSampler.sample(self, seed, name)
+        fall = 0.0 if name == "unguided" else 0.2
+        return frames, replace(clip, scores={**clip.scores, "oracle": {"VQ": 0.5 - fall, "TA": 0.5}})
+
+    monkeypatch.setattr(fake, "sample", sample)
+    run("compare", "x", *MODEL, "--weights", "VQ=1", "--num", "2")
+    alarm = "The reward that guided rose by 1.00 on VQ while the oracle fell by 0.20"
+    assert capsys.readouterr().out.count(alarm) == 3  # each seed and their mean
+    run("compare", "x", *MODEL, "--weights", "TA=1", "--json")
+    assert json.loads(capsys.readouterr().out)["alarm"] is None
+
+
+def test_json_is_one_object_a_video(capsys: pytest.CaptureFixture[str]) -> None:
+    run("compare", "x", *MODEL, "--num", "2", "--json")
+    results = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [result["seed"] for result in results] == [0, 1]
+    assert results[0]["change"] == {"reward": {"VQ": 1.0, "TA": -0.1}}
+    assert all(Path(result[kind]).is_file() for result in results for kind in ("video", "manifest"))
+
+
+def test_ctrl_c_keeps_the_finished_videos_and_says_so(
+    fake: type[FakeSampler], capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake.interrupt_at = 3
+    assert run("generate", "x", *MODEL, "--num", "20") == 130
+    assert len(list(Path("outputs").glob("*.mp4"))) == len(list(Path("outputs").glob("*.json"))) == 3
+    assert capsys.readouterr().err == ("nrg-sampler: interrupted: 3 of 20 videos are finished and kept in outputs.\n")
+
+
+@pytest.mark.parametrize("command", ["generate", "compare"])
+def test_replay_makes_the_same_file_again(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = ["--weights", "VQ=0.333333333333,TA=1", "--scale", "1.5", "--damping", "0.7", "--seed", "5"]
+    run(command, "x", *MODEL, *settings, "--out", "first.mp4")
+    capsys.readouterr()
+    assert run("generate", "--replay", "first.json") == 0
+    assert "first-replay.mp4: the frames are identical to those of first.json." in capsys.readouterr().out
+    first, again = (Manifest.read(Path(name)) for name in ("first.json", "first-replay.json"))
+    assert first == again
+    assert Path("first.mp4").read_bytes() == Path("first-replay.mp4").read_bytes()
+
+
+def test_replay_that_differs_says_what_changed(
+    fake: type[FakeSampler], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run("generate", "x", *MODEL, "--out", "first.mp4")
+    fake.machine = "another"
+    monkeypatch.setattr(sampler, "versions", lambda: {"torch": "9.9.9"})
+    capsys.readouterr()
+    assert run("generate", "--replay", "first.json", "--json") == 1
+    result = json.loads(capsys.readouterr().out)
+    assert result["identical"] is False
+    assert "model files this one then, another now" in result["changed"]
+    assert any(line.startswith("torch ") and line.endswith(", 9.9.9 now") for line in result["changed"])
+
+
+def test_env_names_versions_in_words_and_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("env") == 0
+    assert "diffusers" in capsys.readouterr().out
+    run("env", "--json")
+    assert {"python", "torch", "diffusers", "transformers", "nrg-sampler", "platform", "cores", "cuda"} <= json.loads(
+        capsys.readouterr().out
+    ).keys()
+
+
+BAD_INPUT = {
+    "no command": ([], "required: COMMAND"),
+    "no prompt": (["generate"], "Expected a prompt or --replay, but got neither"),
+    "empty prompt": (["generate", " "], "Expected a prompt, but got an empty text"),
+    "negative seed": (
+        ["generate", "x", "--seed", "-1"],
+        "--seed: expected a whole number of at least 0, but got '-1'",
+    ),
+    "no videos": (["compare", "x", "--num", "0"], "--num: expected a whole number of at least 1"),
+    "no number": (["generate", "x", "--scale", "strong"], "--scale: expected a number, but got 'strong'"),
+    "no frames a second": (["generate", "x", "--fps", "0"], "--fps: expected a number above 0, but got '0'"),
+    "infinite scale": (["generate", "x", "--scale", "inf"], "--scale: expected a number, but got 'inf'"),
+    "weights that do not parse": (["generate", "x", "--weights", "1:a"], "Expected reward weights like '1:1:1'"),
+    "negative weight": (["generate", "x", "--weights", "1:-1:0"], "weights of 0 or more, but got -1"),
+    "all weights zero": (["generate", "x", "--weights", "0:0:0"], "at least one reward weight above 0, but got 0:0:0"),
+    "window": (["generate", "x", "--start", "0.8", "--stop", "0.2"], "`start` to be at most `stop`"),
+    "one file for two": (["generate", "x", *MODEL, "--num", "2", "--out", "a.mp4"], "Expected a folder for 2 videos"),
+    "folder": (["generate", "x", *MODEL, "--out", "file/sub"], "a folder that can be written to, but file/sub cannot"),
+    "no manifest": (["generate", "--replay", "none.json"], "Expected a manifest, but none.json cannot be read"),
+    "replay and more": (
+        ["generate", "x", "--replay", "a.json", "--steps", "3"],
+        "but got the prompt, --steps as well",
+    ),
+}
+
+
+@pytest.mark.parametrize("argv, message", BAD_INPUT.values(), ids=BAD_INPUT)
+def test_bad_input_is_one_line_and_exit_code_2_before_anything_is_loaded(
+    argv: list[str],
+    message: str,
+    fake: type[FakeSampler],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    Path("file").write_text("not a folder")
+    monkeypatch.setattr(fake, "__init__", lambda *_: pytest.fail("loaded the model"))
+    try:
+        code = run(*argv)
+    except SystemExit as exit_:
+        code = exit_.code
+    captured = capsys.readouterr()
+    assert code == 2 and captured.out == ""
+    assert captured.err.startswith("nrg-sampler: error: ") and captured.err.count("\n") == 1
+    assert message in captured.err
+
+
+def test_debug_shows_the_traceback() -> None:
+    with pytest.raises(ValueError, match="Expected a prompt"):
+        run("--debug", "generate", " ")
+
+
+def test_a_warning_is_one_line(
+    fake: type[FakeSampler], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import warnings
+
+    def sample(*_: Any) -> Any:
+        warnings.simplefilter("default")
+        warnings.warn("the gradient was\nnot finite", UserWarning, stacklevel=1)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(fake, "sample", sample)
+    run("generate", "x", *MODEL)
+    assert capsys.readouterr().err.startswith("nrg-sampler: warning: the gradient was not finite\n")
+
+
+def test_memory_that_is_used_up_is_one_line(
+    fake: type[FakeSampler], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def sample(*_: Any) -> Any:
+        raise RuntimeError("CUDA out of memory. Tried to allocate 80 GiB")
+
+    monkeypatch.setattr(fake, "sample", sample)
+    assert run("generate", "x", *MODEL) == 1
+    assert capsys.readouterr().err.startswith("nrg-sampler: error: out of memory; try --checkpointing")
+
+
+def test_an_error_of_the_program_itself_keeps_its_traceback(
+    fake: type[FakeSampler], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def sample(*_: Any) -> Any:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(fake, "sample", sample)
+    with pytest.raises(RuntimeError, match="a bug"):
+        run("generate", "x", *MODEL)
