@@ -188,7 +188,8 @@ def guided_velocity(
         num_inference_steps: Number of denoising steps; needed with ``step_index``.
         trace: Records the step, and warns when its ``warn`` is called. Without one, a gradient that is not finite is
             warned about at once.
-        memory: Holds the direction from step to step; needed if ``guidance`` reuses it.
+        memory: Holds the direction from step to step, for ``guidance`` that reuses it; without one the reward is
+            evaluated in every step.
         dtype: Type of the result, that of ``velocity`` by default; for a loop that casts the latents instead.
 
     Returns:
@@ -211,12 +212,9 @@ def guided_velocity(
         )
     _check_arguments(latents, velocity, sigma)
     recorder = GuidanceTrace(tuple(reward.axes), guidance.scale) if trace is None else trace
-    skipped = _skips(guidance, step_index, num_inference_steps) or _skips_sigma(sigma)
     if guidance.reuse and memory is None:
-        raise ValueError(
-            "Expected `memory` for guidance that reuses directions, but got None; "
-            "make one `DirectionMemory()` a run and pass it in every step."
-        )
+        guidance = replace(guidance, every=1, reuse=False)
+    skipped = _skips(guidance, step_index, num_inference_steps) or _skips_sigma(sigma)
     if skipped:
         recorder.record(step_index, sigma, skipped=skipped)
         return velocity

@@ -492,12 +492,17 @@ def test_a_reused_direction_asks_the_reward_every_nth_step_only():
     assert torch.equal(pushes[3], pushes[4]) and pushes[0].norm() == 0
 
 
-def test_reuse_without_a_memory_is_refused():
-    with pytest.raises(ValueError, match="Expected `memory` for guidance that reuses directions, but got None"):
+def test_reuse_without_a_memory_evaluates_the_reward_in_every_step():
+    latents, velocity = batch(1), batch()
+    reused, every = (RewardGuidance(weights="1:0", every=gap, reuse=gap > 1) for gap in (3, 1))
+    results = [guided_velocity(latents, velocity, 0.5, Opposed(), guidance=guidance) for guidance in (reused, every)]
+    assert torch.equal(*results) and not torch.equal(results[0], velocity)
+    trace = GuidanceTrace(Opposed.axes)
+    for index in range(4):
         guided_velocity(
-            batch(1), batch(), 0.5, Opposed(), guidance=RewardGuidance(every=2, reuse=True),
-            step_index=0, num_inference_steps=4,
-        )  # fmt: skip
+            latents, velocity, 0.5, Opposed(), guidance=reused, step_index=index, num_inference_steps=4, trace=trace
+        )
+    assert [(step.skipped, step.reused) for step in trace.steps] == [(None, False)] * 4
 
 
 @pytest.mark.parametrize(
