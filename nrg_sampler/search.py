@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from nrg_sampler.flow import stochastic_step
+from nrg_sampler.hosts.sampling import sample_clips
 from nrg_sampler.rewards.base import Conditioning, Reward, RewardWeights, WeightsLike
 from nrg_sampler.rewards.gradient import weighted_score
 
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 
 Judge = Callable[[Tensor, Sequence[str]], Tensor]
 
-TENSORS = ("latents", "prompt_embeds", "negative_prompt_embeds")  # what changes with the batch in a sampling loop
 # Pipelines whose loop holds nothing else of the batch, so that it can shrink on the way.
 THINNABLE = ("WanPipeline", "WanVideoToVideoPipeline")
 OTHER_CANDIDATE = 1_000_000  # between the seeds of the candidates of one seed
@@ -184,8 +184,8 @@ def search(
     settings = settings or Search()
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
     thinning = _Thinning(pipe, settings, _seeds(seeds, len(prompts), settings.candidates))
-    output = _sample(pipe, prompts, thinning.seeds, settings.candidates, thinning, arguments)
-    return Found(output.frames, *thinning.result())
+    clips = sample_clips(pipe, _repeated(prompts, settings.candidates), thinning.seeds, thinning, **arguments)
+    return Found(*clips, thinning.kept, thinning.scores)
 
 
 def best_of_n(
@@ -216,24 +216,18 @@ def best_of_n(
         return search(pipe, prompt, Search.best_of(n, weights), seeds, **arguments)
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
     chosen_seeds = _seeds(seeds, len(prompts), n)
-    keeping = _Keeping()
-    output = _sample(pipe, prompts, chosen_seeds, n, keeping, {**arguments, "output_type": "pt"})
-    scores = judge(output.frames.transpose(1, 2), [text for text in prompts for _ in range(n)]).view(-1, n)
+    texts = _repeated(prompts, n)
+    clips = sample_clips(pipe, texts, chosen_seeds, **{**arguments, "output_type": "pt"})
+    scores = judge(clips.frames.transpose(1, 2), texts).view(-1, n)
     best = scores.argmax(dim=1) + n * torch.arange(len(prompts), device=scores.device)
-    kept = best.to(output.frames.device)
+    kept = best.to(clips.frames.device)
     seed_of = [chosen_seeds[row] for row in best.tolist()]
-    return Found(output.frames[kept], keeping.latents[kept], keeping.embeds[kept], seed_of, scores.amax(dim=1))
+    frames, latents, embeds = (part[kept] for part in clips)
+    return Found(frames, latents, embeds, seed_of, scores.amax(dim=1))
 
 
-class _Keeping:
-    """Keep what the last denoising step left behind."""
-
-    latents: Tensor
-    embeds: Tensor
-
-    def __call__(self, pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-        self.latents, self.embeds = tensors["latents"], tensors["prompt_embeds"]
-        return {}
+def _repeated(prompts: Sequence[str], candidates: int) -> list[str]:
+    return [text for text in prompts for _ in range(candidates)]
 
 
 class _Thinning:
@@ -245,11 +239,11 @@ class _Thinning:
         self._settings, self.seeds = settings, seeds
         self._weights = RewardWeights.parse(settings.weights)
         self._weights.resolve(self._reward.axes)
-        self._kept = seeds
+        self.kept = seeds
         self._owners = torch.arange(len(seeds)) // settings.candidates  # which prompt a row belongs to
         self._generator = torch.Generator().manual_seed(seeds[0])
         self._before: Tensor | None = None  # the particles' latents before the step
-        self._credited = torch.zeros(len(seeds))  # scores that the particles were drawn by already
+        self.scores = torch.zeros(len(seeds))  # that the candidates were drawn by last
 
     def __call__(self, pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
         done, total = step + 1, len(pipe.scheduler.timesteps)
@@ -264,13 +258,12 @@ class _Thinning:
     def _thinned(self, pipe: Any, tensors: dict[str, Any], last: bool) -> dict[str, Any]:
         scores = self._scores(tensors, pipe.scheduler.sigmas[pipe.scheduler.step_index])
         rows = self._best(scores) if last else self._drawn(scores)
-        self._credited = scores[rows]
-        self._kept = [self._kept[row] for row in rows.tolist()]
+        self.scores = scores[rows]
+        self.kept = [self.kept[row] for row in rows.tolist()]
         batch, self._owners = len(self._owners), self._owners[rows]
         _thin_history(pipe.scheduler, rows, batch)
-        thinned = {name: tensor[rows.to(tensor.device)] for name, tensor in tensors.items() if tensor is not None}
-        self._last = thinned["latents"], thinned["prompt_embeds"], scores[rows]
-        return thinned
+        pipe.direction_memory.keep(rows)
+        return {name: tensor[rows.to(tensor.device)] for name, tensor in tensors.items() if tensor is not None}
 
     def _stirred(self, latents: Tensor, scheduler: Any) -> Tensor:
         """Turn the Euler step that was taken into a stochastic one; the first, from pure noise, stays."""
@@ -281,10 +274,6 @@ class _Thinning:
         velocity = (latents.float() - before) / (following - sigma)
         fresh = torch.randn(latents.shape, generator=self._generator).to(before)
         return stochastic_step(before, velocity, sigma, following, fresh, self._settings.noise).to(latents.dtype)
-
-    def result(self) -> tuple[Tensor, Tensor, list[int], Tensor]:
-        latents, embeds, scores = self._last
-        return latents, embeds, self._kept, scores
 
     def _scores(self, tensors: dict[str, Any], sigma: Tensor) -> Tensor:
         latents = tensors["latents"].float()
@@ -301,7 +290,7 @@ class _Thinning:
         drawn = []
         for rows in self._groups():
             if self._settings.noise:
-                gained = (scores[rows] - self._credited[rows]) / self._settings.temperature
+                gained = (scores[rows] - self.scores[rows]) / self._settings.temperature
                 drawn.append(rows[systematic(gained, self._generator)])
                 continue
             chances = (scores[rows] / self._settings.temperature).softmax(dim=0)
@@ -311,18 +300,6 @@ class _Thinning:
 
     def _groups(self) -> list[Tensor]:
         return [(self._owners == owner).nonzero()[:, 0] for owner in self._owners.unique()]
-
-
-def _sample(
-    pipe: Any, prompts: list[str], seeds: list[int], candidates: int, callback: Any, arguments: dict[str, Any]
-) -> Any:
-    return pipe(
-        [text for text in prompts for _ in range(candidates)],
-        generator=[torch.Generator().manual_seed(seed) for seed in seeds],
-        callback_on_step_end=callback,
-        callback_on_step_end_tensor_inputs=[name for name in TENSORS if name in pipe._callback_tensor_inputs],
-        **arguments,
-    )
 
 
 def _seeds(seeds: Sequence[Sequence[int]] | None, prompts: int, candidates: int) -> list[int]:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from tiny import PromptMatch, TowardTarget, sample, schedulers
 
-from nrg_sampler import NRGFlowPipeline
+from nrg_sampler import NRGFlowPipeline, RewardGuidance
 from nrg_sampler.rewards.base import Conditioning
 from nrg_sampler.search import Search, _Thinning, best_of_n, search, systematic
 
@@ -85,6 +85,21 @@ def test_a_candidate_that_survives_is_sampled_as_if_it_were_alone(wan, solver):
         assert found.seeds[index] in seeds[index]
         alone = sample(wan, prompt, seed=found.seeds[index], num_inference_steps=6)
         torch.testing.assert_close(found.latents[index : index + 1], alone, rtol=1e-3, atol=1e-4)
+
+
+def test_a_candidate_that_survives_takes_its_direction_along(pipe):
+    """Directions are reused in the steps after a draw, so those of the others must not be taken for its own."""
+    arguments = {
+        **SETTINGS,
+        "num_inference_steps": 6,
+        "reward_guidance": RewardGuidance(every=3, reuse=True),
+        "reward_scale": 5.0,
+    }
+    settings = Search(candidates=4, moments=(0.3, 0.6), temperature=0.02)
+    found = search(pipe, "a red circle", settings, [[3, 4, 5, 6]], **arguments)
+    assert any(step.reused for step in pipe.trace.steps)
+    alone = pipe("a red circle", generator=[torch.Generator().manual_seed(found.seeds[0])], **arguments).frames
+    torch.testing.assert_close(found.latents, alone, rtol=1e-3, atol=1e-4)
 
 
 def test_giving_candidates_up_saves_network_evaluations(pipe):
@@ -191,7 +206,7 @@ def test_particles_are_drawn_by_what_has_risen_since_the_last_draw(pipe):
     drawing = _Thinning(pipe, Search.particles(4), [0, 1, 2, 3])
     scores = torch.tensor([0.0, 30.0, 60.0, 90.0])
     assert drawing._drawn(scores).tolist() == [3, 3, 3, 3]
-    drawing._credited = scores  # drawn by once, a lead does not count again
+    drawing.scores = scores  # drawn by once, a lead does not count again
     assert drawing._drawn(scores).tolist() == [0, 1, 2, 3]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean
@@ -18,9 +18,9 @@ from nrg_sampler.judges.alarm import hacking_alarm
 from nrg_sampler.judges.base import load_judges
 from nrg_sampler.runs.manifest import Manifest, changes, format_change
 from nrg_sampler.runs.sampler import Sampler
+from nrg_sampler.runs.writing import MAKERS
 
 Changes = dict[str, dict[str, float]]
-Make = Callable[[Sampler, int, Path], Manifest]
 
 INTERRUPTED = 130
 JUDGES = {
@@ -31,12 +31,11 @@ JUDGES = {
 }
 
 
-def run_seeds(arguments: argparse.Namespace, make: Make) -> int:
+def run_seeds(arguments: argparse.Namespace) -> int:
     """Make one file a seed, each written when it is finished.
 
     Args:
-        arguments: The options of :mod:`nrg_sampler.cli.parser`.
-        make: Samples a seed, writes its files and returns the manifest.
+        arguments: The options of :mod:`nrg_sampler.cli.parser`, and the ``command``.
 
     Returns:
         The exit code.
@@ -53,7 +52,7 @@ def run_seeds(arguments: argparse.Namespace, make: Make) -> int:
         if sampler.recipe.proposed and not arguments.json:
             print(f"weights {sampler.recipe.guidance.weights}, proposed by the reward for this prompt", flush=True)
         for seed, path in paths.items():
-            manifests.append(make(sampler, seed, path))
+            manifests.append(MAKERS[arguments.command](sampler, seed, path))
             report(manifests[-1], path, as_json=arguments.json)
     except KeyboardInterrupt:
         kept = f"{len(manifests)} of {count} videos are finished and kept in {next(iter(paths.values())).parent}"
@@ -89,7 +88,7 @@ def report(manifest: Manifest, path: Path, as_json: bool) -> None:
     if as_json:
         change = changes(manifest.clips)
         about: dict[str, Any] = {"video": str(path), "manifest": str(path.with_suffix(".json")), "change": change}
-        about["weights"] = manifest.guidance["weights"]
+        about["weights"] = manifest.recipe.guidance_entries()["weights"]
         about["alarm"] = hacking_alarm(change, manifest.weighted_axes())
         clips = [{**asdict(clip), "trace": len(clip.trace)} for clip in manifest.clips]
         print(json.dumps({**about, "seed": manifest.seed, "clips": clips}), flush=True)

@@ -3,14 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 from nrg_sampler.cli import parser as options
-
-if TYPE_CHECKING:
-    from nrg_sampler.runs.manifest import Manifest
-    from nrg_sampler.runs.sampler import Sampler
 
 HELP = "Sample the same seeds without and with the reward; write them side by side and say what changed."
 EXAMPLE = 'compare "a red circle moving right" --num 4'
@@ -30,18 +24,4 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from nrg_sampler.cli.batch import run_seeds
 
-    return run_seeds(arguments, make)
-
-
-def make(sampler: Sampler, seed: int, path: Path) -> Manifest:
-    """Sample one seed twice and write ``path`` (unguided left), a strip of frames and the manifest."""
-    from nrg_sampler.video import enlarge, frame_strip, side_by_side, write_mp4, write_png
-
-    unguided, left = sampler.sample(seed, "unguided")
-    guided, right = sampler.sample(seed, "guided")
-    manifest = sampler.manifest("compare", seed, [left, right])
-    videos = [enlarge(unguided), enlarge(guided)]
-    write_mp4(side_by_side(videos), path, manifest.fps)
-    write_png(frame_strip(videos), path.with_suffix(".png"))
-    manifest.write(path.with_suffix(".json"))
-    return manifest
+    return run_seeds(arguments)

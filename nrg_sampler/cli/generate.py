@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from nrg_sampler.cli import parser as options
 
-if TYPE_CHECKING:
-    from nrg_sampler.runs.manifest import Manifest
-    from nrg_sampler.runs.sampler import Sampler
-
 HELP = "Sample videos of a prompt, steered by the reward."
+NOT_OF_A_RECIPE = ("replay", "out", "device", "json")  # what may be said beside --replay
 EXAMPLE = 'generate "a red circle moving right" --weights 0:0:1 --num 4'
 
 
@@ -31,22 +27,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     if arguments.replay is not None:
-        from nrg_sampler.cli import replay
+        from nrg_sampler.cli.replay import replay
 
-        return replay.run(arguments)
+        given = options.options_given(arguments, add_arguments, NOT_OF_A_RECIPE)
+        return replay(arguments.replay, arguments.out, arguments.device, given, arguments.json)
     if arguments.prompt is None:
         raise ValueError('Expected a prompt or --replay, but got neither; write nrg-sampler generate "a red circle".')
     from nrg_sampler.cli.batch import run_seeds
 
-    return run_seeds(arguments, make)
-
-
-def make(sampler: Sampler, seed: int, path: Path) -> Manifest:
-    """Sample one seed and write ``path`` and the manifest beside it."""
-    from nrg_sampler.video import enlarge, write_mp4
-
-    frames, clip = sampler.sample(seed)
-    manifest = sampler.manifest("generate", seed, [clip])
-    write_mp4(enlarge(frames), path, manifest.fps)
-    manifest.write(path.with_suffix(".json"))
-    return manifest
+    return run_seeds(arguments)

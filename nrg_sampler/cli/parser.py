@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -215,3 +215,20 @@ def add_guidance(parser: argparse.ArgumentParser) -> None:
 def _add_switch(group: argparse._ArgumentGroup, name: str, meaning: str) -> None:
     """Add a flag that is None unless given, as the other options are."""
     group.add_argument(name, action="store_const", const=True, help=meaning)
+
+
+def options_given(
+    arguments: argparse.Namespace, add_arguments: Callable[[argparse.ArgumentParser], None], besides: Sequence[str]
+) -> list[str]:
+    """Name the options of a subcommand that somebody gave.
+
+    Args:
+        arguments: What was parsed.
+        add_arguments: Declares the options of the subcommand.
+        besides: Options that do not count, by their names in ``arguments``.
+    """
+    parser = argparse.ArgumentParser(add_help=False)
+    add_arguments(parser)
+    counted = [action for action in parser._actions if action.dest not in besides]
+    given = [action for action in counted if getattr(arguments, action.dest) != action.default]
+    return [max(action.option_strings, key=len, default=f"the {action.dest}") for action in given]

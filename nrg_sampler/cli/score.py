@@ -64,7 +64,7 @@ def _asked(video: Path) -> str:
             f"Expected a video of its own, but {video} shows several side by side; "
             f"their scores are in {beside.name} already."
         )
-    return manifest.prompt
+    return manifest.recipe.prompt
 
 
 def _as_sampled(frames: Frames, video: Path) -> Frames:

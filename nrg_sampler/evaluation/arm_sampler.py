@@ -16,7 +16,8 @@ from torch import Tensor
 from nrg_sampler.cost.memory import peak_memory
 from nrg_sampler.evaluation.arms import Arm
 from nrg_sampler.hosts.pipeline import NRGFlowPipeline
-from nrg_sampler.rewards.base import Conditioning, Reward, normalised
+from nrg_sampler.hosts.sampling import SampledClips, sample_clips
+from nrg_sampler.rewards.base import Conditioning, Reward, score_clean
 from nrg_sampler.search import Search, candidate_seeds, search
 from nrg_sampler.shapes.scenes import Prompt, caption
 
@@ -94,14 +95,13 @@ class ArmSampler:
         device = torch.device(getattr(pipe, "device", "cpu"))
         with self._precision(device), peak_memory(device) as memory, _counted(pipe.transformer) as count:
             watch = _Watch(device)
-            clips, latents, embeds = self._run(pipe, arm, prompts, seeds, watch)
+            clips = self._run(pipe, arm, prompts, seeds, watch)
             seconds, cpu_seconds, decoding = watch.read()
-        target = self._target(latents, embeds)
+        target = self._target(clips.latents, clips.prompt_embeds)
         batch = len(prompts)
         cpu = cpu_seconds / batch if device.type == "cpu" else None
-        return Sampled(
-            clips.float().cpu(), target, seconds / batch, cpu, decoding, count[0] / batch, memory.mib
-        )  # fmt: skip
+        frames = clips.frames.transpose(1, 2).float().cpu()
+        return Sampled(frames, target, seconds / batch, cpu, decoding, count[0] / batch, memory.mib)
 
     @contextmanager
     def _precision(self, device: torch.device) -> Iterator[None]:
@@ -115,7 +115,7 @@ class ArmSampler:
 
     def _run(
         self, pipe: Any, arm: Arm, prompts: Sequence[Prompt], seeds: Sequence[int], watch: _Watch
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> SampledClips:
         texts = [caption(prompt) for prompt in prompts]
         arguments = {"output_type": "pt", **self._sampling}
         if arm.steps != 1:
@@ -124,46 +124,22 @@ class ArmSampler:
         guidance = {"reward_scale": 0.0} if arm.guidance is None else {"reward_guidance": arm.guidance}
         arguments.update(guidance)
         if arm.search is None or not arm.search.moments:
-            return _plain(pipe, texts, seeds, arguments, watch)
+            return sample_clips(pipe, texts, seeds, watch.mark, **arguments)
         return _thinned(pipe, texts, seeds, arguments, arm.search)
 
     def _target(self, latents: Tensor, embeds: Tensor) -> Tensor | None:
         reward = self._pipes["target"].reward_model
         if reward is None:
             return None
-        with torch.no_grad():
-            raw = reward(
-                latents.float(), torch.zeros(len(latents), device=latents.device), Conditioning(embeds.float())
-            )
-        return normalised(reward, raw).cpu()
-
-
-def _plain(
-    pipe: Any, texts: list[str], seeds: Sequence[int], arguments: dict[str, Any], watch: _Watch
-) -> tuple[Tensor, Tensor, Tensor]:
-    last: dict[str, Tensor] = {}
-
-    def keep(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-        last.update(tensors)
-        watch.mark()
-        return {}
-
-    output = pipe(
-        texts,
-        generator=[torch.Generator().manual_seed(seed) for seed in seeds],
-        callback_on_step_end=keep,
-        callback_on_step_end_tensor_inputs=["latents", "prompt_embeds"],
-        **arguments,
-    )
-    return output.frames.transpose(1, 2), last["latents"], last["prompt_embeds"]
+        return score_clean(reward, latents, Conditioning(embeds.float())).cpu()
 
 
 def _thinned(
     pipe: Any, texts: list[str], seeds: Sequence[int], arguments: dict[str, Any], settings: Search
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> SampledClips:
     candidates = [candidate_seeds(seed, settings.candidates) for seed in seeds]
-    found = search(pipe, texts, settings, candidates, **arguments)
-    return found.frames.transpose(1, 2), found.latents, found.prompt_embeds
+    best = search(pipe, texts, settings, candidates, **arguments)
+    return SampledClips(best.frames, best.latents, best.prompt_embeds)
 
 
 class _Watch:
@@ -178,9 +154,10 @@ class _Watch:
         self._start = self._now()
         self._marked = self._start[1]
 
-    def mark(self) -> None:
-        """Note the moment."""
+    def mark(self, *step: Any) -> dict[str, Any]:
+        """Note the moment a step is over; takes and returns what a callback of a pipeline does."""
         self._marked = time.process_time()
+        return {}
 
     def read(self) -> tuple[float, float, float]:
         """Return seconds, seconds of the processor and the share of the time since the last mark."""

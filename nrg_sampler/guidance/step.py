@@ -59,6 +59,12 @@ class DirectionMemory:
         """Return the last direction if it is of such latents."""
         return self.last if self.last is not None and self.last.value.shape == latents.shape else None
 
+    def keep(self, rows: Tensor) -> None:
+        """Keep the samples ``rows`` of the batch, in this order, as a sampling loop does that gives some up."""
+        if self.last is not None:
+            parts = (None if part is None else part[rows.to(part.device)] for part in self.last)
+            self.last = Direction(*parts)  # type: ignore[arg-type]
+
 
 def reward_direction(
     latents: Tensor,

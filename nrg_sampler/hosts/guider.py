@@ -11,9 +11,9 @@ from torch import nn
 
 from nrg_sampler.guidance.settings import RewardGuidance
 from nrg_sampler.guidance.trace import GuidanceTrace
-from nrg_sampler.hosts.attach import GuidedSteps
 from nrg_sampler.hosts.capture import DenoiserCalls
 from nrg_sampler.hosts.families import UNKNOWN, require_flow
+from nrg_sampler.hosts.steps import GuidedSteps
 from nrg_sampler.rewards.base import Reward, check_reward
 
 

@@ -20,6 +20,7 @@ from diffusers import DiffusionPipeline
 from nrg_sampler.checkpoints import BUNDLED, SAMPLING_FILE, pipeline_source, read_sampling, readable
 from nrg_sampler.files import writable_folder
 from nrg_sampler.guidance.settings import RewardGuidance
+from nrg_sampler.guidance.step import DirectionMemory
 from nrg_sampler.guidance.trace import GuidanceTrace
 from nrg_sampler.hosts.attach import attach
 from nrg_sampler.hosts.families import family_of
@@ -43,11 +44,14 @@ class NRGFlowPipeline(DiffusionPipeline):
     Attributes:
         reward_model: The reward, a component like any other; ``None`` if there is none.
         trace: What the guidance did in the last call; ``None`` before the first.
+        direction_memory: Holds the direction of the reward from step to step; a callback that drops or exchanges
+            samples on the way lets it follow with ``direction_memory.keep(rows)``.
         sampling_defaults: Arguments used where a caller gives none, read from ``sampling.json`` in the folder.
     """
 
     reward_model: Any = None
     trace: GuidanceTrace | None = None
+    direction_memory: DirectionMemory
     sampling_defaults: Mapping[str, Any] = MappingProxyType({})
     _sampling: Mapping[str, Any] = MappingProxyType({})
 
@@ -153,7 +157,8 @@ class NRGFlowPipeline(DiffusionPipeline):
         arguments = inspect.signature(super().__call__).bind_partial(*args, **kwargs).arguments
         self._check_words(arguments)
         defaults = {name: value for name, value in self.sampling_defaults.items() if name not in arguments}
-        with attach(self, self.reward_model, guidance) as self.trace:
+        self.direction_memory = DirectionMemory()
+        with attach(self, self.reward_model, guidance, memory=self.direction_memory) as self.trace:
             return super().__call__(*args, **kwargs, **defaults)
 
     def _check_words(self, arguments: Mapping[str, Any]) -> None:

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from nrg_sampler.guidance.settings import RewardGuidance
 from nrg_sampler.guidance.trace import GuidanceTrace
-from nrg_sampler.hosts.attach import GuidedSteps, guided_step
 from nrg_sampler.hosts.families import UNKNOWN, require_flow
+from nrg_sampler.hosts.steps import GuidedSteps, guided_step
 from nrg_sampler.rewards.base import Reward, check_reward
 
 _FAMILY = replace(UNKNOWN, prompt="prompt", prompt_mask="mask")

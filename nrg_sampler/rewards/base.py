@@ -223,6 +223,22 @@ def normalised(reward: Reward, raw: Tensor) -> Tensor:
     return torch.stack([(column - mean) / std for column, mean, std in statistics], dim=-1)
 
 
+@torch.no_grad()
+def score_clean(reward: Reward, latents: Tensor, conditioning: Conditioning) -> Tensor:
+    """Score finished latents, sigma 0, in the reward's standard deviations.
+
+    Args:
+        reward: Any reward.
+        latents: Clean latents, shape ``(B, C, T, H, W)``.
+        conditioning: The positive prompts, one row per latent.
+
+    Returns:
+        Shape ``(B, axes)``.
+    """
+    latents = latents.float()
+    return normalised(reward, reward(latents, latents.new_zeros(len(latents)), conditioning))
+
+
 def units(reward: Reward) -> tuple[float, ...]:
     """Return the stored standard deviation of each axis, the unit of a calibrated reward; 1 where it has none."""
     return _statistic(reward, "std", 1.0)

@@ -13,6 +13,7 @@ from typing import Any
 
 from nrg_sampler.files import fingerprint, replacing
 from nrg_sampler.rewards.base import RewardWeights
+from nrg_sampler.runs.recipe import Recipe
 from nrg_sampler.video import Frames, frames_sha256
 
 FORMAT = 1
@@ -47,60 +48,43 @@ class Clip:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What made a video.
+    """What made a video: a recipe, a seed, and all that can change the outcome.
 
     Args:
         command: The subcommand that wrote it, ``generate`` or ``compare``.
-        prompt: The text.
+        recipe: What was sampled, with every default filled in.
         seed: Seed of the ``torch.Generator`` on the CPU.
-        model: Name, folder or Hub id of the pipeline, as given.
-        reward: Folder or Hub id of the reward, or ``None`` for the one that comes with the pipeline.
-        fingerprints: Hash of the files of each, see :func:`nrg_sampler.files.fingerprint`.
-        sampling: Arguments of the pipeline call.
-        guidance: Fields of :class:`nrg_sampler.RewardGuidance`.
-        device: Where it ran.
-        dtype: Of the weights.
-        fps: Frames per second of the file.
+        fingerprints: Hash of the files of model and reward, see :func:`nrg_sampler.files.fingerprint`.
         clips: The sampled videos in the file.
         versions: Of the packages that can change the outcome.
-        scheduler: One of :data:`nrg_sampler.schedulers.SCHEDULERS`, or ``None`` for the model's own.
-        search: Fields of :class:`nrg_sampler.search.Search`, or ``None`` if only one candidate was sampled.
-        proposed: Whether the reward proposed the weights from the prompt.
-        checkpointing: Whether the reward saved memory.
-        format: Version of this layout.
+        format: Version of the layout of the JSON file.
     """
 
     command: str
-    prompt: str
+    recipe: Recipe
     seed: int
-    model: str
-    reward: str | None
     fingerprints: dict[str, str]
-    sampling: dict[str, Any]
-    guidance: dict[str, Any]
-    device: str
-    dtype: str
-    fps: float
     clips: list[Clip]
     versions: dict[str, str]
-    scheduler: str | None = None
-    search: dict[str, Any] | None = None
-    proposed: bool = False
-    checkpointing: bool = False
     format: int = FORMAT
 
     def weighted_axes(self) -> tuple[str, ...]:
         """Return the axes that the guidance gives a weight, of those that the reward's reading of a clip is known for."""
         axes = tuple(next((clip.scores["reward"] for clip in self.clips if "reward" in clip.scores), {}))
-        weights = RewardWeights.parse(self.guidance.get("weights"))
+        weights = RewardWeights.parse(self.recipe.guidance.weights)
         if weights.names is None and weights.values is not None and len(weights.values) != len(axes):
             return axes  # a reading that is not finite is left out of the scores
         return tuple(axis for axis, weight in zip(axes, weights.resolve(axes), strict=True) if weight)
 
+    def to_entries(self) -> dict[str, Any]:
+        """Return the manifest as the JSON file holds it: the recipe's entries stand among its own."""
+        own = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "recipe"}
+        return {**own, **self.recipe.to_entries(), "clips": [asdict(clip) for clip in self.clips]}
+
     def write(self, path: Path) -> None:
         """Write as JSON; the file appears when it is complete."""
         with replacing(path) as partial:
-            partial.write_text(json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            partial.write_text(json.dumps(self.to_entries(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
     @classmethod
     def read(cls, path: Path) -> Manifest:
@@ -119,27 +103,24 @@ class Manifest:
 
     @classmethod
     def _from_entries(cls, entries: Any, path: Path) -> Manifest:
-        wanted = {item.name for item in fields(cls)}
         if not isinstance(entries, dict) or "format" not in entries:
             raise ValueError(f"Expected a manifest written by nrg-sampler, but {path} is another kind of JSON.")
         if entries["format"] != FORMAT:
             found = entries["format"]
             raise ValueError(f"Expected a manifest of format {FORMAT}, but {path} has {found}: update nrg-sampler.")
-        entries = {
-            "scheduler": None,
-            "search": None,
-            "proposed": False,
-            "checkpointing": False,
-            **entries,
-        }  # written before there was a choice
-        if wanted != entries.keys():
-            odd = ", ".join(sorted(wanted ^ entries.keys()))
-            raise ValueError(f"Expected the entries of a manifest, but {path} lacks or adds: {odd}.")
+        names = {item.name for item in fields(cls)} - {"recipe"}
+        if lacking := names - entries.keys():
+            raise ValueError(f"Expected the entries of a manifest, but {path} lacks {', '.join(sorted(lacking))}.")
+        own = {name: value for name, value in entries.items() if name in names}
         try:
-            clips = [Clip(**{**clip, "shape": tuple(clip["shape"])}) for clip in entries["clips"]]
+            clips = [Clip(**{**clip, "shape": tuple(clip["shape"])}) for clip in own.pop("clips")]
         except (TypeError, KeyError) as error:
             raise ValueError(f"Expected a list of clips in {path}, but an entry is incomplete.") from error
-        return cls(**{**entries, "clips": clips})
+        try:
+            recipe = Recipe.from_entries({name: value for name, value in entries.items() if name not in names})
+        except ValueError as error:
+            raise ValueError(f"Expected a manifest that can be read, but in {path}: {error}") from error
+        return cls(recipe=recipe, clips=clips, **own)
 
 
 def changes(clips: Sequence[Clip]) -> dict[str, dict[str, float]]:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from nrg_sampler.guidance.settings import RewardGuidance
 from nrg_sampler.rewards import RewardWeights
 from nrg_sampler.rewards.base import AUTO
 from nrg_sampler.rewards.gate import weights_for_prompt
-from nrg_sampler.runs.manifest import Manifest
+
+# What an entry was before manifests named it.
+ABSENT: dict[str, Any] = {"scheduler": None, "search": None, "proposed": False, "checkpointing": False}
+ABSENT_GUIDANCE: dict[str, Any] = {"every": 1, "reuse": False}
 
 
 @dataclass(frozen=True)
@@ -24,7 +28,7 @@ class Recipe:
         reward: Folder or Hub id, or ``None`` for the reward that comes with the pipeline.
         device: A torch device.
         dtype: Name of the weights' dtype.
-        fps: Frames per second of the file, or ``None`` for what the model was made for.
+        fps: Frames per second of the file, or ``None`` for what the model was made for; a manifest always has it.
         scheduler: One of :data:`nrg_sampler.schedulers.SCHEDULERS`, or ``None`` for the model's own.
         search: Fields of :class:`nrg_sampler.search.Search`, or ``None`` to sample one candidate.
         proposed: Whether the reward has proposed the weights.
@@ -45,30 +49,26 @@ class Recipe:
     checkpointing: bool = False
 
     @classmethod
-    def from_manifest(cls, manifest: Manifest, device: str | None = None) -> Recipe:
-        """Take everything from a manifest, save for the device if one is named.
+    def from_entries(cls, entries: Mapping[str, Any]) -> Recipe:
+        """Read what ``to_entries`` returned, or the manifest of an earlier version.
 
         Raises:
-            ValueError: If the settings are of another version or the device is absent.
+            ValueError: If an entry is missing or too many, or the settings of the guidance are of another version.
         """
+        wanted = {item.name for item in fields(cls)}
+        entries = {**{name: item for name, item in ABSENT.items() if name in wanted}, **entries}
+        if wanted != entries.keys():
+            odd = ", ".join(sorted(wanted ^ entries.keys()))
+            raise ValueError(f"Expected the entries of a recipe, but got some that are missing or unknown: {odd}.")
         try:
-            guidance = RewardGuidance(**manifest.guidance)
+            guidance = RewardGuidance(**{**ABSENT_GUIDANCE, **entries["guidance"]})
         except TypeError as error:
             raise ValueError(f"Expected the guidance settings of this version, but {error}.") from error
-        return cls(
-            prompt=manifest.prompt,
-            guidance=guidance,
-            sampling=manifest.sampling,
-            model=manifest.model,
-            reward=manifest.reward,
-            device=present(device or manifest.device),
-            dtype=manifest.dtype,
-            fps=manifest.fps,
-            scheduler=manifest.scheduler,
-            search=manifest.search,
-            proposed=manifest.proposed,
-            checkpointing=manifest.checkpointing,
-        )
+        return cls(**{**entries, "guidance": guidance})
+
+    def to_entries(self) -> dict[str, Any]:
+        """Return the recipe as JSON can hold it without rounding, so that a replay reads it back equal."""
+        return {**vars(self), "guidance": self.guidance_entries()}
 
     def settled(self, pipe: Any) -> Recipe:
         """Return the same with the weights that the pipeline's reward proposes for the prompt, where they are ``"auto"``.

@@ -13,8 +13,11 @@ from typing import Any
 import torch
 
 from nrg_sampler.checkpoints import BUNDLED, bundled_folder, pipeline_source, read_sampling
+from nrg_sampler.guidance.settings import RewardGuidance
+from nrg_sampler.hosts.sampling import SampledClips, sample_clips
 from nrg_sampler.judges.base import Judge
 from nrg_sampler.rewards import Conditioning, RewardWeights
+from nrg_sampler.rewards.base import score_clean
 from nrg_sampler.runs.manifest import Clip, Manifest, model_fingerprint, versions
 from nrg_sampler.runs.recipe import Recipe
 from nrg_sampler.schedulers import make_scheduler
@@ -24,6 +27,11 @@ from nrg_sampler.video import Frames, to_uint8
 DEFAULT_FPS = 16  # of Wan models
 Scores = dict[str, dict[str, float]]
 OnStep = Callable[[int, torch.Tensor], None]
+
+
+def clip_name(guided: bool) -> str:
+    """Return what a clip is called in its file."""
+    return "guided" if guided else "unguided"
 
 
 class Sampler:
@@ -47,129 +55,92 @@ class Sampler:
         self.fps = recipe.fps or float(read_sampling(pipeline_source(recipe.model)).get("fps", DEFAULT_FPS))
         self.fingerprints = _fingerprints(recipe)
 
-    def sample(self, seed: int, name: str = "guided", on_step: OnStep | None = None) -> tuple[Frames, Clip]:
+    def sample(self, seed: int, guided: bool = True, on_step: OnStep | None = None) -> tuple[Frames, Clip]:
         """Sample one video, or the best of several candidates if the recipe has a search.
 
         Args:
             seed: Of the noise; drawn on the CPU, so that every device starts from the same.
-            name: ``"guided"``, or ``"unguided"`` for the same without the reward and without a search.
+            guided: Whether the reward acts; without it there is no search either.
             on_step: Called after each step with its number from 0 and the latents; it stops the run by raising.
 
         Returns:
             The frames, uint8, shape ``(T, H, W, 3)``, and what is known about them.
         """
-        if self._search is None or name == "unguided":
-            return self._sample_one(seed, name, on_step)
+        if self._search is None or not guided:
+            return self._sample_one(seed, guided, on_step)
         seeds = candidate_seeds(seed, self._search.candidates)
         if self._search.moments or self._search.noise:
-            return self._resample(seeds, name)
+            return self._resample(seeds, self._search)
         best, seconds = None, 0.0
         for candidate in seeds:  # one at a time, in the memory of one
-            frames, clip = self._sample_one(candidate, name, on_step)
+            frames, clip = self._sample_one(candidate, guided, on_step)
             seconds += clip.seconds
-            score = self._score(clip)
+            score = self._score(clip, self._search)
             if best is None or score > best[0]:
                 best = score, frames, clip
         assert best is not None
         return best[1], replace(best[2], seconds=round(seconds, 3))
 
-    def _score(self, clip: Clip) -> float:
-        assert self._search is not None
-        weights = RewardWeights.parse(self._search.weights).resolve(self.pipe.reward_model.axes)
-        readings = clip.scores["reward"]
-        return sum(weight * readings[axis] for weight, axis in zip(weights, self.pipe.reward_model.axes, strict=True))
+    def _score(self, clip: Clip, settings: Search) -> float:
+        axes = self.pipe.reward_model.axes
+        weights = RewardWeights.parse(settings.weights).resolve(axes)
+        return sum(weight * clip.scores["reward"][axis] for weight, axis in zip(weights, axes, strict=True))
 
-    def _resample(self, seeds: list[int], name: str) -> tuple[Frames, Clip]:
-        assert self._search is not None
-        guidance = self.recipe.guidance
-        started = time.perf_counter()
-        self.pipe.set_progress_bar_config(desc=f"{len(seeds)} candidates, {name}", disable=not sys.stderr.isatty())
-        found = search(
-            self.pipe,
-            self.recipe.prompt,
-            self._search,
-            [seeds],
-            reward_guidance=guidance,
-            output_type="np",
-            **self.recipe.sampling,
-        )
-        seconds = time.perf_counter() - started
-        frames = to_uint8(found.frames[0])
-        trace = json.loads(self.pipe.trace.to_json())["steps"] if guidance.scale else []
-        return frames, Clip.of(
-            name, frames, seconds, scores=self._judge(frames, found.latents, found.prompt_embeds), trace=trace
-        )
+    def _sample_one(self, seed: int, guided: bool, on_step: OnStep | None) -> tuple[Frames, Clip]:
+        guidance = self.recipe.guidance if guided else replace(self.recipe.guidance, scale=0.0)
+        self._show(f"seed {seed}, {clip_name(guided)}")
 
-    def _sample_one(self, seed: int, name: str, on_step: OnStep | None) -> tuple[Frames, Clip]:
-        guidance = replace(self.recipe.guidance, scale=0.0) if name == "unguided" else self.recipe.guidance
-        last: dict[str, torch.Tensor] = {}
-
-        def keep(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-            last.update(tensors)
+        def watch(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
             if on_step is not None:
                 on_step(step, tensors["latents"])
             return {}
 
-        self.pipe.set_progress_bar_config(desc=f"seed {seed}, {name}", disable=not sys.stderr.isatty())
         started = time.perf_counter()
-        output = self.pipe(
-            self.recipe.prompt,
-            reward_guidance=guidance,
-            generator=torch.Generator().manual_seed(seed),
-            output_type="np",
-            callback_on_step_end=keep,
-            callback_on_step_end_tensor_inputs=["latents", "prompt_embeds"],
-            **self.recipe.sampling,
-        )
-        seconds = time.perf_counter() - started
-        frames = to_uint8(output.frames[0])
+        arguments = {"reward_guidance": guidance, "output_type": "np", **self.recipe.sampling}
+        clips = sample_clips(self.pipe, [self.recipe.prompt], [seed], watch, **arguments)
+        return self._finished(clips, clip_name(guided), time.perf_counter() - started, guidance)
+
+    def _resample(self, seeds: list[int], settings: Search) -> tuple[Frames, Clip]:
+        guidance = self.recipe.guidance
+        self._show(f"{len(seeds)} candidates, {clip_name(True)}")
+        started = time.perf_counter()
+        arguments = {"reward_guidance": guidance, "output_type": "np", **self.recipe.sampling}
+        best = search(self.pipe, self.recipe.prompt, settings, [seeds], **arguments)
+        clips = SampledClips(best.frames, best.latents, best.prompt_embeds)
+        return self._finished(clips, clip_name(True), time.perf_counter() - started, guidance)
+
+    def _finished(
+        self, clips: SampledClips, name: str, seconds: float, guidance: RewardGuidance
+    ) -> tuple[Frames, Clip]:
+        """Return the frames of a single clip, and the clip with its scores and trace."""
+        frames = to_uint8(clips.frames[0])
         trace = json.loads(self.pipe.trace.to_json())["steps"] if guidance.scale else []
-        return frames, Clip.of(name, frames, seconds, scores=self._judge(frames, **last), trace=trace)
+        scores = self._judge(frames, clips.latents, clips.prompt_embeds)
+        return frames, Clip.of(name, frames, seconds, scores=scores, trace=trace)
+
+    def _show(self, text: str) -> None:
+        self.pipe.set_progress_bar_config(desc=text, disable=not sys.stderr.isatty())
 
     def manifest(self, command: str, seed: int, clips: Sequence[Clip]) -> Manifest:
         """Return what stands beside the file of these clips."""
-        recipe = self.recipe
+        sampling = {**self.pipe.sampling_defaults, **self.recipe.sampling}
         return Manifest(
             command=command,
-            prompt=recipe.prompt,
+            recipe=replace(self.recipe, sampling=sampling, fps=self.fps),
             seed=seed,
-            model=recipe.model,
-            reward=recipe.reward,
             fingerprints=self.fingerprints,
-            sampling={**self.pipe.sampling_defaults, **recipe.sampling},
-            guidance=recipe.guidance_entries(),
-            device=recipe.device,
-            dtype=recipe.dtype,
-            fps=self.fps,
             clips=list(clips),
-            versions={**versions(), "hardware": _hardware(recipe.device)},
-            scheduler=recipe.scheduler,
-            search=recipe.search,
-            proposed=recipe.proposed,
-            checkpointing=recipe.checkpointing,
+            versions={**versions(), "hardware": _hardware(self.recipe.device)},
         )
 
     def _judge(self, frames: Frames, latents: torch.Tensor, prompt_embeds: torch.Tensor) -> Scores:
         reward = self.pipe.reward_model
-        target = target_scores(reward, latents, prompt_embeds) if reward is not None else None
+        target = None
+        if reward is not None:
+            target = _by_axis(reward.axes, score_clean(reward, latents, Conditioning(prompt_embeds.float()))[0])
         measured = oracle_scores(frames, self.recipe.prompt) if self.recipe.model == BUNDLED else None
         own = {judge: scores for judge, scores in (("reward", target), ("oracle", measured)) if scores}
         return {**own, **judge_scores(self.judges, frames, self.recipe.prompt, self.fps)}
-
-
-def target_scores(reward: Any, latents: torch.Tensor, prompt_embeds: torch.Tensor) -> dict[str, float]:
-    """Read the reward that guides off the finished latents, in its standard deviations.
-
-    Args:
-        reward: Any reward.
-        latents: Of one video, shape ``(1, C, T, H, W)``, sigma 0.
-        prompt_embeds: Shape ``(1, L, D)``.
-    """
-    from nrg_sampler.rewards.base import normalised
-
-    with torch.no_grad():
-        raw = reward(latents.float(), latents.new_zeros(len(latents)).float(), Conditioning(prompt_embeds.float()))
-    return _by_axis(reward.axes, normalised(reward, raw)[0])
 
 
 def judge_scores(judges: Mapping[str, Judge], frames: Frames, prompt: str, fps: float) -> Scores:

@@ -235,4 +235,4 @@ def _beside(video: Path) -> str:
     from nrg_sampler.runs.manifest import Manifest
 
     found = Manifest.read(manifest)
-    return found.prompt if found.command == "generate" else ""  # others show several clips side by side
+    return found.recipe.prompt if found.command == "generate" else ""  # others show several clips side by side

@@ -56,18 +56,19 @@ def write_pair(folder: Path, unguided: Sampled, guided: Sampled) -> Manifest:
 
 def snippet(manifest: Manifest) -> str:
     """Return a Python program that makes the guided clip of a manifest again."""
-    load = [repr(manifest.model)]
-    if manifest.reward is not None:
-        load.append(f"reward_model={manifest.reward!r}")
-    if manifest.dtype != "float32":
-        load.append(f"dtype=torch.{manifest.dtype}")
-    move = "" if manifest.device == "cpu" else f".to({manifest.device!r})"
+    recipe = manifest.recipe
+    load = [repr(recipe.model)]
+    if recipe.reward is not None:
+        load.append(f"reward_model={recipe.reward!r}")
+    if recipe.dtype != "float32":
+        load.append(f"dtype=torch.{recipe.dtype}")
+    move = "" if recipe.device == "cpu" else f".to({recipe.device!r})"
     imports = ["from nrg_sampler import NRGFlowPipeline, RewardGuidance"]
     scheduler = []
-    if manifest.scheduler is not None:
+    if recipe.scheduler is not None:
         imports.append("from nrg_sampler.schedulers import make_scheduler")
-        scheduler = [f"pipe.scheduler = make_scheduler({manifest.scheduler!r}, pipe.scheduler)"]
-    sampling = [f"    {name}={value!r}," for name, value in manifest.sampling.items()]
+        scheduler = [f"pipe.scheduler = make_scheduler({recipe.scheduler!r}, pipe.scheduler)"]
+    sampling = [f"    {name}={value!r}," for name, value in recipe.sampling.items()]
     lines = [
         "from pathlib import Path",
         "",
@@ -79,12 +80,12 @@ def snippet(manifest: Manifest) -> str:
         f"pipe = NRGFlowPipeline.from_pretrained({', '.join(load)}){move}",
         *scheduler,
         "video = pipe(",
-        f"    {manifest.prompt!r},",
-        f"    reward_guidance=RewardGuidance({_changed(manifest.guidance)}),",
+        f"    {recipe.prompt!r},",
+        f"    reward_guidance=RewardGuidance({_changed(recipe.guidance_entries())}),",
         f"    generator=torch.Generator().manual_seed({manifest.seed}),",
         *sampling,
         ").frames[0]",
-        f'write_mp4(enlarge(to_uint8(video)), Path("guided.mp4"), fps={manifest.fps:g})',
+        f'write_mp4(enlarge(to_uint8(video)), Path("guided.mp4"), fps={recipe.fps:g})',
     ]
     return "\n".join(lines) + "\n"
 

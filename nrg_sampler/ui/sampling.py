@@ -90,7 +90,7 @@ def sample_parts(engine: Engine, parts: Sequence[Part], run: Run) -> Iterator[Sa
         steps = int({**sampler.pipe.sampling_defaults, **sampler.recipe.sampling}["num_inference_steps"])
         preview = Preview(sampler.pipe, steps)
         watch = _Watch(run, preview, clock, Progress(index, len(parts), part.arm, 0, steps, None))
-        frames, clip = sampler.sample(part.settings.seed, part.arm, watch.step)
+        frames, clip = sampler.sample(part.settings.seed, part.arm == "guided", watch.step)
         run.stop_if_cancelled()
         if len(watch.moments) > 1 and part.arm == "guided":
             gradients = part.settings.guidance.gradients(steps)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
@@ -14,7 +15,8 @@ import numpy as np
 import pytest
 
 from nrg_sampler import cli
-from nrg_sampler.cli import batch
+from nrg_sampler.cli import batch, generate
+from nrg_sampler.cli.parser import options_given
 from nrg_sampler.judges.base import Judge
 from nrg_sampler.runs import recipe, sampler
 from nrg_sampler.runs.manifest import Clip, Manifest
@@ -36,16 +38,15 @@ class FakeSampler(sampler.Sampler):
         self.fps = 16.0
         self.fingerprints = {"model": self.machine}
 
-    def sample(self, seed: int, name: str = "guided") -> tuple[Frames, Clip]:
+    def sample(self, seed: int, guided: bool = True, on_step: Any = None) -> tuple[Frames, Clip]:
         if seed == self.interrupt_at:
             raise KeyboardInterrupt
-        scale = 0.0 if name == "unguided" else self.recipe.guidance.scale
+        scale = self.recipe.guidance.scale if guided else 0.0
         noise = np.random.default_rng([seed, *self.machine.encode()]).integers(0, 99, (3, 16, 16, 3), dtype=np.uint8)
         scores = {"reward": {"VQ": 0.1 + scale, "TA": 0.25 - 0.1 * scale}}
         trace = [{"step_index": 0, "sigma": 0.9, "push_ratio": 0.1}] if scale else []
-        return noise + np.uint8(10 * scale), Clip.of(
-            name, noise + np.uint8(10 * scale), 0.5, scores=scores, trace=trace
-        )
+        frames = noise + np.uint8(10 * scale)
+        return frames, Clip.of(sampler.clip_name(guided), frames, 0.5, scores=scores, trace=trace)
 
 
 @pytest.fixture(autouse=True)
@@ -94,8 +95,12 @@ def test_generate_writes_a_video_and_a_manifest_for_each_seed(capsys: pytest.Cap
     frames, fps = read_mp4(Path("outputs/a-red-circle-seed3.mp4"))
     assert frames.shape == (3, 256, 256, 3) and fps == 16
     manifest = Manifest.read(Path("outputs/a-red-circle-seed4.json"))
-    assert (manifest.seed, manifest.model, manifest.sampling) == (4, "any/model", {"num_inference_steps": 7})
-    assert manifest.guidance["scale"] == 2 and len(manifest.clips[0].trace) == 1
+    assert (manifest.seed, manifest.recipe.model, manifest.recipe.sampling) == (
+        4,
+        "any/model",
+        {"num_inference_steps": 7},
+    )
+    assert manifest.recipe.guidance.scale == 2 and len(manifest.clips[0].trace) == 1
     assert "outputs/a-red-circle-seed3.mp4" in capsys.readouterr().out
 
 
@@ -132,9 +137,9 @@ def test_compare_says_when_the_guidance_had_no_effect(capsys: pytest.CaptureFixt
 def test_compare_raises_an_alarm_when_only_the_reward_is_pleased(
     fake: type[FakeSampler], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def sample(self: FakeSampler, seed: int, name: str = "guided") -> tuple[Frames, Clip]:
-        frames, clip = FakeSampler.sample(self, seed, name)
-        fall = 0.0 if name == "unguided" else 0.2
+    def sample(self: FakeSampler, seed: int, guided: bool = True) -> tuple[Frames, Clip]:
+        frames, clip = FakeSampler.sample(self, seed, guided)
+        fall = 0.2 if guided else 0.0
         return frames, replace(clip, scores={**clip.scores, "oracle": {"VQ": 0.5 - fall, "TA": 0.5}})
 
     monkeypatch.setattr(fake, "sample", sample)
@@ -216,11 +221,25 @@ BAD_INPUT = {
     "one file for two": (["generate", "x", *MODEL, "--num", "2", "--out", "a.mp4"], "Expected a folder for 2 videos"),
     "folder": (["generate", "x", *MODEL, "--out", "file/sub"], "a folder that can be written to, but file/sub cannot"),
     "no manifest": (["generate", "--replay", "none.json"], "Expected a manifest, but none.json cannot be read"),
+    "replay and memory": (["generate", "--replay", "a.json", "--checkpointing"], "but got --checkpointing as well"),
     "replay and more": (
         ["generate", "x", "--replay", "a.json", "--steps", "3"],
         "but got the prompt, --steps as well",
     ),
 }
+
+
+def test_a_replay_refuses_every_option_but_those_of_its_own() -> None:
+    """Whatever options are added: the list is read off the parser, and so is this one."""
+    parser = argparse.ArgumentParser(add_help=False)
+    generate.add_arguments(parser)
+    nothing = vars(parser.parse_args([]))
+    refused = []
+    for name in nothing:
+        arguments = argparse.Namespace(**{**nothing, name: object()})
+        refused += [name] * bool(options_given(arguments, generate.add_arguments, generate.NOT_OF_A_RECIPE))
+    assert sorted({*nothing} - {*refused}) == ["device", "json", "out", "replay"]
+    assert {"checkpointing", "particles", "judge", "prompt", "every"} <= {*refused}
 
 
 @pytest.mark.parametrize("argv, message", BAD_INPUT.values(), ids=BAD_INPUT)

@@ -39,8 +39,10 @@ def model(folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.Monkey
 def test_generate_then_replay_gives_the_identical_frames(model: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["generate", "a red circle", *model, *SIZE, "--seed", "2", "--out", "first.mp4"]) == 0
     manifest = Manifest.read(Path("first.json"))
-    assert manifest.sampling["max_sequence_length"] == 8 and manifest.sampling["num_inference_steps"] == 3
-    assert manifest.fps == 5
+    assert (
+        manifest.recipe.sampling["max_sequence_length"] == 8 and manifest.recipe.sampling["num_inference_steps"] == 3
+    )
+    assert manifest.recipe.fps == 5
     assert manifest.fingerprints.keys() == {"model", "reward"}
     (clip,) = manifest.clips
     assert clip.shape == (3, 16, 16, 3) and len(clip.trace) == 3
@@ -59,7 +61,7 @@ def test_saving_memory_changes_no_frame_and_is_replayed(
     monkeypatch.setattr(latent, "recomputed", lambda *args: calls.append(1) or recomputed(*args))
     for name, options in {"plain": [], "saving": ["--checkpointing"]}.items():
         assert cli.main(["generate", "a red circle", *model, *SIZE, *options, "--out", f"{name}.mp4"]) == 0
-        assert Manifest.read(Path(f"{name}.json")).checkpointing == bool(calls)
+        assert Manifest.read(Path(f"{name}.json")).recipe.checkpointing == bool(calls)
     plain, saving = (Manifest.read(Path(f"{name}.json")).clips[0] for name in ("plain", "saving"))
     guided = sum("skipped" not in step or not step["skipped"] for step in saving.trace)
     assert saving.sha256 == plain.sha256 and len(calls) == guided > 0
@@ -221,7 +223,7 @@ def test_the_best_of_several_seeds_is_the_one_the_reward_prefers(
 def test_a_search_on_the_way_is_replayed_and_planned(model: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["generate", "a red circle", *model, *SIZE, "--search", "--best-of", "4", "--out", "a.mp4"]) == 0
     manifest = Manifest.read(Path("a.json"))
-    assert manifest.search and manifest.search["moments"] == [0.2, 0.3, 0.4] and len(manifest.clips) == 1
+    assert manifest.recipe.search and manifest.recipe.search["moments"] == [0.2, 0.3, 0.4] and len(manifest.clips) == 1
     assert manifest.clips[0].scores["reward"].keys() == {"VQ", "MQ", "TA"} and manifest.clips[0].trace
     capsys.readouterr()
     assert cli.main(["generate", "--replay", "a.json"]) == 0

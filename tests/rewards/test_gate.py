@@ -136,8 +136,8 @@ def test_the_manifest_holds_the_weights_that_were_proposed(folders, tmp_path, ca
     assert cli.main(command) == 0
     shown = capsys.readouterr().out
     manifest = Manifest.read(tmp_path / "auto.json")
-    weights = manifest.guidance["weights"]
-    assert manifest.proposed and sum(weights) == pytest.approx(3, abs=0.01)
+    weights = list(manifest.recipe.guidance.weights.values)
+    assert manifest.recipe.proposed and sum(weights) == pytest.approx(3, abs=0.01)
     assert f"weights {RewardWeights(tuple(weights))}, proposed by the reward for this prompt" in shown
     assert cli.main(["generate", "--replay", str(tmp_path / "auto.json")]) == 0
     assert "identical" in capsys.readouterr().out

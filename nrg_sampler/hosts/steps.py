@@ -1,0 +1,184 @@
+"""Guide what a pipeline hands to its scheduler: the one place where velocity, latents and sigma meet."""
+
+from __future__ import annotations
+
+import functools
+import operator
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from nrg_sampler.flow import PURE_NOISE, working_dtype
+from nrg_sampler.guidance.settings import RewardGuidance
+from nrg_sampler.guidance.step import DirectionMemory, guided_velocity
+from nrg_sampler.guidance.trace import GuidanceTrace
+from nrg_sampler.hosts.capture import conditioning_of, prompts_of
+from nrg_sampler.hosts.conventions import STRAIGHT, path_of
+from nrg_sampler.hosts.families import Family
+from nrg_sampler.hosts.layouts import IMAGE, VIDEO, Call, GivenFrame, Layout
+from nrg_sampler.rewards.base import Conditioning
+from nrg_sampler.rewards.gradient import prepared
+
+Guide: TypeAlias = Callable[[Tensor, Tensor, bool], Tensor]  # output, latents, whether each token has its timestep
+
+
+class GuidedSteps:
+    """Guide what the pipeline hands to the scheduler, step after step.
+
+    Args:
+        scheduler: The scheduler whose steps these are.
+        family: What is particular about the pipeline.
+        reward: The reward.
+        guidance: The settings.
+        trace: Records every step.
+        memory: Holds the direction from step to step, and forgets it when a run begins.
+    """
+
+    def __init__(
+        self,
+        scheduler: Any,
+        family: Family,
+        reward: Any,
+        guidance: RewardGuidance,
+        trace: GuidanceTrace,
+        memory: DirectionMemory | None = None,
+    ) -> None:
+        self._scheduler, self._family = scheduler, family
+        self._reward, self._guidance = reward, guidance
+        self._trace = trace
+        self._memory = memory or DirectionMemory()
+        self._schedule: Tensor | None = None
+        self._path = STRAIGHT
+        self._levels: list[float] = []
+        self._first = 0
+        self._told: tuple[Any, ...] | None = None
+        self._changes: tuple[Any, ...] = ()
+        self._prompts = Conditioning()
+
+    def __call__(self, call: Call, output: Tensor, latents: Tensor, tokenwise: bool = False) -> Tensor:
+        """Return the guided output of the model in float32, or ``output`` itself where the step is left alone.
+
+        Args:
+            call: What the denoiser was told, its arguments by name.
+            output: What the scheduler takes for the velocity, shape of ``latents``.
+            latents: Noisy latents in the pipeline's own layout.
+            tokenwise: Whether every token has a timestep of its own.
+        """
+        index = self._scheduler.step_index
+        if self._scheduler.sigmas is not self._schedule:
+            self._begin(index, call, latents, tokenwise)
+        level, path, views = self._levels[index], self._path, self._views
+        video = path.latents(views.unpack(latents), level)
+        velocity = path.velocity(views.unpack(output), views.unpack(latents), level)
+        order = self._scheduler.order  # Heun calls twice per denoising step
+        guided = guided_velocity(
+            video,
+            velocity,
+            path.sigma(level),
+            self._reward_of(call, video),
+            self._conditioning(call, latents),
+            self._guidance,
+            step_index=(index - self._first) // order,
+            num_inference_steps=-(-(len(self._scheduler.timesteps) - self._first) // order),
+            trace=self._trace,
+            memory=self._memory,
+            dtype=working_dtype(velocity),
+        )
+        if guided is velocity:
+            return output
+        return views.pack(path.output(guided, views.unpack(latents), level), output)
+
+    def _begin(self, index: int, call: Call, latents: Tensor, tokenwise: bool) -> None:
+        self._schedule, self._first = self._scheduler.sigmas, index
+        self._levels = self._schedule.tolist()  # once a run, as the sizes below, so that no step waits for the device
+        self._path = path_of(self._scheduler, self._family.exploding, tokenwise)
+        if max(self._levels) > self._path.highest + 1 - PURE_NOISE:
+            raise ValueError(
+                f"Expected sigmas between 0 and 1, but the scheduler starts at {max(self._levels):g}; "
+                "use a rectified-flow schedule."
+            )
+        self._views = self._layout(latents).views(call, latents)
+        self._told = None
+        self._trace.begin_run()
+        self._memory.last = None
+
+    def _conditioning(self, call: Call, latents: Tensor) -> Conditioning:
+        """Return the positive prompts as the reward prepared them, again only if the denoiser was told others."""
+        told = prompts_of(call, self._family)
+        changes = tuple(map(_changes, told))
+        if self._told is None or self._changes != changes or any(map(operator.is_not, told, self._told)):
+            given = conditioning_of(call, self._family, latents.shape[0])
+            self._told, self._changes = told, changes
+            self._prompts = prepared(self._reward, given, latents.device)
+        return self._prompts
+
+    def _layout(self, latents: Tensor) -> Layout:
+        layout = self._family.layout or (IMAGE if latents.ndim == IMAGE.ndim else VIDEO)
+        if latents.ndim != layout.ndim:
+            raise ValueError(
+                f"Expected latents of shape {layout.shape} at the scheduler, but got {tuple(latents.shape)}; "
+                "call `guided_velocity` in a sampling loop of your own for another layout."
+            )
+        return layout
+
+    def _reward_of(self, call: Call, video: Tensor) -> Any:
+        given = self._family.given
+        frame = given.frame(call, video) if given else None
+        return self._reward if given is None or frame is None else _WithFrame(self._reward, given, frame)
+
+
+def _changes(told: Any) -> Any:
+    """Return how often a tensor was changed in place, or what equals nothing else where nobody counts that."""
+    if told is None:
+        return 0
+    return told._version if isinstance(told, Tensor) and not told.is_inference() else object()
+
+
+class _WithFrame:
+    """A reward of latents without the frame that was given; in all else the reward it is made from."""
+
+    def __init__(self, reward: Any, given: GivenFrame, frame: Tensor) -> None:
+        self._reward, self._given, self._frame = reward, given, frame
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._reward, name)
+
+    def __call__(self, latents: Tensor, sigma: Tensor, conditioning: Conditioning, **options: Any) -> Any:
+        velocity = conditioning.velocity
+        if velocity is not None:  # the frame is clean and stays where it is
+            velocity = self._given.completed(velocity, torch.zeros_like(self._frame))
+        latents = self._given.completed(latents, self._frame)
+        return self._reward(latents, sigma, replace(conditioning, velocity=velocity), **options)
+
+
+def guided_step(original: Any, guide_of: Callable[[Any], Guide | None]) -> Any:
+    """Return the ``step`` of a scheduler's class with guidance before it.
+
+    Args:
+        original: The plain ``step``.
+        guide_of: Returns what guides a scheduler of the class; ``None`` if nothing does.
+    """
+
+    @functools.wraps(original)  # some pipelines look at the signature to see what `step` takes
+    def step(self: Any, model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
+        guide = guide_of(self)
+        if guide is None:
+            return original(self, model_output, timestep, sample, *args, **kwargs)
+        if self.step_index is None:
+            self._init_step_index(timestep)
+        guided = guide(model_output, sample, kwargs.get("per_token_timesteps") is not None)
+        result = original(self, guided, timestep, sample, *args, **kwargs)
+        return result if guided is model_output else _cast(result, sample.dtype)
+
+    return step
+
+
+def _cast(result: Any, dtype: torch.dtype) -> Any:
+    """Cast the sample rather than the velocity: in half precision a small push would be rounded away."""
+    if isinstance(result, tuple):
+        return (result[0].to(dtype), *result[1:])
+    result.prev_sample = result.prev_sample.to(dtype)
+    return result
