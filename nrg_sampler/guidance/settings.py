@@ -8,11 +8,12 @@ Reference:
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from nrg_sampler.guidance.fields import Choice, Number, Switch, Text, Whole, expect, setting, settings_of
+from nrg_sampler.guidance.presets import preset_named
 from nrg_sampler.guidance.trust import PowersLike, Trust, powers_of, read_powers, shared
 from nrg_sampler.rewards.base import (
     Reward,
@@ -25,8 +26,6 @@ from nrg_sampler.rewards.base import (
 from nrg_sampler.rewards.ensemble import member_count
 from nrg_sampler.rewards.gate import require_gate
 
-CONFLICTS = ("sum", "project")
-FORWARDS = ("separate", "shared")
 POWERS = ("damping", "fading")
 
 
@@ -34,18 +33,18 @@ POWERS = ("damping", "fading")
 class RewardGuidance:
     """Say how strongly, when and within which limits the reward moves the velocity.
 
+    Experimental settings gained nothing with any reward that ships.
+
     Args:
         weights: One weight per axis: ``"1:1:1"``, ``"VQ=1,TA=0.5"``, a dict, a sequence; ``None`` is 1 for every axis.
             ``"auto"`` lets the reward propose them from the prompt, see :mod:`nrg_sampler.rewards.gate`.
         scale: Strength; 0 is none and a negative one pushes away from the reward.
         start: First guided moment as a fraction of the denoising steps, in [0, 1].
         stop: Moment from which guidance is off, in [0, 1], at least ``start``.
-        every: Ask the reward in each n-th denoising step only.
-        reuse: Push with the last direction in the steps between, rather than leave them unguided. With ``every=2`` that halves
-            what guidance costs, and the bundled reward gains as much in 25 steps; see the README.
+        every: Evaluate the reward in each n-th denoising step only.
+        reuse: Push with the last direction in the steps between, rather than leave them unguided.
         max_coefficient: Upper limit of ``sigma / (1 - sigma)``, above 0; ``None`` for no limit.
-        max_push: Upper limit of the push's norm as a fraction of the velocity's norm, above 0; ``None`` for no limit. It is
-            there for the worst case: at 0.5 already the bundled reward gained less.
+        max_push: Upper limit of the push's norm as a fraction of the velocity's norm, above 0; ``None`` for no limit.
         damping: Exponent p >= 0 of a factor ``(1 - sigma) ** p`` on the gradient of an axis, which trusts it less in noise:
             one number for all axes, or one for each as for ``weights`` (axes not named are not damped); ``None`` takes
             what the reward recommends. From 1 on the factor of the gradient, ``sigma / (1 - sigma) * (1 - sigma) ** p``, is
@@ -54,22 +53,24 @@ class RewardGuidance:
             ``damping``.
         calibrated: Measure the reward in its stored standard deviations and ``scale`` in its recommended scale.
             If ``False`` the reward is used raw and ``scale`` is the paper's w.
-        balanced: Give the gradients of the weighted axes one norm, so that the weights alone set their shares.
-        conflicts: What to do where two axes pull apart: ``"sum"`` adds them up all the same, ``"project"`` first takes
-            out of each what goes against the other.
+        balanced: Experimental: give the gradients of the weighted axes one norm, so that the weights alone set their
+            shares.
+        conflicts: Experimental: what to do where two axes pull apart. ``"sum"`` adds them up all the same, ``"project"``
+            first takes out of each what goes against the other.
         floor: Axes that the push must not lower to first order, such as ``"TA"`` or ``"VQ,TA"``, weighted or not;
             ``None`` for no floor.
-        parallel: Share kept of the push's part along the predicted clean latents, in [0, 1]; less saturates less.
-        disagreement: Push along the mean of the reward's members minus this multiple of their standard deviation, axis
-            by axis, 0 or more: what they disagree about pushes less. Needs a reward with several members; see
-            :mod:`nrg_sampler.rewards.ensemble`.
+        parallel: Experimental: share kept of the push's part along the predicted clean latents, in [0, 1]; less saturates
+            less.
+        disagreement: Experimental: push along the mean of the reward's members minus this multiple of their standard
+            deviation, axis by axis, 0 or more, so that what they disagree about pushes less. Needs a reward with several
+            members; see :mod:`nrg_sampler.rewards.ensemble`.
         lookahead: Where the reward is read, as a share in [0, 1] of the way that the velocity points: at 0 the latents
             themselves, as in the paper; beyond that the latents that the step leads to at ``(1 - lookahead) * sigma``, where
             there is less noise to read through; at 1 the predicted clean latents, for a reward that knows no noise. The
             model is not differentiated.
-        smoothing: Share of the noise that is exchanged, in [0, 1], for the gradient to be an average over noises;
-            0 takes the gradient at the latents themselves.
-        smoothing_samples: Gradients in that average, each at the cost of one.
+        smoothing: Experimental: share of the noise that is exchanged, in [0, 1], for the gradient to be an average over
+            noises; 0 takes the gradient at the latents themselves.
+        smoothing_samples: Experimental: gradients in that average, each at the cost of one.
         forward: ``"separate"``: the reward runs its own forward pass. ``"shared"``: it reads the features that the
             denoiser computes anyway, inside ``attach`` and with a reward made for it; only the backward pass is extra.
         frame_stride: Let the reward read each n-th latent frame only; steps take turns in which one is the first.
@@ -80,78 +81,172 @@ class RewardGuidance:
         ValueError: If a setting is out of range.
     """
 
-    weights: WeightsLike = None
-    scale: float = 1.0
-    start: float = 0.0
-    stop: float = 1.0
-    every: int = 1
-    reuse: bool = False
-    max_coefficient: float | None = None
-    max_push: float | None = 1.0
-    damping: PowersLike = None
-    fading: PowersLike = None
-    calibrated: bool = True
-    balanced: bool = False
-    conflicts: str = "sum"
-    floor: str | Sequence[str] | None = None
-    parallel: float = 1.0
-    disagreement: float = 0.0
-    lookahead: float = 0.0
-    smoothing: float = 0.0
-    smoothing_samples: int = 4
-    forward: str = "separate"
-    frame_stride: int = 1
-    crop: float = 1.0
+    weights: WeightsLike = setting(
+        None,
+        Text("VQ:MQ:TA", "1 for every axis", lambda name, given: RewardWeights.parse(given)),
+        "strength",
+        "one weight an axis, as 1:1:1 or VQ=1,TA=0.5, or auto for what the reward proposes",
+        shown=True,
+    )
+    scale: float = setting(1.0, Number(), "strength", "strength; 0 is the unguided pipeline", shown=True)
+    start: float = setting(
+        0.0, Number(0, 1), "when", "guide from this fraction of the steps on", label="Window start", shown=True
+    )
+    stop: float = setting(
+        1.0, Number(0, 1), "when", "guide up to this fraction of the steps", label="Window stop", shown=True
+    )
+    every: int = setting(1, Whole(), "when", "evaluate the reward in every n-th step only", label="Every n-th step")
+    reuse: bool = setting(
+        False, Switch(), "when", "push with the last direction in the steps between", label="Reuse the direction"
+    )
+    max_coefficient: float | None = setting(
+        None,
+        Number(0, above=True, none="no limit", slider=(0.01, 1000.0, 0.1)),
+        "limits",
+        "upper limit of sigma / (1 - sigma)",
+        label="Clamp",
+    )
+    max_push: float | None = setting(
+        1.0,
+        Number(0, above=True, none="no limit", slider=(0.01, 10.0, 0.05)),
+        "limits",
+        "upper limit of the push, in norms of the velocity",
+        label="Cap",
+        shown=True,
+    )
+    damping: PowersLike = setting(
+        None,
+        Text("P", "as the reward recommends", read_powers),
+        "limits",
+        "weaken gradients by (1 - sigma) to this power, as 1 or VQ=0,TA=1.5",
+        label="Damping",
+    )
+    fading: PowersLike = setting(
+        None,
+        Text("Q", "as the reward recommends", read_powers),
+        "limits",
+        "weaken gradients by sigma to this power, as 2 or VQ=4,TA=0",
+        label="Fading",
+    )
+    calibrated: bool = setting(
+        True, Switch(), "strength", "measure the strength in units of the recommended one", label="Calibrated"
+    )
+    balanced: bool = setting(
+        False, Switch(), "experimental", "give the gradients of the axes one norm", label="Balance the axes"
+    )
+    conflicts: str = setting(
+        "sum",
+        Choice(("sum", "project")),
+        "experimental",
+        "where two axes pull apart, add them up or project",
+        label="Conflicts",
+    )
+    floor: str | Sequence[str] | None = setting(
+        None,
+        Text("AXES", "no floor", lambda name, axes: _axes(axes)),
+        "limits",
+        "axes that the push must not lower, as TA or VQ,TA",
+        label="Floor",
+        shown=True,
+    )
+    parallel: float = setting(
+        1.0,
+        Number(0, 1),
+        "experimental",
+        "share kept of the push along the predicted clean latents",
+        label="Parallel share",
+    )
+    disagreement: float = setting(
+        0.0,
+        Number(0, slider=(0.0, 3.0, 0.25)),
+        "experimental",
+        "push by the mean of the reward's members minus this many of their deviations",
+        label="Disagreement",
+    )
+    lookahead: float = setting(
+        0.0,
+        Number(0, 1),
+        "reading",
+        "read the latents this far along their path; 1 is the predicted clean ones",
+        label="Look ahead",
+    )
+    smoothing: float = setting(
+        0.0,
+        Number(0, 1),
+        "experimental",
+        "share of the noise that is exchanged, for an average of gradients",
+        label="Smoothing",
+    )
+    smoothing_samples: int = setting(
+        4, Whole(slider=(1, 16)), "experimental", "gradients in that average", label="Samples of it"
+    )
+    forward: str = setting(
+        "separate",
+        Choice(("separate", "shared")),
+        "reading",
+        "let the reward run on its own, or read the features of the denoiser",
+        label="Forward pass",
+    )
+    frame_stride: int = setting(
+        1, Whole(), "reading", "let the reward read each n-th latent frame only", label="Every n-th frame"
+    )
+    crop: float = setting(
+        1.0,
+        Number(0, 1, above=True, slider=(0.1, 1.0, 0.05)),
+        "reading",
+        "share of height and width that the reward reads",
+        label="Crop",
+    )
 
     def __post_init__(self) -> None:
-        for name in ("start", "stop", "parallel", "smoothing", "lookahead"):
-            _expect(0 <= getattr(self, name) <= 1, name, "between 0 and 1", getattr(self, name))
-        _expect(self.start <= self.stop, "start", f"at most `stop` ({self.stop:g})", self.start)
-        _expect(math.isfinite(self.scale), "scale", "a finite number", self.scale)
-        _expect(0 < self.crop <= 1, "crop", "above 0 and at most 1", self.crop)
-        for name in ("every", "smoothing_samples", "frame_stride"):
-            count = getattr(self, name)
-            _expect(isinstance(count, int) and count >= 1, name, "a whole number of 1 or more", count)
+        for name, stated in settings_of(type(self)).items():
+            object.__setattr__(self, name, stated.checked(getattr(self, name)))
+        expect(self.start <= self.stop, "start", f"at most `stop` ({self.stop:g})", self.start)
         if self.lookahead == 1:
-            _expect(self.smoothing == 0, "smoothing", "0 with lookahead=1, where no noise is left", self.smoothing)
-        for name, choices in (("conflicts", CONFLICTS), ("forward", FORWARDS)):
-            chosen = getattr(self, name)
-            _expect(chosen in choices, name, " or ".join(map(repr, choices)), repr(chosen))
+            expect(self.smoothing == 0, "smoothing", "0 with lookahead=1, where no noise is left", self.smoothing)
         if self.forward == "shared":  # the denoiser sees the noisy latents, once
-            _expect(self.smoothing == 0, "smoothing", "0 with forward='shared'", self.smoothing)
-            _expect(self.lookahead == 0, "lookahead", "0 with forward='shared'", self.lookahead)
+            expect(self.smoothing == 0, "smoothing", "0 with forward='shared'", self.smoothing)
+            expect(self.lookahead == 0, "lookahead", "0 with forward='shared'", self.lookahead)
             for name in ("frame_stride", "crop"):
-                _expect(getattr(self, name) == 1, name, "1 with forward='shared'", getattr(self, name))
-        for name in ("max_coefficient", "max_push"):
-            limit = getattr(self, name)
-            _expect(limit is None or limit > 0, name, "above 0, or None for no limit", limit)
-        _expect(
-            math.isfinite(self.disagreement) and self.disagreement >= 0, "disagreement", "0 or more", self.disagreement
-        )
-        weights = RewardWeights.parse(self.weights)
+                expect(getattr(self, name) == 1, name, "1 with forward='shared'", getattr(self, name))
         if self.scale != 0:
-            weights.require_some()
-        object.__setattr__(self, "weights", weights)
-        object.__setattr__(self, "floor", _floor(self.floor))
-        for name in POWERS:
-            object.__setattr__(self, name, read_powers(name, getattr(self, name)))
+            self.axis_weights.require_some()
 
     @classmethod
     def paper(cls, scale: float = 100.0, weights: WeightsLike = None) -> RewardGuidance:
         """Return the published algorithm: every step but sigma = 1, raw reward, no limit and nothing else added."""
         bounds: dict[str, Any] = {"max_coefficient": None, "max_push": None, "damping": 0.0, "fading": 0.0}
-        return cls(weights=weights, scale=scale, calibrated=False, **bounds)
+        return cls.preset("best", weights=weights, scale=scale, calibrated=False, **bounds)
+
+    @classmethod
+    def preset(cls, name: str, **overrides: Any) -> RewardGuidance:
+        """Return a trade-off between gain and cost by its name.
+
+        Args:
+            name: ``"fast"`` evaluates the reward in every second of the first third of the steps, ``"balanced"`` in every
+                second step, both reusing its direction in between; ``"best"`` evaluates it in every step.
+            **overrides: Further settings, which win.
+
+        Raises:
+            ValueError: If there is no such preset or a setting is out of range.
+        """
+        return cls(**{**preset_named(name), **overrides})
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as plain JSON values; ``RewardGuidance(**settings)`` reads them back."""
-        weights = RewardWeights.parse(self.weights)
-        floor = _floor(self.floor)
+        weights, floor = self.axis_weights, _axes(self.floor)
         return {
             **vars(self),
             "weights": str(weights) if weights.values or weights.auto else None,
             "floor": None if floor is None else ",".join(floor),
             **{name: _plain(getattr(self, name)) for name in POWERS},
         }
+
+    @property
+    def axis_weights(self) -> RewardWeights:
+        """The weights, as they were parsed."""
+        assert isinstance(self.weights, RewardWeights)
+        return self.weights
 
     def strength(self, reward: Reward) -> float:
         """Return the number that multiplies the gradient of the score, the ``w`` of the formula."""
@@ -218,7 +313,7 @@ class RewardGuidance:
         Raises:
             ValueError: If an axis is unknown or the number of weights differs.
         """
-        floor = _floor(self.floor) or ()
+        floor = _axes(self.floor) or ()
         if unknown := [name for name in floor if name not in axes]:
             raise ValueError(
                 f"Expected `floor` to name axes of the reward ({', '.join(axes)}), but got {', '.join(unknown)}; "
@@ -246,15 +341,10 @@ class RewardGuidance:
             )
 
 
-def _floor(axes: str | Sequence[str] | None) -> tuple[str, ...] | None:
+def _axes(axes: str | Sequence[str] | None) -> tuple[str, ...] | None:
     names = axes.split(",") if isinstance(axes, str) else axes or ()
     return tuple(name.strip() for name in names if name.strip()) or None
 
 
 def _plain(powers: float | RewardWeights | None) -> float | str | None:
     return str(powers) if isinstance(powers, RewardWeights) else powers
-
-
-def _expect(holds: bool, name: str, expected: str, got: Any) -> None:
-    if not holds:
-        raise ValueError(f"Expected `{name}` to be {expected}, but got {got}.")

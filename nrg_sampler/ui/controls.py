@@ -7,9 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from nrg_sampler.guidance.settings import CONFLICTS, FORWARDS
+from nrg_sampler.guidance import fields
+from nrg_sampler.guidance.fields import Setting, settings_of
+from nrg_sampler.guidance.settings import RewardGuidance
 
 TEXT_LENGTH = 100  # characters
+FRACTION_STEP = 0.05  # of a slider
+FLOORS = ("TA", "VQ", "MQ", "VQ,TA", "MQ,TA", "VQ,MQ")
 
 
 @dataclass(frozen=True)
@@ -141,32 +145,30 @@ class Text:
 
 Control = Number | Choice | Switch | Text
 
-FLOORS = {"none": None, **{text: tuple(text.split(",")) for text in ("TA", "VQ", "MQ", "VQ,TA", "MQ,TA", "VQ,MQ")}}
+# What the page offers as a menu, although any text would do: all but the names of the axes
+MENUS = {"floor": {"none": None, **{text: tuple(text.split(",")) for text in FLOORS}}}
 
-CONTROLS: dict[str, Control] = {
-    "start": Number("Window start", "Guide from this fraction of the steps on.", 0.0, 1.0, 0.05),
-    "stop": Number("Window stop", "Stop guiding at this fraction.", 0.0, 1.0, 0.05),
-    "max_coefficient": Number("Clamp", "Limit of σ/(1-σ); empty for none.", 0.01, 1000.0, 0.1, optional=True),
-    "max_push": Number("Cap", "Limit of the push, in velocities; empty for none.", 0.01, 10.0, 0.05, optional=True),
-    "floor": Choice("Floor", "Axes that the push must not lower.", FLOORS),
-    "conflicts": Choice("Conflicts", "When two axes pull apart: add them up, or project.", {c: c for c in CONFLICTS}),
-    "damping": Text("Damping", "Trust in noise: power of 1-σ, as 1 or VQ=0,TA=1.5; empty as the reward recommends."),
-    "fading": Text("Fading", "Trust near the end: power of σ, as 2 or VQ=4,TA=0; empty as the reward recommends."),
-    "parallel": Number("Parallel share", "Of the push along the clip itself; less saturates less.", 0.0, 1.0, 0.05),
-    "disagreement": Number("Disagreement", "Push less where the reward's members disagree.", 0.0, 3.0, 0.25),
-    "every": Number("Every n-th step", "Ask the reward only each n-th step.", 1, 10, 1),
-    "reuse": Switch("Reuse the direction", "Push with the last one in between."),
-    "lookahead": Number(
-        "Look ahead", "How far along its path a clip is read; 1 is the predicted end.", 0.0, 1.0, 0.05
-    ),
-    "smoothing": Number("Smoothing", "Share of the noise exchanged for an average.", 0.0, 1.0, 0.05),
-    "smoothing_samples": Number("Samples of it", "Gradients in the average.", 1, 16, 1),
-    "balanced": Switch("Balance the axes", "One norm for every axis' gradient."),
-    "forward": Choice("Forward pass", "The reward's own, or the video model's features.", {f: f for f in FORWARDS}),
-    "frame_stride": Number("Every n-th frame", "The reward reads only each n-th latent frame.", 1, 10, 1),
-    "crop": Number("Crop", "Share of height and width that the reward reads.", 0.1, 1.0, 0.05),
-    "calibrated": Switch("Calibrated", "Strength in units of the recommended one."),
-}
+
+def controls_of(kind: type[RewardGuidance]) -> dict[str, Control]:
+    """Return a control for each setting that the page shows among its further ones, by its name."""
+    return {name: _control(setting) for name, setting in settings_of(kind).items() if setting.label}
+
+
+def _control(setting: Setting) -> Control:
+    label, info, kind = setting.label, f"{setting.help[0].upper()}{setting.help[1:]}.", setting.kind
+    if setting.name in MENUS:
+        return Choice(label, info, MENUS[setting.name])
+    if isinstance(kind, fields.Number):
+        low, high, step = kind.slider or (kind.low, kind.high, FRACTION_STEP)
+        return Number(label, info, low, high, step, optional=kind.none is not None)
+    if isinstance(kind, fields.Whole):
+        return Number(label, info, *kind.slider, 1)
+    if isinstance(kind, fields.Choice):
+        return Choice(label, info, {option: option for option in kind.options})
+    return Switch(label, info) if isinstance(kind, fields.Switch) else Text(label, info)
+
+
+CONTROLS = controls_of(RewardGuidance)
 
 
 def _number(name: str, value: Any) -> Any:

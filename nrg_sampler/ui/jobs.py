@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from nrg_sampler.rewards import RewardWeights
 from nrg_sampler.runs.manifest import Clip
 from nrg_sampler.ui.engine import Engine, Run
 from nrg_sampler.ui.results import write_clip, write_pair, write_single
@@ -84,7 +83,7 @@ def consecutive_seeds(settings: Settings, candidates: float) -> list[Part]:
 def score(clip: Clip, settings: Settings) -> float:
     """Return the guiding reward's weighted reading of a finished clip; 0 where it has none."""
     readings = clip.scores.get("reward", {})
-    weights = RewardWeights.parse(settings.guidance.weights).resolve(tuple(readings)) if readings else ()
+    weights = settings.guidance.axis_weights.resolve(tuple(readings)) if readings else ()
     return sum(weight * value for weight, value in zip(weights, readings.values(), strict=True))
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import gradio as gr
 
+from nrg_sampler.guidance.fields import GROUPS, settings_of
 from nrg_sampler.guidance.settings import RewardGuidance
 from nrg_sampler.schedulers import SCHEDULERS
 from nrg_sampler.ui.controls import CONTROLS, TEXT_LENGTH, Choice, Control, Switch, Text
@@ -90,11 +91,14 @@ class Page:
             self._more()
 
     def _more(self) -> None:
-        pairs = list(CONTROLS.items())
-        for pair in (pairs[index : index + 2] for index in range(0, len(pairs), 2)):
-            with gr.Row(equal_height=True):
-                for name, control in pair:
-                    self.controls[name] = _component(name, control)
+        for group, about in GROUPS.items():
+            names = [name for name, setting in settings_of(RewardGuidance).items() if setting.group == group]
+            pairs = [(name, CONTROLS[name]) for name in names if name in CONTROLS]
+            _note(f"{group.capitalize()}: {about}.")
+            for pair in (pairs[index : index + 2] for index in range(0, len(pairs), 2)):
+                with gr.Row(equal_height=True):
+                    for name, control in pair:
+                        self.controls[name] = _component(name, control)
         models = list(self.studio.engine.models)
         with gr.Row():
             self.controls["scheduler"] = gr.Dropdown(

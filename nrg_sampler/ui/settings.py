@@ -58,7 +58,7 @@ class Settings:
         within("CFG", self.cfg, CFG)
         within("seed", self.seed, SEED)
         within("strength", self.guidance.scale, STRENGTH)
-        weights = RewardWeights.parse(self.guidance.weights)
+        weights = self.guidance.axis_weights
         if weights.auto:
             raise ValueError(
                 "Expected weights as numbers, but got 'auto'; the page shows what is proposed to start from."
@@ -103,7 +103,7 @@ class Settings:
         """Return the values by their names on the page."""
         flat = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "guidance"}
         controls = {name: control.show(getattr(self.guidance, name)) for name, control in CONTROLS.items()}
-        weights = str(RewardWeights.parse(self.guidance.weights))
+        weights = str(self.guidance.axis_weights)
         return {**flat, **controls, "weights": weights, "strength": self.guidance.scale}
 
     def with_weights(self, weights: str) -> Settings:
