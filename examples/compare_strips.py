@@ -21,4 +21,4 @@ for seed, prompt in enumerate(prompts("test")[:4]):
         generator = torch.Generator().manual_seed(seed)
         frames = pipe(caption(prompt), reward_scale=scale, generator=generator).frames[0]
         rows.append(enlarge(to_uint8(frames), side=128))
-write_png(frame_strip(rows, columns=7), Path(__file__).with_name("compare.png"))
+write_png(frame_strip(rows, columns=7), Path(__file__).parents[1] / "docs" / "images" / "compare.png")

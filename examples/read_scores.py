@@ -1,4 +1,4 @@
-"""Read the scores behind the README's tables: paired comparisons with the default, what noise in training wins, and who gains."""
+"""Read the scores behind the tables of docs/evidence: paired comparisons with the default, what noise in training wins, and who gains."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from pathlib import Path
 
 import torch
 
+SCORES = Path(__file__).parents[1] / "docs" / "evidence" / "evaluation-test.csv"
 AXES = ("VQ", "MQ", "TA")
 
 scores: dict[str, dict[int, list[float]]] = {}
-with open(Path(__file__).with_name("evaluation-test.csv"), newline="") as file:
+with open(SCORES, newline="") as file:
     for row in csv.DictReader(file):
         if row["seed"] == row["index"]:  # the clip at the prompt's own seed
             scores.setdefault(row["arm"], {})[int(row["index"])] = [float(row[axis]) for axis in AXES]

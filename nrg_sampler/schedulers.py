@@ -17,7 +17,7 @@ def make_scheduler(name: str, model_scheduler: Any) -> Any:
     """Return a scheduler with the noise schedule of the model's own.
 
     Args:
-        name: One of :data:`SCHEDULERS`.
+        name: One of ``SCHEDULERS``.
         model_scheduler: The scheduler that came with the model; it stays as it is.
 
     Raises:

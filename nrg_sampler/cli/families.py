@@ -14,7 +14,7 @@ EXAMPLE = "families --json"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print one JSON object, for programs")
-    form.add_argument("--markdown", action="store_true", help="print the tables of the README")
+    form.add_argument("--markdown", action="store_true", help="print the tables of the documentation")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -51,7 +51,7 @@ def plain() -> str:
 
 
 def markdown() -> str:
-    """Return the tables of the README."""
+    """Return the tables of the documentation."""
     table = listed()
     supported = [
         (row["name"], _code(row["pipelines"]), f"`{row['latents']}`", row["classifier_free_guidance"])

@@ -36,7 +36,7 @@ class BlockCost:
 
     @property
     def backward(self) -> float:
-        """To the input alone: once a frozen layer; five products instead of two where attention recomputes scores."""
+        """Return that of a backward pass to the input alone, once a frozen layer; five products instead of two where attention recomputes scores."""
         return self.linear + 2.5 * self.attention
 
 

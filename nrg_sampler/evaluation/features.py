@@ -20,7 +20,7 @@ def motion(clips: Tensor) -> Tensor:
 
 
 def high_frequency(clips: Tensor) -> Tensor:
-    """Return the share of the spatial variance in frequencies above :data:`FINE`, in [0, 1]."""
+    """Return the share of the spatial variance in frequencies above ``FINE``, in [0, 1]."""
     power = torch.fft.fft2(clips.float()).abs().square()  # (B, C, T, H, W)
     rows, columns = (torch.fft.fftfreq(size, device=clips.device) for size in clips.shape[-2:])
     radius = (rows[:, None].square() + columns[None].square()).sqrt()
@@ -37,7 +37,7 @@ def saturation(clips: Tensor) -> Tensor:
 def diversity(clips: Tensor) -> float:
     """Return the mean distance between clips of one prompt and different seeds.
 
-    The distance is the root mean square difference of clips averaged over squares of :data:`POOLED` pixels: large
+    The distance is the root mean square difference of clips averaged over squares of ``POOLED`` pixels: large
     where place, colour and background differ, blind to grain.
 
     Args:

@@ -58,7 +58,7 @@ class Graded:
 
     @property
     def cost(self) -> float:
-        """Time that it took, in seconds: of the processor where that is known, else by the clock."""
+        """Seconds that it took, of the processor where that is known, else by the clock."""
         return self.further.get("cpu_seconds", self.seconds)
 
     def row(self) -> dict[str, Any]:

@@ -286,14 +286,18 @@ def test_the_command_lists_the_table(capsys: pytest.CaptureFixture[str]) -> None
 
 
 BEGIN, END = "<!-- families: begin -->\n", "<!-- families: end -->"
-README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+PAGE = Path(__file__).parents[2] / "docs" / "guides" / "pipelines.md"
 
 
-@pytest.mark.skipif(BEGIN not in README, reason="the README does not have the table")
-def test_the_readme_has_the_tables_of_the_command() -> None:
+def test_the_docs_have_the_tables_of_the_command() -> None:
     from nrg_sampler.cli.families import markdown
 
-    assert README.split(BEGIN)[1].split(END)[0].strip() == markdown()
+    assert PAGE.read_text(encoding="utf-8").split(BEGIN)[1].split(END)[0].strip() == markdown()
+
+
+def test_the_readme_counts_the_families() -> None:
+    readme = PAGE.parents[2] / "README.md"
+    assert f"[{len(FAMILIES)} families of diffusers pipelines]" in readme.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("name", ["LTX image-to-video", "Wan 2.2 5B image-to-video"])
