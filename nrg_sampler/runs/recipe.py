@@ -29,7 +29,7 @@ class Recipe:
         device: A torch device.
         dtype: Name of the weights' dtype.
         fps: Frames per second of the file, or ``None`` for what the model was made for; a manifest always has it.
-        scheduler: One of :data:`nrg_sampler.schedulers.SCHEDULERS`, or ``None`` for the model's own.
+        scheduler: One of ``nrg_sampler.schedulers.SCHEDULERS``, or ``None`` for the model's own.
         search: Fields of :class:`nrg_sampler.search.Search`, or ``None`` to sample one candidate.
         proposed: Whether the reward has proposed the weights.
         checkpointing: Whether the reward saves memory, see :mod:`nrg_sampler.rewards.recompute`.

@@ -1,6 +1,6 @@
 """The world of shapes: what a scene is, how it is described in words, and how it is split.
 
-A scene is one coloured shape that moves over a quiet background for :data:`NUM_FRAMES` frames. Coordinates are in
+A scene is one coloured shape that moves over a quiet background for ``NUM_FRAMES`` frames. Coordinates are in
 units of the picture's side: (0, 0) is the top left corner, x grows to the right, y grows downward.
 """
 
@@ -63,11 +63,11 @@ class Prompt:
     """What a caption asks for; ``None`` leaves an attribute open.
 
     Args:
-        shape: One of :data:`SHAPES`.
-        color: One of :data:`COLORS`.
-        motion: One of :data:`MOTIONS`.
-        background: One of :data:`BACKGROUNDS`, or ``None``.
-        size: One of :data:`SIZES`, or ``None``.
+        shape: One of ``SHAPES``.
+        color: One of ``COLORS``.
+        motion: One of ``MOTIONS``.
+        background: One of ``BACKGROUNDS``, or ``None``.
+        size: One of ``SIZES``, or ``None``.
     """
 
     shape: str

@@ -13,7 +13,7 @@ ATTAINABLE = 0.95  # quantile of a score over all samples
 def deficits(scores: Tensor, group: Tensor) -> tuple[Tensor, Tensor]:
     """How far the mean sample of each prompt falls below what is attainable, in standard deviations of the axis.
 
-    What is attainable is the :data:`ATTAINABLE` quantile over all samples of all prompts.
+    What is attainable is the ``ATTAINABLE`` quantile over all samples of all prompts.
 
     Args:
         scores: Of unguided samples, shape ``(N, axes)``.
