@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
 
 project = "nrg-sampler"
 author = "The nrg-sampler authors"
 copyright = f"2026, {author}"
-release = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))["project"][
-    "version"
-]
+release = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.mathjax"]
 html_theme = "furo"
@@ -35,7 +37,22 @@ nitpick_ignore_regex = [
     ("py:.*", r"(torch|numpy|diffusers|accelerate)\..*"),
     # Read as text rather than resolved: arguments after a default factory, and names imported for types alone.
     ("py:class", r"(tuple|dict|list)\[str"),
-    ("py:class", r"Tensor|Accelerator"),
+    ("py:class", r"(.*\.)?T|Tensor|Accelerator"),
     # Aliases of types, which autodoc writes by name.
     ("py:class", r"Call|Judge|WeightsLike"),
 ]
+
+
+def setup(app: Any) -> None:
+    """Write the sections of an API page from the package that it is about."""
+    app.connect("source-read", _with_modules)
+
+
+def _with_modules(app: Any, docname: str, source: list[str]) -> None:
+    source[0] = re.sub(r"^<!-- modules of (\S+) -->$", _sections, source[0], flags=re.MULTILINE)
+
+
+def _sections(package: re.Match[str]) -> str:
+    folder = ROOT.joinpath(*package[1].split("."))
+    modules = sorted(file.stem for file in folder.glob("[!_]*.py"))
+    return "\n".join(f"## {name}\n\n```{{eval-rst}}\n.. automodule:: {package[1]}.{name}\n```\n" for name in modules)

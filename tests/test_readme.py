@@ -115,19 +115,6 @@ def test_every_page_is_in_a_table_of_contents() -> None:
     assert listed == set(PAGES[1:])
 
 
-def test_every_module_is_on_a_page_of_the_api() -> None:
-    """All but the faces, the web page and how the bundled models are made, which are commands."""
-    package = ROOT / "nrg_sampler"
-    modules = {
-        ".".join(path.relative_to(ROOT).with_suffix("").parts)
-        for path in package.rglob("*.py")
-        if path.stem not in ("__init__", "__main__")
-    }
-    left_out = ("nrg_sampler.cli.", "nrg_sampler.ui.", "nrg_sampler.shapes.train.")
-    listed = {name for page in PAGES for name in re.findall(r"^\.\. automodule:: (\S+)$", TEXTS[page], re.MULTILINE)}
-    assert listed == {module for module in modules if not module.startswith(left_out)}
-
-
 def test_own_reward_is_a_reward_whose_gradient_fades_toward_noise() -> None:
     from nrg_sampler.rewards.base import check_reward
     from nrg_sampler.rewards.gradient import reward_gradient

@@ -217,7 +217,7 @@ class Setting:
         name: Of the field.
         default: Its default.
         kind: Which values it takes.
-        group: What it belongs to, one of :data:`GROUPS`.
+        group: What it belongs to, one of ``GROUPS``.
         help: What it does, in a line that a command line and a page can show.
         label: Its name among the further settings of the page; empty if it is not one of them.
         shown: Whether ``--help`` shows it.
