@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from nrg_sampler.rewards.latent import LatentReward
-    from nrg_sampler.training.clips import ClipSettings
+    from nrg_sampler.training.decoding import ClipSettings
     from nrg_sampler.training.pairs import PairData
     from nrg_sampler.training.preferences import BadRow
 

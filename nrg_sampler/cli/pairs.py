@@ -13,7 +13,7 @@ from nrg_sampler.cli.parser import DTYPES, positive, whole_number
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from nrg_sampler.training.clips import ClipSettings
+    from nrg_sampler.training.decoding import ClipSettings
     from nrg_sampler.training.prepare import Prepared
 
 CLIP = {"height": "height", "width": "width", "frames": "num_frames", "fps": "fps"}

@@ -13,16 +13,16 @@ from nrg_sampler.checkpoints import BUNDLED
 from nrg_sampler.cli.parser import positive, whole_number
 
 if TYPE_CHECKING:
-    from nrg_sampler.training.clips import ClipSettings
-    from nrg_sampler.training.lessons import Lesson
+    from nrg_sampler.training.decoding import ClipSettings
     from nrg_sampler.training.pairs import PairData
     from nrg_sampler.training.preferences import BadRow
     from nrg_sampler.training.sources import ClipSource
+    from nrg_sampler.training.teacher_scores import TeacherScores
 
 # Of the steps and the guidance scale that the model was made for: rough clips teach what a good one is.
 STEP_SHARES = (0.4, 0.6, 1.0)
 GUIDANCE_SHARES = (0.25, 0.625, 1.0, 1.5)
-FALLBACK = {"num_inference_steps": 50, "guidance_scale": 5.0}  # WanPipeline's own
+WAN_SAMPLING = {"num_inference_steps": 50, "guidance_scale": 5.0}  # WanPipeline's own
 SPLITS = {BUNDLED: "train", f"{BUNDLED}:validation": "validation", f"{BUNDLED}:test": "test"}
 
 
@@ -101,16 +101,16 @@ def taught(
     from nrg_sampler.training import prepare
     from nrg_sampler.training.cache import LatentCache
     from nrg_sampler.training.encoding import PairEncoder
-    from nrg_sampler.training.lessons import Lesson, ask
+    from nrg_sampler.training.teacher_scores import TeacherScores, assign_prompts
 
     source_of_model = pipeline_source(arguments.model)
-    made_for = {**prepare.FALLBACK, **FALLBACK, **read_sampling(source_of_model)}
+    made_for = {**prepare.WAN_CLIP, **WAN_SAMPLING, **read_sampling(source_of_model)}
     encoder = PairEncoder(pipe, clips, int(made_for["max_sequence_length"]))
     teacher = load_judge(arguments.teacher, str(device))
     sources = _sources(arguments, pipe, encoder, made_for)
     key = {"model": model_fingerprint(source_of_model), **vars(clips), "tokens": encoder.max_sequence_length}
     cache = LatentCache(arguments.cache or arguments.out / "cache", {**key, "sampled in": arguments.dtype})
-    lesson = Lesson(teacher, judge_identity(arguments.teacher), cache, clips.fps)
+    lesson = TeacherScores(teacher, judge_identity(arguments.teacher), cache, clips.fps)
     found = Taught(None, None, None, encoder.transformer, [], "")
     sides: dict[bool, list[Any]] = {True: [], False: []}
     held = _held_out([prompt for source in sources for prompt in source.prompts], hold_out)
@@ -118,7 +118,7 @@ def taught(
         for source in sources:
             tested = [held(prompt, name) for prompt, name in zip(source.prompts, source.names, strict=True)]
             for side in (True, False):
-                questions = ask(
+                questions = assign_prompts(
                     source, [test is side for test in tested], arguments.other_prompts, arguments.clip_seed
                 )
                 for done in lesson.fill(source, questions, encoder):
@@ -197,14 +197,14 @@ def _held_out(prompts: list[str], share: float) -> Any:
     return lambda prompt, name: in_share(prompt if by_prompt else name, share, "held-out")
 
 
-def _pair(found: Taught, lesson: Lesson, trained: list[Any], tested: list[Any]) -> None:
+def _pair(found: Taught, lesson: TeacherScores, trained: list[Any], tested: list[Any]) -> None:
     """Fill in the pairs, in units of the spread of the teacher's scores of what is trained on."""
-    from nrg_sampler.training.lessons import spread
+    from nrg_sampler.training.teacher_scores import mean_and_std
 
     _, scores = lesson.scores(trained or tested)
     if not len(scores):
         raise ValueError("Expected clips that the teacher could score, but none can be used; see the reasons above.")
-    mean, std = spread(scores)
+    mean, std = mean_and_std(scores)
     if trained:
         found.training = lesson.pairs(trained, mean, std)
         found.own = lesson.pairs(trained, mean, std, own=True)

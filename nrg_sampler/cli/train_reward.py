@@ -16,8 +16,8 @@ from nrg_sampler.cli.teacher import add_teacher, taught
 
 if TYPE_CHECKING:
     from nrg_sampler.rewards.latent import LatentReward
-    from nrg_sampler.training.clips import ClipSettings
-    from nrg_sampler.training.objective import Recipe
+    from nrg_sampler.training.decoding import ClipSettings
+    from nrg_sampler.training.objective import Objective
     from nrg_sampler.training.pairs import PairData
     from nrg_sampler.training.preferences import BadRow
     from nrg_sampler.training.trainer import TrainerSettings
@@ -49,22 +49,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--recommended-fading", metavar="Q", help="powers of sigma on them, as 2 or VQ=4,TA=0 (0)")
     parser.add_argument("--license", default="other", metavar="ID", help="for the model card (default: other)")
     add_teacher(parser)
-    recipe = parser.add_argument_group("recipe (defaults: see the class Recipe)")
-    recipe.add_argument("--loss", choices=tuple(LOSSES))
-    recipe.add_argument("--pooling", choices=POOLINGS, help="how axes read the trunk's features")
-    recipe.add_argument("--shared-query", dest="separate_queries", action="store_false", default=None)
-    recipe.add_argument(
+    objective = parser.add_argument_group("objective (defaults: see the class Objective)")
+    objective.add_argument("--loss", choices=tuple(LOSSES))
+    objective.add_argument("--pooling", choices=POOLINGS, help="how axes read the trunk's features")
+    objective.add_argument("--shared-query", dest="separate_queries", action="store_false", default=None)
+    objective.add_argument(
         "--members", dest="num_members", type=whole_number(1), metavar="M", help="of the ensemble (default: 1)"
     )
-    recipe.add_argument("--blocks", dest="num_blocks", type=whole_number(1), metavar="K", help="of the transformer")
-    recipe.add_argument("--token-reads", dest="num_token_reads", type=whole_number(0), metavar="N")
-    recipe.add_argument("--trunk", choices=TRUNKS, help="what of the blocks is trained")
-    recipe.add_argument("--lora-rank", type=whole_number(1), metavar="N")
-    recipe.add_argument("--sigma-sampling", choices=tuple(SIGMA_SAMPLINGS))
-    recipe.add_argument("--shift", type=positive, metavar="X", help="of shifted sigmas")
-    recipe.add_argument("--independent-noise", dest="same_noise", action="store_false", default=None)
-    recipe.add_argument("--clean", dest="noised", action="store_false", default=None, help="train on clean latents")
-    recipe.add_argument("--prompt-dropout", type=number, metavar="F", help="share of prompts withheld")
+    objective.add_argument("--blocks", dest="num_blocks", type=whole_number(1), metavar="K", help="of the transformer")
+    objective.add_argument("--token-reads", dest="num_token_reads", type=whole_number(0), metavar="N")
+    objective.add_argument("--trunk", choices=TRUNKS, help="what of the blocks is trained")
+    objective.add_argument("--lora-rank", type=whole_number(1), metavar="N")
+    objective.add_argument("--sigma-sampling", choices=tuple(SIGMA_SAMPLINGS))
+    objective.add_argument("--shift", type=positive, metavar="X", help="of shifted sigmas")
+    objective.add_argument("--independent-noise", dest="same_noise", action="store_false", default=None)
+    objective.add_argument("--clean", dest="noised", action="store_false", default=None, help="train on clean latents")
+    objective.add_argument("--prompt-dropout", type=number, metavar="F", help="share of prompts withheld")
     training = parser.add_argument_group("training")
     training.add_argument("--steps", type=whole_number(1), metavar="N")
     training.add_argument("--batch", type=whole_number(1), metavar="N", help="pairs per step, over all processes")
@@ -84,13 +84,13 @@ def run(arguments: argparse.Namespace) -> int:
 
     from nrg_sampler.files import writable_folder
     from nrg_sampler.rewards.latent import LatentReward, latent_space
-    from nrg_sampler.training.objective import Recipe
+    from nrg_sampler.training.objective import Objective
     from nrg_sampler.training.prepare import clip_settings
     from nrg_sampler.training.trainer import TrainerSettings, calibrate, train
 
     if arguments.teacher is not None and arguments.loss is None:
         arguments.loss = "regression"
-    recipe: Recipe = _of(Recipe, arguments)
+    objective: Objective = _of(Objective, arguments)
     settings: TrainerSettings = _of(TrainerSettings, arguments)
     _recommended(arguments)  # a slip is told before any clip is made
     writable_folder(arguments.out)
@@ -104,7 +104,7 @@ def run(arguments: argparse.Namespace) -> int:
     recommended = _recommended(arguments, training.axes)
     reward = LatentReward.from_transformer(
         material.transformer,
-        **recipe.reward_options(),
+        **objective.reward_options(),
         axes=training.axes,
         text_axes=_text_axes(training.axes, arguments.text_axes),
         latent_space=latent_space(pipe.vae),
@@ -114,12 +114,12 @@ def run(arguments: argparse.Namespace) -> int:
     accelerator.ddp_handler.find_unused_parameters = not reward.config.text_axes
     del pipe, material.transformer
     reward.to(accelerator.device)
-    steps = train(reward, training, recipe, settings, arguments.out / "checkpoints", accelerator)
+    steps = train(reward, training, objective, settings, arguments.out / "checkpoints", accelerator)
     last = _follow(steps, settings.steps, arguments, accelerator)
     if accelerator.is_main_process:
         calibrate(reward, material.samples, accelerator.device, settings.seed)
         accuracy = _accuracy(reward, held_out, accelerator.device) if held_out is not None else None
-        reward.register_to_config(about=_about(arguments, recipe, settings, material, accuracy, vars(clips)))
+        reward.register_to_config(about=_about(arguments, objective, settings, material, accuracy, vars(clips)))
         reward.to("cpu").save_pretrained(arguments.out / "reward")
         _report(arguments, material, last, accuracy)
     accelerator.end_training()
@@ -267,7 +267,7 @@ def _accuracy(reward: LatentReward, data: PairData, device: Any) -> dict[str, An
 
 def _about(
     arguments: argparse.Namespace,
-    recipe: Recipe,
+    objective: Objective,
     settings: TrainerSettings,
     material: Material,
     accuracy: dict[str, Any] | None,
@@ -281,7 +281,7 @@ def _about(
         "data": f"{material.about}, {pairs} pairs",
         "license": arguments.license,
         "training_pairs": pairs,
-        "training": {**vars(recipe), "steps": settings.steps, "batch": settings.batch, "lr": settings.lr},
+        "training": {**vars(objective), "steps": settings.steps, "batch": settings.batch, "lr": settings.lr},
         "clips": clips,
         "accuracy": accuracy,
     }

@@ -30,7 +30,7 @@ from nrg_sampler.rewards.base import (
     recommended_scales,
 )
 
-TINY = 1e-12  # gives the root of zero a slope of zero
+SQRT_OFFSET = 1e-12  # gives the root of zero a slope of zero
 
 
 def lower_bound(members: Tensor, disagreement: float) -> Tensor:
@@ -47,7 +47,7 @@ def lower_bound(members: Tensor, disagreement: float) -> Tensor:
         [1], section 3.2 (uncertainty-weighted optimisation, there with the variance).
     """
     spread = members.var(dim=1, correction=0)
-    return members.mean(dim=1) - disagreement * (spread + TINY).sqrt()
+    return members.mean(dim=1) - disagreement * (spread + SQRT_OFFSET).sqrt()
 
 
 def member_count(reward: Any) -> int:

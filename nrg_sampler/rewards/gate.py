@@ -21,7 +21,7 @@ from torch.nn import functional
 
 from nrg_sampler.rewards.base import Conditioning, RewardWeights
 
-TINY = 1e-6  # an axis without any deficit still has a share to speak of when none has
+SMALLEST_DEFICIT = 1e-6  # an axis without any deficit still has a share to speak of when none has
 
 
 class WeightGate(nn.Module):
@@ -56,7 +56,7 @@ def pool_prompts(embeds: Tensor, mask: Tensor | None = None) -> Tensor:
 
 def shares(deficits: Tensor) -> Tensor:
     """Weights in proportion to ``deficits``, shape ``(B, axes)``, that sum to the number of axes."""
-    positive = deficits.clamp(min=0) + TINY
+    positive = deficits.clamp(min=0) + SMALLEST_DEFICIT
     return deficits.shape[-1] * positive / positive.sum(dim=-1, keepdim=True)
 
 

@@ -28,7 +28,7 @@ ATTRIBUTE_WEIGHTS = {"shape": 0.25, "color": 0.25, "motion": 0.30, "background":
 
 
 @dataclass
-class Measurement:
+class ClipMeasurement:
     """What the oracle found in ``B`` clips.
 
     Args:
@@ -101,7 +101,7 @@ def grade(clips: Tensor, prompts: Sequence[Prompt]) -> Tensor:
 
 
 @torch.no_grad()
-def measure(clips: Tensor) -> Measurement:
+def measure(clips: Tensor) -> ClipMeasurement:
     """Measure clips of shape ``(B, 3, T, H, W)`` in ``[0, 1]``; any number of frames from 4 on, square pictures."""
     if clips.ndim != 5 or clips.shape[1] != 3 or clips.shape[2] < 4:
         raise ValueError(f"Expected clips of shape (B, 3, T >= 4, H, W), but got {tuple(clips.shape)}.")
@@ -138,7 +138,7 @@ def measure(clips: Tensor) -> Measurement:
         "steady_background": torch.exp(-_background_flicker(clips, mask, backdrop) / 0.015),
         "movement": (travel / 0.10).clamp(max=1.0),
     }
-    return Measurement(attributes, details, present.float().mean(dim=1))
+    return ClipMeasurement(attributes, details, present.float().mean(dim=1))
 
 
 def _mask(clips: Tensor) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from nrg_sampler.hosts.families import family_of, require_flow
 from nrg_sampler.hosts.vocabulary import is_closed, require_known_words
 from nrg_sampler.training.cache import LatentCache, clip_name, half, prompt_name
-from nrg_sampler.training.clips import ClipSettings, UnreadableClip, read_clip
+from nrg_sampler.training.decoding import ClipSettings, UnreadableClip, read_clip
 from nrg_sampler.training.preferences import PreferenceTable
 
 SHARD = 32  # tensors; what an interruption costs at most

@@ -44,7 +44,7 @@ SIGMA_SAMPLINGS: dict[str, Callable[[int, torch.Generator, float], Tensor]] = {
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Objective:
     """Choices that decide what a reward learns.
 
     Args:

@@ -114,7 +114,7 @@ class PreferenceTable:
 
 
 def read_preferences(file: Path, axes: Sequence[str] | None = None, videos: Path | None = None) -> PreferenceTable:
-    """Read a preference file. Clips are looked for but not opened; see `clips.inspect_pairs` for that.
+    """Read a preference file. Clips are looked for but not opened; see `decoding.inspect_pairs` for that.
 
     Args:
         file: A CSV file with a header.

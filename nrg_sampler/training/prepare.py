@@ -10,12 +10,12 @@ from typing import Any
 from nrg_sampler.checkpoints import pipeline_source, read_sampling
 from nrg_sampler.runs.manifest import model_fingerprint
 from nrg_sampler.training.cache import LatentCache
-from nrg_sampler.training.clips import ClipSettings, inspect_pairs
+from nrg_sampler.training.decoding import ClipSettings, inspect_pairs
 from nrg_sampler.training.encoding import PairEncoder
 from nrg_sampler.training.preferences import PreferenceTable, read_preferences
 
 # What Wan models are made for, where a folder does not say.
-FALLBACK = {"height": 480, "width": 832, "num_frames": 81, "fps": 16, "max_sequence_length": 512}
+WAN_CLIP = {"height": 480, "width": 832, "num_frames": 81, "fps": 16, "max_sequence_length": 512}
 
 
 @dataclass
@@ -35,7 +35,7 @@ class Prepared:
 
 def clip_settings(model: str, given: Mapping[str, Any]) -> ClipSettings:
     """How files become clips: as given, else as the model was made for."""
-    made_for = {**FALLBACK, **read_sampling(pipeline_source(model))}
+    made_for = {**WAN_CLIP, **read_sampling(pipeline_source(model))}
     names = ("height", "width", "num_frames", "fps")
     return ClipSettings(**{name: given[name] if given.get(name) is not None else made_for[name] for name in names})
 
@@ -68,7 +68,7 @@ def prepare_pairs(
     Raises:
         ValueError: If no row can be used or, if ``strict``, any cannot.
     """
-    made_for = {**FALLBACK, **read_sampling(pipeline_source(model))}
+    made_for = {**WAN_CLIP, **read_sampling(pipeline_source(model))}
     encoder = PairEncoder(pipe, settings, int(made_for["max_sequence_length"]))
     table = read_preferences(file, axes, videos)
     table.require(strict)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from nrg_sampler.rewards.pixel import decoded
 from nrg_sampler.training.cache import clip_name
-from nrg_sampler.training.clips import ClipSettings, UnreadableClip, read_clip
+from nrg_sampler.training.decoding import ClipSettings, UnreadableClip, read_clip
 from nrg_sampler.training.encoding import PairEncoder
 from nrg_sampler.training.preferences import BadRow, csv_rows
 

@@ -18,7 +18,7 @@ from nrg_sampler.rewards.latent import LatentReward
 from nrg_sampler.training.checkpoint import load_checkpoint, save_checkpoint
 from nrg_sampler.training.ensemble import LEVEL_PULL, bootstrap_weights, level_spread
 from nrg_sampler.training.losses import LOSSES, Comparison
-from nrg_sampler.training.objective import Recipe
+from nrg_sampler.training.objective import Objective
 from nrg_sampler.training.pairs import PairBatch, PairData
 from nrg_sampler.training.trunk import TRUNK_MODULES, merge_trunk, open_trunk
 
@@ -78,7 +78,7 @@ class TrainerSettings:
 def train(
     reward: LatentReward,
     data: PairData,
-    recipe: Recipe,
+    objective: Objective,
     settings: TrainerSettings,
     folder: Path,
     accelerator: Accelerator,
@@ -90,7 +90,7 @@ def train(
     Args:
         reward: As ``LatentReward.from_transformer`` made it; a merged, plain reward again at the end.
         data: The pairs.
-        recipe: What to train on and how.
+        objective: What to train on and how.
         settings: For how long.
         folder: Where checkpoints are kept.
         accelerator: Decides devices, processes, precision and accumulation.
@@ -112,17 +112,17 @@ def train(
             f"{settings.batch} pairs; use a multiple of {parts}."
         )
     torch.manual_seed(settings.seed)  # adapters begin with random numbers
-    open_trunk(reward, recipe.trunk, recipe.lora_rank)
+    open_trunk(reward, objective.trunk, objective.lora_rank)
     optimizer = _optimizer(reward, settings)
     schedule = get_cosine_schedule_with_warmup(optimizer, settings.warmup, settings.steps)
     model, prepared = accelerator.prepare(reward, optimizer)
     average = EMAModel(reward.parameters(), decay=settings.ema)
-    step = _resume(folder, reward, optimizer, schedule, average, _identity(recipe, settings, data))
+    step = _resume(folder, reward, optimizer, schedule, average, _identity(objective, settings, data))
     average.to(accelerator.device)
     reward.train()
     while step < settings.steps:
         started = time.monotonic()
-        numbers = _step(model, reward, data, recipe, settings, step, prepared, accelerator)
+        numbers = _step(model, reward, data, objective, settings, step, prepared, accelerator)
         schedule.step()
         average.step(reward.parameters())
         step += 1
@@ -133,7 +133,7 @@ def train(
                 "schedule": schedule.state_dict(),
                 "average": average.state_dict(),
                 "step": step,
-                "identity": _identity(recipe, settings, data),
+                "identity": _identity(objective, settings, data),
             }
             save_checkpoint(folder, step, state)
         numbers |= {"lr": schedule.get_last_lr()[0], "seconds": time.monotonic() - started}
@@ -154,10 +154,10 @@ def _optimizer(reward: LatentReward, settings: TrainerSettings) -> torch.optim.O
     return torch.optim.AdamW(used, betas=(0.9, 0.98), weight_decay=settings.weight_decay)
 
 
-def _identity(recipe: Recipe, settings: TrainerSettings, data: PairData) -> str:
+def _identity(objective: Objective, settings: TrainerSettings, data: PairData) -> str:
     """What a checkpoint may only be continued with."""
     fixed = {name: value for name, value in vars(settings).items() if name != "save_every"}
-    return repr((vars(recipe), fixed, data.axes, len(data)))
+    return repr((vars(objective), fixed, data.axes, len(data)))
 
 
 def _resume(folder: Path, reward: LatentReward, optimizer: Any, schedule: Any, average: Any, identity: str) -> int:
@@ -166,7 +166,7 @@ def _resume(folder: Path, reward: LatentReward, optimizer: Any, schedule: Any, a
         return 0
     if state["identity"] != identity:
         raise ValueError(
-            f"Expected checkpoints of this recipe and these pairs in {folder}, but they are of {state['identity']}; "
+            f"Expected checkpoints of this objective and these pairs in {folder}, but they are of {state['identity']}; "
             f"repeat those settings, or name another folder."
         )
     reward.load_state_dict(state["model"])
@@ -180,7 +180,7 @@ def _step(
     model: Any,
     reward: LatentReward,
     data: PairData,
-    recipe: Recipe,
+    objective: Objective,
     settings: TrainerSettings,
     step: int,
     optimizer: Any,
@@ -189,7 +189,9 @@ def _step(
     """One optimiser step over ``settings.batch`` pairs, of which this process sees its share."""
     drawn = draw_indices(len(data), settings, step)
     members = reward.num_members
-    count = members * _counted(data, recipe, drawn).to(accelerator.device)  # of the whole step: every process knows it
+    count = members * _counted(data, objective, drawn).to(
+        accelerator.device
+    )  # of the whole step: every process knows it
     weights = bootstrap_weights(len(data), members, settings.seed).to(accelerator.device)
     accumulated, processes = accelerator.gradient_accumulation_steps, accelerator.num_processes
     size = settings.batch // (accumulated * processes)
@@ -200,8 +202,8 @@ def _step(
         places = range(first, first + size)
         batch = data.batch([drawn[place] for place in places], accelerator.device)
         with accelerator.accumulate(model):
-            comparison = compare(model, batch, recipe, settings.seed, step, places)
-            found = LOSSES[recipe.loss](comparison).weighted(weights[[drawn[place] for place in places]].flatten())
+            comparison = compare(model, batch, objective, settings.seed, step, places)
+            found = LOSSES[objective.loss](comparison).weighted(weights[[drawn[place] for place in places]].flatten())
             raw = torch.stack([comparison.first, comparison.second], dim=1)  # (size * members, 2, axes)
             pull = PULL * raw.square().mean() + LEVEL_PULL * level_spread(_by_member(raw, members))
             share = found.per_axis(count).sum() + pull * size / settings.batch
@@ -228,21 +230,25 @@ def draw_indices(count: int, settings: TrainerSettings, step: int) -> list[int]:
     return order
 
 
-def _counted(data: PairData, recipe: Recipe, drawn: Sequence[int]) -> Tensor:
+def _counted(data: PairData, objective: Objective, drawn: Sequence[int]) -> Tensor:
     """How many pairs of a step have a loss on each axis, ``(axes,)``."""
     rows = torch.as_tensor(drawn)
     said, scores = data.preference[rows], None if data.scores is None else data.scores[rows].unbind(-1)
     nothing = torch.zeros_like(said)
-    return LOSSES[recipe.loss](Comparison(nothing, nothing, said, nothing[:, 0], *(scores or ()))).counted.sum(dim=0)
+    return LOSSES[objective.loss](Comparison(nothing, nothing, said, nothing[:, 0], *(scores or ()))).counted.sum(
+        dim=0
+    )
 
 
-def compare(model: Any, batch: PairBatch, recipe: Recipe, seed: int, step: int, places: Sequence[int]) -> Comparison:
-    """Score both clips of each pair as the recipe shows them; every member compares them on its own, in rows one by one.
+def compare(
+    model: Any, batch: PairBatch, objective: Objective, seed: int, step: int, places: Sequence[int]
+) -> Comparison:
+    """Score both clips of each pair as the objective shows them; every member compares them on its own, in rows one by one.
 
     Args:
         model: The reward, or what a process wraps it in.
         batch: The pairs.
-        recipe: Noise level, noise and prompt dropout.
+        objective: Noise level, noise and prompt dropout.
         seed: Of the run.
         step: Of the run.
         places: Where in the step the pairs stand; each draws its noise from ``(seed, step, place)``, so that it is
@@ -250,9 +256,9 @@ def compare(model: Any, batch: PairBatch, recipe: Recipe, seed: int, step: int, 
     """
     generators = [torch.Generator().manual_seed((seed * 1_000_003 + step) * 65_537 + place) for place in places]
     device, shape = batch.clean.device, tuple(batch.clean.shape[2:])
-    sigma = torch.cat([recipe.sample_sigma(1, generator) for generator in generators]).to(device)
-    noise = torch.cat([recipe.sample_noise(1, 2, shape, generator) for generator in generators]).to(device)
-    dropped = torch.cat([recipe.sample_dropped(1, generator) for generator in generators]).to(device)
+    sigma = torch.cat([objective.sample_sigma(1, generator) for generator in generators]).to(device)
+    noise = torch.cat([objective.sample_noise(1, 2, shape, generator) for generator in generators]).to(device)
+    dropped = torch.cat([objective.sample_dropped(1, generator) for generator in generators]).to(device)
     embeds, mask = batch.conditioning.prompt_embeds, batch.conditioning.prompt_mask
     assert embeds is not None and mask is not None  # PairData gives both
     conditioning = Conditioning(embeds * ~dropped[:, None, None], mask & ~dropped[:, None])

@@ -162,9 +162,9 @@ def test_the_bundled_stage_adds_a_gate_to_the_reward_and_says_how_good_it_is(tmp
     from nrg_sampler import NRGFlowPipeline
     from nrg_sampler.shapes.scenes import prompts
     from nrg_sampler.shapes.train import assemble
-    from nrg_sampler.shapes.train.gate import fit_gate
     from nrg_sampler.shapes.train.pool import Pool
-    from nrg_sampler.shapes.train.text import attribute_labels
+    from nrg_sampler.shapes.train.train_gate import fit_gate
+    from nrg_sampler.shapes.train.train_text import attribute_labels
 
     generator = torch.Generator().manual_seed(0)
     for split, count in (("train", 60), ("validation", 20)):

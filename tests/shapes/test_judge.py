@@ -84,9 +84,9 @@ def test_says_what_is_wrong(judge, clips, wan):
 @pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")  # RMS norm under autocast
 def test_trains_from_the_stages_resumes_and_reports(tmp_path, monkeypatch):
     from nrg_sampler.checkpoints import bundled_folder
-    from nrg_sampler.shapes.train import judge as stage
+    from nrg_sampler.shapes.train import train_judge as stage
     from nrg_sampler.shapes.train.pool import Pool
-    from nrg_sampler.shapes.train.text import attribute_labels
+    from nrg_sampler.shapes.train.train_text import attribute_labels
 
     for part in ("vae", "text_encoder", "tokenizer", "transformer"):
         (tmp_path / part).symlink_to(bundled_folder("pipeline") / part)
@@ -173,9 +173,9 @@ def assert_pairs_prompts_with_their_grades(stage, folder, monkeypatch):
 def test_reading_is_to_prefer_the_own_prompt_over_one_that_differs_in_one_attribute():
     from nrg_sampler.shapes.scenes import parse
     from nrg_sampler.shapes.train.groups import to_prompt
-    from nrg_sampler.shapes.train.judge import reading_accuracy
     from nrg_sampler.shapes.train.pool import Pool
-    from nrg_sampler.shapes.train.text import CHOICES, attribute_labels
+    from nrg_sampler.shapes.train.train_judge import reading_accuracy
+    from nrg_sampler.shapes.train.train_text import CHOICES, attribute_labels
 
     rng = random.Random(0)
     prompts = [to_prompt([rng.randrange(n) for n in (5, 8, 9, 4, 2)]) for _ in range(40)]
@@ -206,9 +206,9 @@ def test_reading_is_to_prefer_the_own_prompt_over_one_that_differs_in_one_attrib
 
 
 def test_names_what_is_shown():
-    from nrg_sampler.shapes.train.attributes import AttributeReader
+    from nrg_sampler.shapes.train.attributes import AttributeClassifier
 
-    reader = AttributeReader(4)
+    reader = AttributeClassifier(4)
     with torch.no_grad():
         for head in reader.heads:
             head.weight.zero_()

@@ -10,7 +10,7 @@ import pytest
 import torch
 from tiny_pairs import write_pairs
 
-from nrg_sampler.training.clips import ClipSettings, UnreadableClip, inspect_pairs, read_clip
+from nrg_sampler.training.decoding import ClipSettings, UnreadableClip, inspect_pairs, read_clip
 from nrg_sampler.training.preferences import read_preferences, split_pairs
 from nrg_sampler.video import write_mp4
 

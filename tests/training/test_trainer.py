@@ -15,12 +15,12 @@ from nrg_sampler.rewards.latent import LatentReward
 from nrg_sampler.training.cache import LatentCache, clip_name, prompt_name
 from nrg_sampler.training.checkpoint import CheckpointWarning, load_checkpoint, save_checkpoint
 from nrg_sampler.training.ensemble import bootstrap_weights, level_spread
-from nrg_sampler.training.objective import Recipe
+from nrg_sampler.training.objective import Objective
 from nrg_sampler.training.pairs import PairData
 from nrg_sampler.training.preferences import read_preferences
 from nrg_sampler.training.trainer import TrainerSettings, calibrate, draw_indices, train
 
-RECIPE = Recipe(num_blocks=1, prompt_dropout=0.2)
+OBJECTIVE = Objective(num_blocks=1, prompt_dropout=0.2)
 SETTINGS = TrainerSettings(steps=6, batch=4, lr=1e-2, trunk_lr=1e-2, warmup=2, save_every=2)
 
 
@@ -39,15 +39,15 @@ def data(tmp_path):
     return PairData.of(table, cache)
 
 
-def new_reward(recipe=RECIPE):
+def new_reward(objective=OBJECTIVE):
     torch.manual_seed(1)
-    return LatentReward.from_transformer(tiny_transformer(), **recipe.reward_options())
+    return LatentReward.from_transformer(tiny_transformer(), **objective.reward_options())
 
 
-def run(data, folder, stop_after=None, recipe=RECIPE, settings=SETTINGS, accumulate=1):
+def run(data, folder, stop_after=None, objective=OBJECTIVE, settings=SETTINGS, accumulate=1):
     accelerator = Accelerator(cpu=True, gradient_accumulation_steps=accumulate)
-    reward = new_reward(recipe)
-    steps = train(reward, data, recipe, settings, folder, accelerator)
+    reward = new_reward(objective)
+    steps = train(reward, data, objective, settings, folder, accelerator)
     numbers = list(itertools.islice(steps, stop_after))
     steps.close()
     return [step["loss"] for step in numbers], reward, numbers
@@ -89,27 +89,27 @@ def test_a_checkpoint_without_its_checksum_is_not_trusted(tmp_path):
 def test_refuses_checkpoints_of_other_settings(data, tmp_path):
     run(data, tmp_path / "run", stop_after=2)
     with pytest.raises(
-        ValueError, match="Expected checkpoints of this recipe and these pairs in .*name another folder"
+        ValueError, match="Expected checkpoints of this objective and these pairs in .*name another folder"
     ):
-        run(data, tmp_path / "run", recipe=Recipe(num_blocks=1, loss="thurstone"))
+        run(data, tmp_path / "run", objective=Objective(num_blocks=1, loss="thurstone"))
 
 
 @pytest.mark.parametrize("trunk", ["full", "lora", "frozen"])
 def test_accumulating_a_batch_in_parts_changes_nothing(data, tmp_path, trunk):
-    recipe = Recipe(num_blocks=1, trunk=trunk, lora_rank=2)
+    objective = Objective(num_blocks=1, trunk=trunk, lora_rank=2)
     settings = TrainerSettings(steps=3, batch=4, lr=1e-2, warmup=1)
-    whole, expected, _ = run(data, tmp_path / "whole", recipe=recipe, settings=settings)
-    parts, reward, _ = run(data, tmp_path / "parts", recipe=recipe, settings=settings, accumulate=2)
+    whole, expected, _ = run(data, tmp_path / "whole", objective=objective, settings=settings)
+    parts, reward, _ = run(data, tmp_path / "parts", objective=objective, settings=settings, accumulate=2)
     assert parts == pytest.approx(whole, abs=1e-5)
     assert set(reward.state_dict()) == set(new_reward().state_dict())
     torch.testing.assert_close(reward.queries, expected.queries, atol=1e-4, rtol=1e-3)
 
 
 def test_accumulating_a_batch_changes_nothing_for_several_members_either(data, tmp_path):
-    recipe = Recipe(num_blocks=1, num_members=3)
+    objective = Objective(num_blocks=1, num_members=3)
     settings = TrainerSettings(steps=3, batch=4, lr=1e-2, warmup=1)
-    whole, expected, _ = run(data, tmp_path / "whole", recipe=recipe, settings=settings)
-    parts, reward, _ = run(data, tmp_path / "parts", recipe=recipe, settings=settings, accumulate=2)
+    whole, expected, _ = run(data, tmp_path / "whole", objective=objective, settings=settings)
+    parts, reward, _ = run(data, tmp_path / "parts", objective=objective, settings=settings, accumulate=2)
     assert parts == pytest.approx(whole, abs=1e-5)
     torch.testing.assert_close(
         reward.further_members[1].queries, expected.further_members[1].queries, atol=1e-4, rtol=1e-3
@@ -125,8 +125,8 @@ def test_members_learn_from_resamples_of_their_own(data, tmp_path):
     many = bootstrap_weights(20_000, 2, seed=0)
     assert many.mean().item() == pytest.approx(1, abs=0.02) and many.var().item() == pytest.approx(1, abs=0.05)
     settings = TrainerSettings(steps=40, batch=8, lr=1e-2, trunk_lr=1e-3, warmup=5, ema=0.8)
-    recipe = Recipe(num_blocks=1, noised=False, num_members=3)
-    _, reward, numbers = run(data, tmp_path / "run", recipe=recipe, settings=settings)
+    objective = Objective(num_blocks=1, noised=False, num_members=3)
+    _, reward, numbers = run(data, tmp_path / "run", objective=objective, settings=settings)
     assert numbers[-1]["accuracy"] > 0.8
     calibrate(reward, data, torch.device("cpu"), seed=0)
     batch = data.batch(range(8), torch.device("cpu"))
@@ -188,8 +188,8 @@ def _last(reward):
 
 def test_learns_to_rank_and_is_calibrated(data, tmp_path):
     settings = TrainerSettings(steps=60, batch=8, lr=1e-2, trunk_lr=1e-3, warmup=5, ema=0.8)
-    recipe = Recipe(num_blocks=1, noised=False)
-    _, reward, numbers = run(data, tmp_path / "run", recipe=recipe, settings=settings)
+    objective = Objective(num_blocks=1, noised=False)
+    _, reward, numbers = run(data, tmp_path / "run", objective=objective, settings=settings)
     assert numbers[-1]["accuracy"] > 0.9 and numbers[-1]["loss"] < 0.7 * numbers[0]["loss"]
     calibrate(reward, data, torch.device("cpu"), seed=0)
     assert all(std > 0 for std in reward.std)

@@ -15,14 +15,14 @@ from tqdm.auto import tqdm
 
 
 def _vae(folder: Path, **options: Any) -> Iterator[dict[str, float]]:
-    from nrg_sampler.shapes.train.vae import train_vae
+    from nrg_sampler.shapes.train.train_vae import train_vae
 
     return train_vae(folder, **options)
 
 
 def _base(folder: Path, **options: Any) -> Iterator[dict[str, float]]:
-    from nrg_sampler.shapes.train.base import train_base
-    from nrg_sampler.shapes.train.text import train_text
+    from nrg_sampler.shapes.train.train_base import train_base
+    from nrg_sampler.shapes.train.train_text import train_text
 
     if not (folder / "text_encoder").is_dir():
         yield from train_text(folder, seed=options["seed"], device=options["device"])
@@ -31,7 +31,7 @@ def _base(folder: Path, **options: Any) -> Iterator[dict[str, float]]:
 
 def _reward(name: str) -> Callable[..., Iterator[dict[str, float]]]:
     def train(folder: Path, **options: Any) -> Iterator[dict[str, float]]:
-        from nrg_sampler.shapes.train.reward import train_reward
+        from nrg_sampler.shapes.train.train_reward import train_reward
 
         return train_reward(folder, name, **options)
 
@@ -39,13 +39,13 @@ def _reward(name: str) -> Callable[..., Iterator[dict[str, float]]]:
 
 
 def _gate(folder: Path, **options: Any) -> Iterator[dict[str, float]]:
-    from nrg_sampler.shapes.train.gate import fit_gate
+    from nrg_sampler.shapes.train.train_gate import fit_gate
 
     return fit_gate(folder, **options)
 
 
 def _judge(folder: Path, **options: Any) -> Iterator[dict[str, float]]:
-    from nrg_sampler.shapes.train.judge import train_judge
+    from nrg_sampler.shapes.train.train_judge import train_judge
 
     return train_judge(folder, **options)
 

@@ -20,20 +20,23 @@ from nrg_sampler.rewards.base import Conditioning
 from nrg_sampler.rewards.latent import LatentReward
 from nrg_sampler.shapes.oracle import AXES
 from nrg_sampler.shapes.scenes import caption
-from nrg_sampler.shapes.train.base import TrainingAttention, fixed_length
+from nrg_sampler.shapes.train.curriculum import FIRST_POOLS
 from nrg_sampler.shapes.train.groups import EDITED, LEFT, MIXTURE, RIGHT, PairSampler, to_prompt
 from nrg_sampler.shapes.train.loop import LoopSettings, fit
 from nrg_sampler.shapes.train.pool import GROUP, Pool
-from nrg_sampler.shapes.train.reward import FIRST_POOLS, SIGMA_BINS, accuracy_by_sigma
-from nrg_sampler.shapes.train.text import encode_text
+from nrg_sampler.shapes.train.rating import accuracy_by_sigma
+from nrg_sampler.shapes.train.train_base import TrainingAttention, fixed_length
+from nrg_sampler.shapes.train.train_text import encode_text
+from nrg_sampler.training.grade import SIGMA_BINS
 from nrg_sampler.training.losses import LOSSES, Comparison
-from nrg_sampler.training.objective import Recipe
+from nrg_sampler.training.objective import Objective
+from nrg_sampler.training.trainer import PULL
 from nrg_sampler.training.trunk import merge_trunk, open_trunk
 
 if TYPE_CHECKING:
     from diffusers import WanPipeline
 
-DEFAULT = Recipe()
+DEFAULT = Objective()
 FACTORS: dict[str, tuple[Any, ...]] = {
     "loss": ("bradley-terry", "thurstone", "regression"),
     "pooling": ("mean", "max"),
@@ -50,19 +53,18 @@ MAIN_FACTORS = ("loss", "pooling", "separate_queries", "trunk", "noised", "num_t
 KINDS = ("mixed", "same")  # of held-out pairs, see `PairSampler`
 RELIABLE = 0.8  # up to this noise level the table averages; above it little is left to see
 LORA_RANK = 16
-PULL = 1e-3  # logits have no natural origin
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One run: a recipe that differs from the default in one choice, and a seed."""
+    """One run: an objective that differs from the default in one choice, and a seed."""
 
     factor: str
     value: Any
     seed: int
 
     @property
-    def recipe(self) -> Recipe:
+    def objective(self) -> Objective:
         return DEFAULT if self.factor == "default" else replace(DEFAULT, **{self.factor: self.value})
 
     @property
@@ -145,12 +147,12 @@ def _trained(
     cell: Cell, number: int, pool: Pool, pipe: WanPipeline, steps: int, batch: int, device: str, checkpoint: Path
 ) -> Generator[dict[str, float], None, LatentReward]:
     """Train one cell; returns the reward."""
-    recipe, sampler = cell.recipe, PairSampler(pool)
+    objective, sampler = cell.objective, PairSampler(pool)
     torch.manual_seed(cell.seed)
     reward: LatentReward = LatentReward.from_transformer(
-        pipe.transformer, **recipe.reward_options(), axes=AXES, text_axes=("TA",)
+        pipe.transformer, **objective.reward_options(), axes=AXES, text_axes=("TA",)
     ).to(device)
-    open_trunk(reward, recipe.trunk, LORA_RANK)
+    open_trunk(reward, objective.trunk, LORA_RANK)
     for block in reward.blocks:
         block.attn1.set_processor(TrainingAttention())
         block.attn2.set_processor(TrainingAttention())
@@ -159,7 +161,9 @@ def _trained(
         rng = random.Random(cell.seed * 1_000_003 + step)
         kinds = rng.choices(list(MIXTURE), list(MIXTURE.values()), k=batch // GROUP)
         rows, labels = sampler.draw_groups(kinds, rng, EDITED)
-        raw, sigma = _rate(reward, recipe, pool, rows, labels, pipe, rng, generator)  # (groups, GROUP, 3), (groups,)
+        raw, sigma = _rate(
+            reward, objective, pool, rows, labels, pipe, rng, generator
+        )  # (groups, GROUP, 3), (groups,)
         said = sampler.preferences(rows, labels, generator).to(device)  # (groups, pairs, 3)
         taught = sampler.ratings(rows, labels)
         comparison = Comparison(
@@ -169,7 +173,7 @@ def _trained(
             sigma.repeat_interleave(len(LEFT)),
             *(taught[:, side].flatten(0, 1).to(device) for side in (LEFT, RIGHT)),
         )
-        return LOSSES[recipe.loss](comparison).per_axis().sum() + PULL * raw.pow(2).mean(), {"cell": number}
+        return LOSSES[objective.loss](comparison).per_axis().sum() + PULL * raw.pow(2).mean(), {"cell": number}
 
     settings = LoopSettings(steps, warmup=min(50, steps // 4), ema=0.99, seed=cell.seed)
     yield from fit(reward, loss, _optimizers(reward), settings, checkpoint)
@@ -179,7 +183,7 @@ def _trained(
 
 def _rate(
     reward: LatentReward,
-    recipe: Recipe,
+    objective: Objective,
     pool: Pool,
     rows: Tensor,
     labels: Tensor,
@@ -187,16 +191,16 @@ def _rate(
     rng: random.Random,
     generator: torch.Generator,
 ) -> tuple[Tensor, Tensor]:
-    """Raw rewards of groups of clips as the recipe shows them, and the noise level of each group."""
+    """Raw rewards of groups of clips as the objective shows them, and the noise level of each group."""
     groups, device = len(rows), reward.queries.device
     clean = pool.latents[rows.flatten()].float().to(device)
-    sigma = recipe.sample_sigma(groups, generator).to(device)
-    noise = recipe.sample_noise(groups, GROUP, clean.shape[1:], generator).flatten(0, 1).to(device)
+    sigma = objective.sample_sigma(groups, generator).to(device)
+    noise = objective.sample_noise(groups, GROUP, clean.shape[1:], generator).flatten(0, 1).to(device)
     levels = sigma.repeat_interleave(GROUP)
     with torch.no_grad():
         texts = [caption(to_prompt(row), rng) for row in labels.tolist()]
         embeds, mask = fixed_length(*encode_text(pipe.tokenizer, pipe.text_encoder, texts))
-        kept = ~recipe.sample_dropped(groups, generator).to(device)[:, None]
+        kept = ~objective.sample_dropped(groups, generator).to(device)[:, None]
         embeds, mask = embeds * kept[..., None], mask & kept
     conditioning = Conditioning(embeds.repeat_interleave(GROUP, dim=0), mask.repeat_interleave(GROUP, dim=0))
     with torch.autocast(device.type, torch.bfloat16):

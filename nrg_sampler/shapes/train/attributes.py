@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from nrg_sampler.shapes.train.text import CHOICES
+from nrg_sampler.shapes.train.train_text import CHOICES
 
 
-class AttributeReader(nn.Module):
+class AttributeClassifier(nn.Module):
     """Names shape, colour, motion, background and size from a model's features of a clip.
 
     Whether a clip fits its prompt is a faint signal as long as the features do not hold what the clip shows. Naming it

@@ -12,7 +12,7 @@ from torch import Tensor
 from nrg_sampler.shapes.oracle import ATTRIBUTE_WEIGHTS
 from nrg_sampler.shapes.scenes import Prompt, split_of
 from nrg_sampler.shapes.train.pool import GROUP, Pool
-from nrg_sampler.shapes.train.text import CHOICES
+from nrg_sampler.shapes.train.train_text import CHOICES
 
 ANNOTATOR_NOISE = 0.25  # standard deviation of a rater's error, in standard deviations of a score over the pool
 TIE = 0.25  # smaller perceived differences are called a tie, same unit

@@ -17,11 +17,11 @@ from torch import Tensor
 from nrg_sampler.guidance.settings import RewardGuidance
 from nrg_sampler.guidance.step import guided_velocity
 from nrg_sampler.rewards.base import Conditioning, Reward
-from nrg_sampler.shapes.oracle import Measurement, measure
+from nrg_sampler.shapes.oracle import ClipMeasurement, measure
 from nrg_sampler.shapes.scenes import caption, prompts, sample_prompt
-from nrg_sampler.shapes.train.base import encode_clips, fixed_length
 from nrg_sampler.shapes.train.degrade import degraded_clip, faultless_clip
-from nrg_sampler.shapes.train.text import CHOICES, attribute_labels, encode_text
+from nrg_sampler.shapes.train.train_base import encode_clips, fixed_length
+from nrg_sampler.shapes.train.train_text import CHOICES, attribute_labels, encode_text
 
 if TYPE_CHECKING:
     from diffusers import WanPipeline
@@ -73,7 +73,7 @@ class Pool:
 
 def measured(clips: Tensor) -> tuple[Tensor, Tensor]:
     """Oracle quality ``(N, 3)`` and attribute tables ``(N, values)`` of clips in ``[0, 1]``."""
-    found: Measurement = measure(clips)
+    found: ClipMeasurement = measure(clips)
     quality = torch.stack([found.visual_quality, found.motion_quality, found.visible], dim=1)
     return quality, torch.cat([found.attributes[name] for name in CHOICES], dim=1)
 

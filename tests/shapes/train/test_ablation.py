@@ -12,9 +12,10 @@ import torch
 
 from nrg_sampler.shapes.oracle import AXES
 from nrg_sampler.shapes.scenes import sample_prompt
-from nrg_sampler.shapes.train import ablation
+from nrg_sampler.shapes.train import ablation, rating
+from nrg_sampler.shapes.train.curriculum import FIRST_POOLS
 from nrg_sampler.shapes.train.pool import Pool
-from nrg_sampler.shapes.train.text import attribute_labels
+from nrg_sampler.shapes.train.train_text import attribute_labels
 
 SMALL = {"steps": 2, "batch": 8, "groups": 4, "seeds": 2, "factors": ("trunk",)}
 
@@ -51,7 +52,7 @@ def test_every_cell_changes_one_choice():
     planned = ablation.cells(tuple(ablation.FACTORS), (0, 1))
     assert len({cell.name for cell in planned}) == len(planned)
     for cell in planned:
-        changed = [name for name, value in vars(cell.recipe).items() if value != getattr(ablation.DEFAULT, name)]
+        changed = [name for name, value in vars(cell.objective).items() if value != getattr(ablation.DEFAULT, name)]
         assert changed == ([] if cell.factor == "default" else [cell.factor])
     with pytest.raises(ValueError, match="Expected factors from loss, .* but got colour"):
         ablation.cells(("colour",), (0,))
@@ -102,16 +103,16 @@ def test_says_which_stage_comes_first(tmp_path):
 @pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")  # RMS norm under autocast
 @pytest.mark.parametrize("name", ["clean-reward", "noised-reward"])
 def test_the_compared_rewards_differ_in_the_noise_alone(folder, monkeypatch, name):
-    from nrg_sampler.shapes.train import reward as training
+    from nrg_sampler.shapes.train import train_reward as training
 
     seen = []
 
     def noised(clean, noise, sigma):
         seen.append((clean, noise, sigma))
-        return training_noised(clean, noise, sigma)
+        return original(clean, noise, sigma)
 
-    training_noised = training.noised
-    monkeypatch.setattr(training, "noised", noised)
+    original = rating.noised
+    monkeypatch.setattr(rating, "noised", noised)
     without_guided_samples(monkeypatch)
     (numbers,) = training.train_reward(folder, name, steps=1, batch=8)
     assert numbers["step"] == 1 and (folder / name / "config.json").is_file()
@@ -126,18 +127,18 @@ def test_the_compared_rewards_differ_in_the_noise_alone(folder, monkeypatch, nam
 
 
 def without_guided_samples(monkeypatch):
-    """Let all lessons be taught on the first pools, and nothing be graded."""
-    from nrg_sampler.shapes.train import reward as training
+    """Train every stage on the first pools, and grade nothing."""
+    from nrg_sampler.shapes.train import train_reward as training
 
-    lessons = {name: replace(lesson, pools=training.FIRST_POOLS) for name, lesson in training.LESSONS.items()}
-    monkeypatch.setattr(training, "LESSONS", lessons)
+    stages = {name: replace(stage, pools=FIRST_POOLS) for name, stage in training.CURRICULUM.items()}
+    monkeypatch.setattr(training, "CURRICULUM", stages)
     for grade in ("accuracy_by_sigma", "calibrate"):
         monkeypatch.setattr(training, grade, lambda *args, **options: {})
 
 
 def losses_of(stage, folder, monkeypatch, learned=0.0):
     """The model and the loss that a stage would train with; training would move the queries by ``learned``."""
-    from nrg_sampler.shapes.train import reward as training
+    from nrg_sampler.shapes.train import train_reward as training
 
     kept = []
 
@@ -163,7 +164,7 @@ def losses_of(stage, folder, monkeypatch, learned=0.0):
     ],
 )
 def test_later_rewards_start_from_the_one_before(folder, monkeypatch, tmp_path, stage, start):
-    from nrg_sampler.shapes.train import reward as training
+    from nrg_sampler.shapes.train import train_reward as training
 
     for file in folder.iterdir():
         if not file.name.endswith("reward"):
@@ -176,13 +177,13 @@ def test_later_rewards_start_from_the_one_before(folder, monkeypatch, tmp_path, 
         untrained.blocks[0].ffn.net[2].weight.mul_(0.5)
     untrained.save_pretrained(tmp_path / start)
     trained, _ = losses_of(stage, tmp_path, monkeypatch, learned=0.5)
-    untrained.queries.data.add_(0.5 * (1 - training.LESSONS[stage].kept))
+    untrained.queries.data.add_(0.5 * (1 - training.CURRICULUM[stage].kept))
     for name, value in untrained.state_dict().items():
         torch.testing.assert_close(trained.state_dict()[name], value)
 
 
 def test_later_rewards_learn_scores_beside_pairs(folder, monkeypatch):
-    from nrg_sampler.shapes.train import reward as training
+    from nrg_sampler.shapes.train import train_reward as training
 
     drawn = {}
 
@@ -206,7 +207,7 @@ def test_later_rewards_learn_scores_beside_pairs(folder, monkeypatch):
     logits_per_deviation = torch.tensor(5.0).log() / training.TIE
     error = (drawn["raw"] / logits_per_deviation - taught).square().mean(dim=(0, 1)).sum()
     torch.testing.assert_close(with_scores - pairs_alone, training.SCORE_WEIGHT * error)
-    assert drawn["disturbance"] == training.LESSONS["robust-reward"].disturbance
+    assert drawn["disturbance"] == training.CURRICULUM["robust-reward"].disturbance
     assert with_scores.requires_grad
     (folder / "third-reward").rmdir()
 
@@ -242,7 +243,7 @@ def test_held_out_pools_leave_out_what_is_for_training_alone(tmp_path, monkeypat
 
 
 def test_half_of_the_clips_are_moved_along_the_reward_s_gradient():
-    from nrg_sampler.shapes.train.reward import disturbed
+    from nrg_sampler.shapes.train.rating import disturbed
 
     patterns = torch.randn(3, 4, 2, 4, 4, generator=torch.Generator().manual_seed(0))
 
@@ -267,7 +268,7 @@ def test_half_of_the_clips_are_moved_along_the_reward_s_gradient():
 
 
 def test_the_average_lies_between_the_weights_before_and_after():
-    from nrg_sampler.shapes.train.reward import average
+    from nrg_sampler.shapes.train.train_reward import average
 
     after, before = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
     expected = 0.6 * after.weight.detach() + 0.4 * before.weight.detach()

@@ -1,4 +1,4 @@
-"""What the lessons of the bundled reward compare: neighbouring clips, several prompts a group, and names of what is shown."""
+"""What the training stages of the bundled reward compare: neighbouring clips, several prompts a group, attributes."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ import random
 import pytest
 import torch
 
-from nrg_sampler.shapes.train import reward as training
-from nrg_sampler.shapes.train.groups import COMBINATION, PairSampler
+from nrg_sampler.shapes.train import rating
+from nrg_sampler.shapes.train import train_reward as training
+from nrg_sampler.shapes.train.groups import COMBINATION, PairSampler, to_prompt
 from nrg_sampler.shapes.train.pool import GROUP, Pool
-from nrg_sampler.shapes.train.text import CHOICES
+from nrg_sampler.shapes.train.train_text import CHOICES
 
 
 def every_combination(copies=2):
@@ -25,13 +26,13 @@ def every_combination(copies=2):
     return Pool(latents, labels, torch.arange(count), torch.rand(count, 3, generator=generator), tables)
 
 
-def test_every_lesson_is_a_stage_in_an_order_that_can_be_run():
+def test_the_curriculum_is_in_an_order_that_can_be_run():
     from nrg_sampler.shapes.train.__main__ import REWARDS
 
-    assert tuple(training.LESSONS) == REWARDS
-    for place, lesson in enumerate(training.LESSONS.values()):
-        needed = [training.GUIDED_BY[kind] for kind in lesson.pools if kind in training.GUIDED_BY]
-        assert {lesson.start, *needed} - {None} <= set(REWARDS[:place])
+    assert tuple(training.CURRICULUM) == REWARDS
+    for place, stage in enumerate(training.CURRICULUM.values()):
+        needed = [training.GUIDED_BY[kind] for kind in stage.pools if kind in training.GUIDED_BY]
+        assert {stage.start, *needed} - {None} <= set(REWARDS[:place])
 
 
 def test_neighbours_differ_in_one_attribute_alone_and_each_attribute_gets_its_turn():
@@ -76,19 +77,19 @@ class Recorder:
 
 def test_each_clip_is_rated_under_each_prompt_of_its_group(monkeypatch):
     pool = every_combination()
-    monkeypatch.setattr(training, "encode_text", lambda tokenizer, encoder, texts: encoded(texts))
+    monkeypatch.setattr(rating, "encode_text", lambda tokenizer, encoder, texts: encoded(texts))
     rows = torch.arange(2 * GROUP).view(2, GROUP)
     labels = pool.labels[:6].view(2, 3, 5)
 
     class Pipe:
         tokenizer = text_encoder = None
 
-    raw, features = training.rate_groups(
+    raw, features = rating.rate_groups(
         Recorder(), pool, rows, labels, Pipe, random.Random(0), torch.Generator().manual_seed(3), (0.5, 0.5)
     )
     assert raw.shape == (2, 3, GROUP, 1, 3)
     texts = [said for group in labels for said in group]
-    expected = torch.tensor([value_of(training.to_prompt(row.tolist())) for row in texts]).view(2, 3, 1)
+    expected = torch.tensor([value_of(to_prompt(row.tolist())) for row in texts]).view(2, 3, 1)
     torch.testing.assert_close(raw[..., 0, 0], expected.expand(-1, -1, GROUP))
     # One noise and one level a group, the same latents under every prompt.
     clean = pool.latents[rows.flatten()].float().unflatten(0, (2, GROUP))
@@ -111,7 +112,7 @@ def value_of(prompt):
     return float(sum(ord(letter) for letter in prompt.shape + prompt.color + prompt.motion))
 
 
-def test_the_last_lesson_pairs_prompts_with_their_scores_and_names_what_is_shown(monkeypatch, tmp_path):
+def test_the_last_stage_pairs_prompts_with_their_scores_and_names_what_is_shown(monkeypatch, tmp_path):
     from nrg_sampler.checkpoints import bundled_folder
 
     for part in ("vae", "text_encoder", "tokenizer", "transformer"):
@@ -166,8 +167,8 @@ def test_accuracy_is_the_share_of_pairs_that_are_ranked_as_the_oracle_ranks_them
         ratings = PairSampler(pool).ratings(rows, labels[:, 0])
         return sign * ratings[:, None, :, None], None
 
-    monkeypatch.setattr(training, "rate_groups", knows)
-    table = training.accuracy_by_sigma(None, pool, None, 0, "mixed", groups=20)
+    monkeypatch.setattr(rating, "rate_groups", knows)
+    table = rating.accuracy_by_sigma(None, pool, None, 0, "mixed", groups=20)
     assert list(table) == ["0.0-0.2", "0.2-0.4", "0.4-0.6", "0.6-0.8", "0.8-1.0"]
     assert all(
         found["accuracy"] == accuracy and found["pairs"] > 0 for row in table.values() for found in row.values()

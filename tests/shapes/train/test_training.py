@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from nrg_sampler.shapes.train.base import TrainingAttention, new_transformer, padding_bias
 from nrg_sampler.shapes.train.loop import LoopSettings, fit
+from nrg_sampler.shapes.train.train_base import TrainingAttention, new_transformer, padding_bias
 
 
 @pytest.mark.parametrize("length", [32, 512])

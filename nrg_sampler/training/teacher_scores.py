@@ -1,9 +1,8 @@
 r"""Learn a reward from a teacher of finished clips instead of people: no labels are needed.
 
-The teacher scores clean clips; the latent reward is trained on what it says of them, at every noise level. With the
-loss ``regression`` it becomes :math:`E[r(x_0, y) \mid x_\sigma, y]`. A clip is scored under the prompt it was made for
-and under others: a reward that meets each clip under one prompt only learns the clips by heart and little about
-prompts.
+The teacher scores clean clips; the latent reward is trained on these scores at every noise level. With the loss
+``regression`` it becomes :math:`E[r(x_0, y) \mid x_\sigma, y]`. A clip is scored under the prompt it was made for and
+under others: a reward that sees each clip under one prompt alone memorises the clips and learns little about prompts.
 
 Reference:
     StitchVM, arXiv:2605.19804 (a clean reward distilled into the expectation under noise).
@@ -30,7 +29,7 @@ TIE = 0.25  # in standard deviations of the teacher's scores; smaller difference
 
 
 class Teacher(Protocol):
-    """Whoever scores finished clips, higher is better; judges do."""
+    """A model or function that scores finished clips, higher is better; every judge is one."""
 
     axes: tuple[str, ...]
 
@@ -40,7 +39,7 @@ class Teacher(Protocol):
 
 
 @dataclass(frozen=True)
-class Question:
+class ScoredClip:
     """A clip and the prompts it is scored under, its own first."""
 
     clip: str
@@ -48,7 +47,7 @@ class Question:
 
 
 class PromptPool:
-    """Prompts that clips can be judged by although they were made for others.
+    """Prompts that clips can be scored under although they were made for others.
 
     Args:
         prompts: What to choose from.
@@ -77,31 +76,34 @@ class PromptPool:
         return [prompt for prompt in ranked if prompt != own][:NEAREST]
 
 
-def ask(source: ClipSource, kept: Sequence[bool], others: int, seed: int = 0) -> list[Question]:
-    """Choose the prompts that the kept clips of a source are scored under, among those the kept ones were made for.
+def assign_prompts(source: ClipSource, kept: Sequence[bool], others: int, seed: int = 0) -> list[ScoredClip]:
+    """Choose the prompts that the kept clips of a source are scored under, from those the kept ones were made for.
 
     Args:
         source: The clips.
         kept: Which of them.
         others: Prompts of other clips, besides its own, for each clip.
         seed: Of the choice.
+
+    Returns:
+        One entry for each kept clip.
     """
     made_for = [prompt for prompt, keep in zip(source.prompts, kept, strict=True) if keep]
     pool = PromptPool(made_for)
-    questions = []
+    assigned = []
     for name, prompt, keep in zip(source.names, source.prompts, kept, strict=True):
         if keep:
             rng = random.Random(f"{seed}/{name}/{prompt}")
-            questions.append(Question(name, (prompt, *pool.draw(prompt, others, rng))))
-    return questions
+            assigned.append(ScoredClip(name, (prompt, *pool.draw(prompt, others, rng))))
+    return assigned
 
 
-class Lesson:
-    """What a teacher says of clips, kept with their latents.
+class TeacherScores:
+    """A teacher's scores of clips, cached together with the clips' latents.
 
     Args:
-        teacher: Who scores.
-        identity: Tells the teacher from others in the cache, as its name and weights do.
+        teacher: Scores the clips.
+        identity: Unique for the teacher, such as its name and a hash of its weights; scores are cached under it.
         cache: Holds latents, prompt features and scores.
         fps: Frames a second of the clips.
     """
@@ -110,12 +112,12 @@ class Lesson:
         self.axes, self.cache = tuple(teacher.axes), cache
         self._teacher, self._identity, self._fps = teacher, identity, fps
 
-    def fill(self, source: ClipSource, questions: Sequence[Question], encoder: PairEncoder) -> Iterator[int]:
+    def fill(self, source: ClipSource, clips: Sequence[ScoredClip], encoder: PairEncoder) -> Iterator[int]:
         """Make, encode and score what the cache lacks; an interruption costs a batch at most.
 
         Args:
-            source: The clips.
-            questions: What to ask about them.
+            source: Makes the clips.
+            clips: Which of them, and their prompts.
             encoder: Encodes the prompts.
 
         Yields:
@@ -125,47 +127,47 @@ class Lesson:
             ValueError: If the teacher's scores are not finite numbers, one per clip and axis.
         """
         done = 0
-        prompts = list(dict.fromkeys(prompt for question in questions for prompt in question.prompts))
+        prompts = list(dict.fromkeys(prompt for clip in clips for prompt in clip.prompts))
         for start in range(0, len(prompts), SHARD):
             missing = [text for text in prompts[start : start + SHARD] if prompt_name(text) not in self.cache]
             if missing:
                 self.cache.add({prompt_name(text): half(encoder.prompt(text)) for text in missing})
             done += len(prompts[start : start + SHARD])
             yield done
-        asked: dict[str, list[str]] = {}
-        for question in questions:
-            asked.setdefault(question.clip, []).extend(question.prompts)
+        prompts_of: dict[str, list[str]] = {}
+        for clip in clips:
+            prompts_of.setdefault(clip.clip, []).extend(clip.prompts)
         for rows in source.batches():
-            rows = [row for row in rows if source.names[row] in asked]
-            self._fill_batch(source, rows, asked)
+            rows = [row for row in rows if source.names[row] in prompts_of]
+            self._fill_batch(source, rows, prompts_of)
             done += len(rows)
             yield done
 
-    def _fill_batch(self, source: ClipSource, rows: Sequence[int], asked: dict[str, list[str]]) -> None:
-        # New latents in one call and known ones in another, so that whoever makes them need not tell them apart.
+    def _fill_batch(self, source: ClipSource, rows: Sequence[int], prompts_of: dict[str, list[str]]) -> None:
+        # New latents in one call and cached ones in another, so that a source never gets a mixture.
         unmade = [row for row in rows if source.names[row] not in self.cache]
-        made = [row for row in rows if row not in unmade and self._open(source.names[row], asked)]
-        for chosen, known in ((unmade, False), (made, True)):
+        made = [row for row in rows if row not in unmade and self._missing(source.names[row], prompts_of)]
+        for chosen, cached in ((unmade, False), (made, True)):
             if not chosen:
                 continue
-            latents = torch.stack([self.cache.get(source.names[row]).float() for row in chosen]) if known else None
+            latents = torch.stack([self.cache.get(source.names[row]).float() for row in chosen]) if cached else None
             usable, latents, pixels = source.make(chosen, latents)
-            found = {} if known else {source.names[row]: half(clip) for row, clip in zip(usable, latents, strict=True)}
+            new = {} if cached else {source.names[row]: half(clip) for row, clip in zip(usable, latents, strict=True)}
             cells = [
                 (place, source.names[row], text)
                 for place, row in enumerate(usable)
-                for text in self._open(source.names[row], asked)
+                for text in self._missing(source.names[row], prompts_of)
             ]
             for start in range(0, len(cells), len(chosen)):  # the teacher is handed as many as are made together
                 part = cells[start : start + len(chosen)]
                 scores = self._scored(pixels[[place for place, _, _ in part]], [text for _, _, text in part])
-                found |= {self._name(clip, text): row for (_, clip, text), row in zip(part, scores, strict=True)}
-            if found:
-                self.cache.add(found)
+                new |= {self._name(clip, text): row for (_, clip, text), row in zip(part, scores, strict=True)}
+            if new:
+                self.cache.add(new)
 
-    def _open(self, clip: str, asked: dict[str, list[str]]) -> list[str]:
+    def _missing(self, clip: str, prompts_of: dict[str, list[str]]) -> list[str]:
         """Prompts that a clip has no score under yet."""
-        return [text for text in dict.fromkeys(asked[clip]) if self._name(clip, text) not in self.cache]
+        return [text for text in dict.fromkeys(prompts_of[clip]) if self._name(clip, text) not in self.cache]
 
     def _name(self, clip: str, prompt: str) -> str:
         return f"score/{hashlib.sha256(chr(0).join((self._identity, clip, prompt)).encode()).hexdigest()}"
@@ -176,44 +178,44 @@ class Lesson:
         expected = (len(prompts), len(self.axes))
         if not isinstance(scores, Tensor) or tuple(scores.shape) != expected or not scores.isfinite().all():
             got = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
-            said = "some that are not finite" if got == expected else str(got)
+            problem = "some that are not finite" if got == expected else str(got)
             raise ValueError(
                 f"Expected the teacher's scores of shape {expected}, one per axis ({', '.join(self.axes)}), but got "
-                f"{said}; repair the teacher."
+                f"{problem}; repair the teacher."
             )
         return scores.float().cpu()
 
-    def scores(self, questions: Sequence[Question], own: bool = False) -> tuple[list[tuple[str, str]], Tensor]:
-        """What the teacher said.
+    def scores(self, clips: Sequence[ScoredClip], own: bool = False) -> tuple[list[tuple[str, str]], Tensor]:
+        """Read the cached scores.
 
         Args:
-            questions: What was asked.
+            clips: Which, and under which prompts.
             own: Only under the prompts that clips were made for.
 
         Returns:
             Clip and prompt of each score, and the scores ``(N, axes)``; clips that could not be used are left out.
         """
         cells = [
-            (question.clip, text)
-            for question in questions
-            for text in (question.prompts[:1] if own else question.prompts)
-            if self._name(question.clip, text) in self.cache
+            (clip.clip, text)
+            for clip in clips
+            for text in (clip.prompts[:1] if own else clip.prompts)
+            if self._name(clip.clip, text) in self.cache
         ]
         cells = list(dict.fromkeys(cells))
-        found = [self.cache.get(self._name(*cell)) for cell in cells]
-        return cells, torch.stack(found) if found else torch.empty(0, len(self.axes))
+        rows = [self.cache.get(self._name(*cell)) for cell in cells]
+        return cells, torch.stack(rows) if rows else torch.empty(0, len(self.axes))
 
     def pairs(
-        self, questions: Sequence[Question], mean: Tensor, std: Tensor, own: bool = False, seed: int = 0
+        self, clips: Sequence[ScoredClip], mean: Tensor, std: Tensor, own: bool = False, seed: int = 0
     ) -> PairData:
-        """Put the clips that were scored under a prompt together in twos, every score at least once.
+        """Pair the clips that were scored under the same prompt; every score is in at least one pair.
 
         Args:
-            questions: What was asked.
+            clips: Which, and under which prompts.
             mean: Of the teacher's scores, shape ``(axes,)``; the reward learns them in units of ``std`` from there.
             std: Their standard deviation.
             own: Only under the prompts that clips were made for.
-            seed: Of who meets whom.
+            seed: Of the pairing.
 
         Returns:
             Pairs with the teacher's scores, and its preferences where they differ by more than a tie.
@@ -221,33 +223,33 @@ class Lesson:
         Raises:
             ValueError: If there is no score.
         """
-        cells, scores = self.scores(questions, own)
+        cells, scores = self.scores(clips, own)
         if not cells:
             raise ValueError("Expected clips that the teacher scored, but there are none; give more clips or prompts.")
         under: dict[str, list[int]] = {}
         for row, (_, prompt) in enumerate(cells):
             under.setdefault(prompt, []).append(row)
-        rng, met = random.Random(seed), list[tuple[int, int]]()
+        rng, paired = random.Random(seed), list[tuple[int, int]]()
         for rows in under.values():
             rng.shuffle(rows)
-            met += zip(rows[::2], rows[1::2])
+            paired += zip(rows[::2], rows[1::2], strict=False)  # an odd one out is paired below
             if len(rows) % 2:
-                met.append((rows[-1], rng.choice(rows[:-1] or rows)))
-        first, second = (torch.tensor(side) for side in zip(*met, strict=True))
+                paired.append((rows[-1], rng.choice(rows[:-1] or rows)))
+        first, second = (torch.tensor(side) for side in zip(*paired, strict=True))
         scaled = (scores - mean) / std
         difference = scaled[first] - scaled[second]
         return PairData(
             self.axes,
-            [(cells[a][0], cells[b][0]) for a, b in met],
-            [cells[a][1] for a, _ in met],
+            [(cells[a][0], cells[b][0]) for a, b in paired],
+            [cells[a][1] for a, _ in paired],
             difference.sign() * (difference.abs() > TIE),
             self.cache,
             torch.stack([scaled[first], scaled[second]], dim=-1),
         )
 
 
-def spread(scores: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of scores ``(N, axes)``, each ``(axes,)``.
+def mean_and_std(scores: Tensor) -> tuple[Tensor, Tensor]:
+    """Return mean and standard deviation of scores ``(N, axes)``, each ``(axes,)``.
 
     Raises:
         ValueError: If an axis never varies: nothing can be learned from it.
@@ -256,6 +258,6 @@ def spread(scores: Tensor) -> tuple[Tensor, Tensor]:
     if not bool((std > 1e-8 * (1 + scores.abs().amax(dim=0))).all()):
         raise ValueError(
             f"Expected a teacher whose scores differ between clips, but on one axis all {len(scores)} are the same; "
-            "give clips that differ, or a teacher that sees it."
+            "give clips that differ, or a teacher that is sensitive to it."
         )
     return scores.mean(dim=0), std

@@ -1,4 +1,4 @@
-"""What a recipe may say, the noise it draws, and which parts of the trunk it trains."""
+"""What an objective may say, the noise it draws, and which parts of the trunk it trains."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tiny import tiny_transformer
 
 from nrg_sampler.rewards.base import Conditioning
 from nrg_sampler.rewards.latent import LatentReward
-from nrg_sampler.training.objective import SIGMA_SAMPLINGS, Recipe
+from nrg_sampler.training.objective import SIGMA_SAMPLINGS, Objective
 from nrg_sampler.training.trunk import TRUNK_MODULES, merge_trunk, open_trunk
 
 
@@ -33,12 +33,12 @@ def generator(seed=0):
 )
 def test_refuses_unknown_choices(wrong, sentence):
     with pytest.raises(ValueError, match=sentence):
-        Recipe(**wrong)
+        Objective(**wrong)
 
 
 @pytest.mark.parametrize("name", SIGMA_SAMPLINGS)
 def test_noise_levels_follow_their_distribution(name):
-    sigma = Recipe(sigma_sampling=name, shift=3.0).sample_sigma(20_000, generator())
+    sigma = Objective(sigma_sampling=name, shift=3.0).sample_sigma(20_000, generator())
     assert sigma.min() >= 0 and sigma.max() <= 1
     levels = torch.tensor([0.1, 0.3, 0.5, 0.7, 0.9])
     found = (sigma[:, None] <= levels).float().mean(dim=0)
@@ -52,21 +52,21 @@ def test_noise_levels_follow_their_distribution(name):
 
 
 def test_a_reward_of_clean_latents_sees_no_noise():
-    assert not Recipe(noised=False).sample_sigma(8, generator()).any()
+    assert not Objective(noised=False).sample_sigma(8, generator()).any()
 
 
 @pytest.mark.parametrize("same", [True, False])
 def test_compared_clips_share_their_noise_or_do_not(same):
-    noise = Recipe(same_noise=same).sample_noise(3, 2, (4, 2), generator())
+    noise = Objective(same_noise=same).sample_noise(3, 2, (4, 2), generator())
     assert noise.shape == (3, 2, 4, 2)
     assert torch.equal(noise[:, 0], noise[:, 1]) == same
     assert not torch.equal(noise[0], noise[1])
 
 
 def test_drops_the_asked_share_of_prompts():
-    dropped = Recipe(prompt_dropout=0.25).sample_dropped(20_000, generator())
+    dropped = Objective(prompt_dropout=0.25).sample_dropped(20_000, generator())
     assert dropped.float().mean().item() == pytest.approx(0.25, abs=0.01)
-    assert not Recipe().sample_dropped(100, generator()).any()
+    assert not Objective().sample_dropped(100, generator()).any()
 
 
 @pytest.fixture
@@ -97,7 +97,7 @@ def train(reward, inputs, steps=3):
 
 
 @pytest.mark.parametrize("trunk", ["full", "lora", "frozen"])
-def test_only_what_the_recipe_opens_is_trained(reward, inputs, trunk):
+def test_only_what_the_objective_opens_is_trained(reward, inputs, trunk):
     open_trunk(reward, trunk, lora_rank=2)
     moved = train(reward, inputs)
     in_trunk = {name for name in moved if name.startswith(TRUNK_MODULES)}

@@ -13,10 +13,10 @@ import torch
 from nrg_sampler import LatentReward, cli
 from nrg_sampler.flow import noised
 from nrg_sampler.training.cache import LatentCache
-from nrg_sampler.training.lessons import Lesson, PromptPool, Question, ask, spread
 from nrg_sampler.training.losses import LOSSES, Comparison
-from nrg_sampler.training.objective import Recipe
+from nrg_sampler.training.objective import Objective
 from nrg_sampler.training.sources import GeneratedClips, VideoFiles, plan_samples
+from nrg_sampler.training.teacher_scores import PromptPool, ScoredClip, TeacherScores, assign_prompts, mean_and_std
 from nrg_sampler.training.trainer import TrainerSettings, score_pairs, train
 from nrg_sampler.video import write_mp4
 
@@ -144,60 +144,60 @@ class Recording:
     axes = ("light", "length")
 
     def __init__(self, fails_at=None):
-        self.asked, self.fails_at = [], fails_at
+        self.calls, self.fails_at = [], fails_at
 
     def __call__(self, clips, prompts, fps):
-        if len(self.asked) == self.fails_at:
+        if len(self.calls) == self.fails_at:
             raise KeyboardInterrupt
-        self.asked.append((clips[:, 0, 0, 0, 0].tolist(), list(prompts), fps))
+        self.calls.append((clips[:, 0, 0, 0, 0].tolist(), list(prompts), fps))
         return torch.stack([clips[:, 0, 0, 0, 0], torch.tensor([float(len(prompt)) for prompt in prompts])], dim=1)
 
 
 ENCODER = SimpleNamespace(prompt=lambda text: torch.ones(2, 16))
 
 
-def lesson_on(tmp_path, teacher, count=6):
+def scores_on(tmp_path, teacher, count=6):
     source = Numbers(count)
-    lesson = Lesson(teacher, "recording", LatentCache(tmp_path, {}), fps=8.0)
-    questions = ask(source, [True] * count, others=1)
-    return lesson, source, questions
+    scores_of = TeacherScores(teacher, "recording", LatentCache(tmp_path, {}), fps=8.0)
+    assigned = assign_prompts(source, [True] * count, others=1)
+    return scores_of, source, assigned
 
 
-def test_an_interruption_costs_a_batch_and_nothing_is_asked_twice(tmp_path):
-    lesson, source, questions = lesson_on(tmp_path, Recording(fails_at=4))
+def test_an_interruption_costs_a_batch_and_nothing_is_scored_twice(tmp_path):
+    scores_of, source, assigned = scores_on(tmp_path, Recording(fails_at=4))
     with pytest.raises(KeyboardInterrupt):
-        list(lesson.fill(source, questions, ENCODER))
+        list(scores_of.fill(source, assigned, ENCODER))
     assert [rows for rows, _ in source.made] == [[0, 1], [2, 3], [4, 5]]
-    lesson, source, questions = lesson_on(tmp_path, teacher := Recording())
-    done = list(lesson.fill(source, questions, ENCODER))
+    scores_of, source, assigned = scores_on(tmp_path, teacher := Recording())
+    done = list(scores_of.fill(source, assigned, ENCODER))
     assert source.made == [([4, 5], False)] and done[-1] == 3 + 6
-    assert sorted(sum((clips for clips, _, _ in teacher.asked), [])) == pytest.approx([0.4, 0.4, 0.5, 0.5])
-    assert all(fps == 8.0 for _, _, fps in teacher.asked)
+    assert sorted(sum((clips for clips, _, _ in teacher.calls), [])) == pytest.approx([0.4, 0.4, 0.5, 0.5])
+    assert all(fps == 8.0 for _, _, fps in teacher.calls)
 
-    more = ask(source, [True] * 6, others=2)  # the clips are known, and most of the answers
-    list(lesson.fill(source, more, ENCODER))
+    more = assign_prompts(source, [True] * 6, others=2)  # the clips are known, and most of the answers
+    list(scores_of.fill(source, more, ENCODER))
     assert source.made[1:] == [([0, 1], True), ([2, 3], True), ([4, 5], True)]
-    assert sum(len(prompts) for _, prompts, _ in teacher.asked[2:]) == 6
+    assert sum(len(prompts) for _, prompts, _ in teacher.calls[2:]) == 6
 
 
-def test_pairs_hold_what_the_teacher_said_under_their_prompt(tmp_path):
-    lesson, source, questions = lesson_on(tmp_path, Recording(), count=8)
-    list(lesson.fill(source, questions, ENCODER))
-    _, scores = lesson.scores(questions)
+def test_pairs_hold_the_teacher_s_scores_under_their_prompt(tmp_path):
+    scores_of, source, assigned = scores_on(tmp_path, Recording(), count=8)
+    list(scores_of.fill(source, assigned, ENCODER))
+    _, scores = scores_of.scores(assigned)
     assert len(scores) == 16
-    mean, std = spread(scores[:, :1])
+    mean, std = mean_and_std(scores[:, :1])
     mean, std = torch.cat([mean, torch.zeros(1)]), torch.cat([std, torch.ones(1)])
-    pairs = lesson.pairs(questions, mean, std)
+    pairs = scores_of.pairs(assigned, mean, std)
     assert {clip for both in pairs._clips for clip in both} == set(source.names)
     batch = pairs.batch(range(len(pairs)), torch.device("cpu"))
     number = batch.clean[:, :, 0, 0, 0, 0]  # (N, 2): a clip's latents are its number
     torch.testing.assert_close(batch.scores[:, 0], (number / 10 - mean[0]) / std[0])
     difference = batch.scores[:, 0, 0] - batch.scores[:, 0, 1]
     assert torch.equal(batch.preference[:, 0], difference.sign() * (difference.abs() > 0.25))
-    own = lesson.pairs(questions, mean, std, own=True)
+    own = scores_of.pairs(assigned, mean, std, own=True)
     assert len(own) == 4 and all(int(a[-1]) // 2 == int(b[-1]) // 2 for a, b in own._clips)
     with pytest.raises(ValueError, match="Expected clips that the teacher scored, but there are none"):
-        lesson.pairs([Question("clip/unknown", ("prompt",))], mean, std)
+        scores_of.pairs([ScoredClip("clip/unknown", ("prompt",))], mean, std)
 
 
 def test_regression_at_a_noise_level_finds_the_expectation_of_the_clean_score():
@@ -254,19 +254,19 @@ def test_tells_held_out_clips_apart_and_knows_less_where_there_is_more_noise(tmp
     from tiny import tiny_transformer
 
     torch.manual_seed(0)
-    lesson = Lesson(Recording(), "recording", LatentCache(tmp_path, {}), fps=8.0)
+    scores_of = TeacherScores(Recording(), "recording", LatentCache(tmp_path, {}), fps=8.0)
     trained, tested = Grey(range(96)), Grey(range(1000, 1064))
-    questions = [ask(source, [True] * len(source.names), others=1) for source in (trained, tested)]
-    for source, asked in zip((trained, tested), questions, strict=True):
-        list(lesson.fill(source, asked, ENCODER))
-    mean, std = lesson.scores(questions[0])[1].mean(dim=0), torch.tensor([0.29, 1.0])
-    training, held_out = (lesson.pairs(asked, mean, std) for asked in questions)
-    recipe = Recipe(loss="regression", num_blocks=1)
+    assigned = [assign_prompts(source, [True] * len(source.names), others=1) for source in (trained, tested)]
+    for source, asked in zip((trained, tested), assigned, strict=True):
+        list(scores_of.fill(source, asked, ENCODER))
+    mean, std = scores_of.scores(assigned[0])[1].mean(dim=0), torch.tensor([0.29, 1.0])
+    training, held_out = (scores_of.pairs(asked, mean, std) for asked in assigned)
+    objective = Objective(loss="regression", num_blocks=1)
     reward = LatentReward.from_transformer(
-        tiny_transformer(), **recipe.reward_options(), axes=("light", "length"), text_axes=("length",)
+        tiny_transformer(), **objective.reward_options(), axes=("light", "length"), text_axes=("length",)
     )
     settings = TrainerSettings(steps=80, batch=16, lr=1e-2, trunk_lr=2e-3, warmup=10, ema=0.9)
-    list(train(reward, training, recipe, settings, tmp_path / "run", Accelerator(cpu=True)))
+    list(train(reward, training, objective, settings, tmp_path / "run", Accelerator(cpu=True)))
     batch = held_out.batch(range(len(held_out)), torch.device("cpu"))
     noise = torch.randn(batch.clean.shape)  # one of its own for each clip, which hides what sets it apart
     right, spreads = [], []

@@ -17,7 +17,7 @@ from nrg_sampler.shapes.oracle import AXES
 from nrg_sampler.shapes.scenes import caption
 from nrg_sampler.shapes.train.groups import scores, to_prompt
 from nrg_sampler.shapes.train.pool import Pool
-from nrg_sampler.shapes.train.text import encode_text
+from nrg_sampler.shapes.train.train_text import encode_text
 from nrg_sampler.statistics import spearman
 from nrg_sampler.training.gate import deficits, train_gate
 

@@ -81,7 +81,7 @@ def attribute_labels(prompts: list[Prompt]) -> Tensor:
     return torch.tensor(rows)
 
 
-class AttributeReader(nn.Module):
+class CaptionClassifier(nn.Module):
     """The encoder with one linear read-out an attribute; only the encoder is kept."""
 
     def __init__(self, text_encoder: nn.Module) -> None:
@@ -97,7 +97,7 @@ def train_text(
     torch.manual_seed(seed)
     tokenizer = new_tokenizer()
     text_encoder = new_text_encoder(len(tokenizer))
-    reader = AttributeReader(text_encoder).to(device)
+    reader = CaptionClassifier(text_encoder).to(device)
 
     def loss(step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         rng = random.Random(seed * 1_000_003 + step)

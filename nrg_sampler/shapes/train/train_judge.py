@@ -17,14 +17,15 @@ from nrg_sampler.files import replacing
 from nrg_sampler.shapes.judge import PixelJudge
 from nrg_sampler.shapes.oracle import AXES
 from nrg_sampler.shapes.scenes import caption, vocabulary
-from nrg_sampler.shapes.train.attributes import AttributeReader
-from nrg_sampler.shapes.train.base import new_optimizers
+from nrg_sampler.shapes.train.attributes import AttributeClassifier
 from nrg_sampler.shapes.train.groups import LEFT, RIGHT, TIE, PairSampler, to_prompt
 from nrg_sampler.shapes.train.loop import LoopSettings, fit
 from nrg_sampler.shapes.train.pool import GROUP, Pool, decode_latents, prepare_pools
-from nrg_sampler.shapes.train.reward import rate
-from nrg_sampler.shapes.train.text import CHOICES
+from nrg_sampler.shapes.train.rating import rate
+from nrg_sampler.shapes.train.train_base import new_optimizers
+from nrg_sampler.shapes.train.train_text import CHOICES
 from nrg_sampler.training.losses import LOSSES, Comparison
+from nrg_sampler.training.trainer import NEARLY_CLEAN, PULL
 
 if TYPE_CHECKING:
     from diffusers import WanPipeline
@@ -43,7 +44,6 @@ TEXT_AXIS = AXES.index("TA")
 KINDS = ("mixed", "same")
 HELD_OUT_GROUPS = 400  # of four clips, for each kind of pairs
 CALIBRATION_GROUPS = 100
-NEARLY_CLEAN = (0.02, 0.1)  # noise levels at which the reward is compared
 
 
 def train_judge(
@@ -71,7 +71,7 @@ def train_judge(
     sampler = PairSampler(pool)
     torch.manual_seed(seed + OTHER_SEED)
     judge = PixelJudge(axes=AXES, text_axes=("TA",), words=vocabulary()).to(device)
-    reader = AttributeReader(judge.config.dim).to(device)
+    reader = AttributeClassifier(judge.config.dim).to(device)
     shown = sampler.shown.to(device)
 
     def loss(step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
@@ -91,7 +91,7 @@ def train_judge(
         said = perceived(value[:, ONE] - value[:, OTHER], generator).to(device)
         first, second = (graded[:, prompts].flatten()[:, None] for prompts in (ONE, OTHER))
         read = LOSSES["bradley-terry-ties"](Comparison(first, second, said.flatten()[:, None])).per_axis().sum()
-        return found.per_axis().sum() + read + misnamed + 1e-3 * raw.pow(2).mean(), found.means() | named
+        return found.per_axis().sum() + read + misnamed + PULL * raw.pow(2).mean(), found.means() | named
 
     trained = nn.ModuleDict({"judge": judge, "reader": reader})
     settings = LoopSettings(steps, ema=0.998, seed=seed)

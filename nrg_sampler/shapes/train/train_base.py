@@ -16,8 +16,8 @@ from nrg_sampler.flow import noised, velocity_from
 from nrg_sampler.shapes.render import draw, render
 from nrg_sampler.shapes.scenes import Prompt, caption, sample_prompt, sample_scene
 from nrg_sampler.shapes.train.loop import LoopSettings, fit
-from nrg_sampler.shapes.train.text import TEXT_DIM, encode_text
-from nrg_sampler.shapes.train.vae import Z_DIM
+from nrg_sampler.shapes.train.train_text import TEXT_DIM, encode_text
+from nrg_sampler.shapes.train.train_vae import Z_DIM
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKLWan, WanTransformer3DModel
