@@ -31,6 +31,14 @@ def test_the_script_and_the_version_are_what_is_installed(project: dict[str, Any
     assert installed == project["project"]["version"]
 
 
+def test_the_changelog_and_the_citation_know_the_version(project: dict[str, Any]) -> None:
+    import yaml
+
+    version = project["project"]["version"]
+    assert f"\n## [{version}]\n" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))["version"] == version
+
+
 def test_the_licence_is_apache_in_full(project: dict[str, Any]) -> None:
     text = (ROOT / "LICENSE").read_text(encoding="utf-8")
     assert project["project"]["license"] == "Apache-2.0"

@@ -95,7 +95,8 @@ def anchors(page: Path) -> set[str]:
 @pytest.mark.parametrize("page", LINKED, ids=name_of)
 def test_links_and_pictures_are_there(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
-    targets = re.findall(r"\]\(([^)]+)\)", text) + re.findall(r"^```\{image\} (.+)$", text, flags=re.MULTILINE)
+    pictures = re.findall(r'<img src="([^"]+)"|^```\{image\} (.+)$', text, flags=re.MULTILINE)
+    targets = [*re.findall(r"\]\(([^)]+)\)", text), *(source or path for source, path in pictures)]
     missing = []
     for target in targets:
         if target.startswith(("http://", "https://")):
