@@ -8,9 +8,10 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from nrg_sampler.guidance.memory import DirectionMemory
 from nrg_sampler.guidance.push import guide
 from nrg_sampler.guidance.settings import RewardGuidance
-from nrg_sampler.guidance.step import DirectionMemory, guided_velocity
+from nrg_sampler.guidance.step import guided_velocity
 from nrg_sampler.guidance.trace import GuidanceTrace, GuidanceWarning
 from nrg_sampler.hosts.attach import attach
 from nrg_sampler.rewards.base import Conditioning, Reward, RewardWeights

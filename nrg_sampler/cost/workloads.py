@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nrg_sampler.guidance.part import Window
+from nrg_sampler.guidance.part import Part
 from nrg_sampler.guidance.settings import RewardGuidance
 from nrg_sampler.rewards.base import Conditioning
 from nrg_sampler.rewards.recompute import recomputed
@@ -123,7 +123,7 @@ class Workload:
                 f"Expected frame_stride=1 and crop=1 for {self.name}, but got {guidance.frame_stride} and "
                 f"{guidance.crop:g}; parts are counted of latents (B, C, T, H, W)."
             )
-        window = Window.of(self.latents, guidance.frame_stride, guidance.crop, 0)
+        window = Part.of(self.latents, guidance.frame_stride, guidance.crop, 0)
         return replace(self, latents=tuple(window.cut(torch.empty(self.latents, device="meta")).shape))
 
     def prompt_mask(self, device: str) -> Tensor:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from diffusers.configuration_utils import ConfigMixin
 from torch import Tensor
 
-from nrg_sampler.rewards.base import Conditioning, Reward, recommended_damping, recommended_fading, recommended_scales
+from nrg_sampler.rewards.base import Conditioning, Reward, RewardHooks
 from nrg_sampler.rewards.gradient import axis_gradients
 from nrg_sampler.rewards.pixel import PixelReward
 
@@ -24,8 +25,8 @@ class RandomDirection:
         self._reward = reward
         self._generator = torch.Generator().manual_seed(seed)
         self.axes = reward.axes
-        self.mean = getattr(reward, "mean", (0.0,) * len(self.axes))
-        self.std = getattr(reward, "std", (1.0,) * len(self.axes))
+        hooks = RewardHooks.of(reward)
+        self.mean, self.std = hooks.mean, hooks.std
         trusted_as(self, reward)
 
     def __call__(self, latents: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
@@ -73,12 +74,10 @@ def trusted_as(reward: Any, target: Reward) -> Any:
             f"Expected a reward with the axes {', '.join(target.axes)}, as the one it is compared with, but got "
             f"{', '.join(reward.axes)}; compare rewards that score the same."
         )
-    recommended: dict[str, Any] = {
-        "recommended_scale": recommended_scales(target),
-        "recommended_damping": recommended_damping(target),
-        "recommended_fading": recommended_fading(target),
-    }
-    if hasattr(reward, "register_to_config"):
+    hooks = RewardHooks.of(target)
+    names = ("recommended_scale", "recommended_damping", "recommended_fading")
+    recommended: dict[str, Any] = {name: getattr(hooks, name) for name in names}
+    if isinstance(reward, ConfigMixin):
         reward.register_to_config(**recommended)
     else:
         vars(reward).update(recommended)

@@ -14,7 +14,7 @@ PATCH = 2  # latents; a crop begins and ends where the patches of video transfor
 
 
 @dataclass(frozen=True)
-class Window:
+class Part:
     """Some frames of some latents, and a rectangle of each.
 
     Args:
@@ -28,7 +28,7 @@ class Window:
     columns: slice
 
     @classmethod
-    def of(cls, shape: Sequence[int], frame_stride: int, crop: float, turn: int) -> Window:
+    def of(cls, shape: Sequence[int], frame_stride: int, crop: float, turn: int) -> Part:
         """Choose the part whose turn it is.
 
         Args:

@@ -9,7 +9,7 @@ Reference:
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -19,10 +19,22 @@ from nrg_sampler.flow import PURE_NOISE, coefficient, expand, per_sample, workin
 TINY = 1e-30  # keeps the ratio of two zero norms at zero
 
 
-class Push(NamedTuple):
-    """A change of the velocity, shape ``(B, C, T, H, W)``, and what made it, each ``(B,)``; see ``Measurement``."""
+@dataclass(frozen=True)
+class Push:
+    """How far each sample is pushed; every tensor has shape ``(B,)`` and stays on the velocity's device.
 
-    value: Tensor
+    Args:
+        factor: What multiplies the gradient, limits included; 0 for a sample that is left alone.
+        grad_norm: Norm of the gradient of the weighted reward.
+        velocity_norm: Norm of the velocity before guidance.
+        coefficient: ``sigma / (1 - sigma)``, clamped, and trusted as all weighted axes are.
+        push_ratio: Norm of the change over the norm of the velocity.
+        clamped: Whether the coefficient was clamped.
+        capped: Whether the push was shortened.
+        finite: Whether the gradient was finite; if not, the sample is left alone.
+    """
+
+    factor: Tensor
     grad_norm: Tensor
     velocity_norm: Tensor
     coefficient: Tensor
@@ -30,44 +42,6 @@ class Push(NamedTuple):
     clamped: Tensor
     capped: Tensor
     finite: Tensor
-
-
-def compute_push(
-    velocity: Tensor,
-    reward_grad: Tensor,
-    sigma: Tensor | float,
-    scale: float = 1.0,
-    *,
-    max_coefficient: float | None = None,
-    max_push: float | None = None,
-    damping: float = 0.0,
-    fading: float = 0.0,
-) -> Push:
-    """Return what ``guide`` subtracts from the velocity, with its numbers per sample; arguments as there."""
-    dtype = working_dtype(velocity, reward_grad)
-    velocity, reward_grad = velocity.to(dtype), reward_grad.to(dtype)
-    sigma = per_sample(sigma, velocity)
-    guidable = (sigma > 0) & (sigma <= PURE_NOISE)
-    sigma = torch.where(guidable, sigma, 0.0)  # keeps the singularity at 1 out of the arithmetic
-
-    factor = coefficient(sigma)
-    highest = math.inf if max_coefficient is None else max_coefficient
-    clamped = factor > highest
-    factor = factor.clamp(max=highest) * (1 - sigma) ** damping * sigma**fading
-
-    grad_norm, velocity_norm = _norm(reward_grad), _norm(velocity)
-    push_norm = abs(scale) * factor * grad_norm
-    finite = (grad_norm.isfinite() & push_norm.isfinite()) | ~guidable
-    limit = math.inf if max_push is None else max_push * velocity_norm
-    capped = (push_norm > limit) & finite
-    shrink = torch.where(capped, limit / push_norm, 1.0)
-    moved = guidable & finite
-    # `where`, because 0 * nan is nan
-    push = torch.where(
-        expand(moved, reward_grad).bool(), expand(scale * factor * shrink, reward_grad) * reward_grad, 0.0
-    )
-    ratio = torch.where(moved, push_norm * shrink / velocity_norm.clamp(min=TINY), 0.0)
-    return Push(push, grad_norm, velocity_norm, factor, ratio, clamped, capped, finite)
 
 
 def guide(
@@ -80,6 +54,7 @@ def guide(
     max_push: float | None = None,
     damping: float = 0.0,
     fading: float = 0.0,
+    push: Push | None = None,
 ) -> Tensor:
     r"""Move a velocity toward higher reward, each sample on its own.
 
@@ -94,6 +69,7 @@ def guide(
         max_push: Upper limit of the change's norm as a fraction of the velocity's norm; ``None`` for no limit.
         damping: Exponent p >= 0 of the factor ``(1 - sigma) ** p``.
         fading: Exponent q >= 0 of the factor ``sigma ** q``.
+        push: What ``measure_push`` returned for the same arguments, if it is known.
 
     Returns:
         Guided velocity, same shape and dtype as ``velocity``; a sample whose gradient is not finite comes back as is.
@@ -103,9 +79,54 @@ def guide(
     """
     if scale == 0:
         return velocity
-    limits = {"max_coefficient": max_coefficient, "max_push": max_push}
-    push = compute_push(velocity, reward_grad, sigma, scale, damping=damping, fading=fading, **limits)
-    return (velocity.to(push.value.dtype) - push.value).to(velocity.dtype)
+    if push is None:
+        limits = {"max_coefficient": max_coefficient, "max_push": max_push}
+        push = measure_push(velocity, reward_grad, sigma, scale, damping=damping, fading=fading, **limits)
+    dtype = working_dtype(velocity, reward_grad)
+    factor = expand(push.factor, velocity.to(dtype))
+    gradient = torch.where(factor == 0, 0.0, reward_grad.to(dtype))  # 0 * nan is nan
+    return (velocity.to(dtype) - factor * gradient).to(velocity.dtype)  # Eq. 11
+
+
+def measure_push(
+    velocity: Tensor,
+    reward_grad: Tensor,
+    sigma: Tensor | float,
+    scale: float = 1.0,
+    *,
+    max_coefficient: float | None = None,
+    max_push: float | None = None,
+    damping: float = 0.0,
+    fading: float = 0.0,
+) -> Push:
+    """Work out how far ``guide`` pushes each sample within the limits; arguments as there."""
+    dtype = working_dtype(velocity, reward_grad)
+    sigma = per_sample(sigma, velocity, dtype)
+    guidable = (sigma > 0) & (sigma <= PURE_NOISE)
+    sigma = torch.where(guidable, sigma, 0.0)  # keeps the singularity at 1 out of the arithmetic
+
+    factor = coefficient(sigma)
+    highest = math.inf if max_coefficient is None else max_coefficient
+    clamped = factor > highest
+    factor = factor.clamp(max=highest) * (1 - sigma) ** damping * sigma**fading
+
+    grad_norm, velocity_norm = _norm(reward_grad.to(dtype)), _norm(velocity.to(dtype))
+    push_norm = abs(scale) * factor * grad_norm
+    finite = (grad_norm.isfinite() & push_norm.isfinite()) | ~guidable
+    limit = math.inf if max_push is None else max_push * velocity_norm
+    capped = (push_norm > limit) & finite
+    shrink = torch.where(capped, limit / push_norm, 1.0)
+    moved = guidable & finite
+    return Push(
+        factor=torch.where(moved, scale * factor * shrink, 0.0),
+        grad_norm=grad_norm,
+        velocity_norm=velocity_norm,
+        coefficient=factor,
+        push_ratio=torch.where(moved, push_norm * shrink / velocity_norm.clamp(min=TINY), 0.0),
+        clamped=clamped,
+        capped=capped,
+        finite=finite,
+    )
 
 
 def _norm(tensor: Tensor) -> Tensor:

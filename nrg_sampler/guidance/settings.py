@@ -14,17 +14,8 @@ from typing import Any
 
 from nrg_sampler.guidance.fields import Choice, Number, Switch, Text, Whole, expect, setting, settings_of
 from nrg_sampler.guidance.presets import preset_named
-from nrg_sampler.guidance.trust import PowersLike, Trust, powers_of, read_powers, shared
-from nrg_sampler.rewards.base import (
-    Reward,
-    RewardWeights,
-    WeightsLike,
-    recommended_damping,
-    recommended_fading,
-    recommended_scales,
-)
-from nrg_sampler.rewards.ensemble import member_count
-from nrg_sampler.rewards.gate import require_gate
+from nrg_sampler.guidance.trust import PowersLike, read_powers
+from nrg_sampler.rewards.base import RewardWeights, WeightsLike
 
 POWERS = ("damping", "fading")
 
@@ -248,29 +239,6 @@ class RewardGuidance:
         assert isinstance(self.weights, RewardWeights)
         return self.weights
 
-    def strength(self, reward: Reward) -> float:
-        """Return the number that multiplies the gradient of the score, the ``w`` of the formula."""
-        return self.scale * (max(recommended_scales(reward)) if self.calibrated else 1.0)
-
-    def limits(self) -> dict[str, Any]:
-        """Return the settings that bound the push, as keyword arguments of ``guide``."""
-        return {"max_coefficient": self.max_coefficient, "max_push": self.max_push}
-
-    def trust(self, reward: Reward) -> tuple[Trust, dict[str, Trust]]:
-        """Return how much all weighted axes of a reward are trusted at each noise level, and what each has beyond that.
-
-        Raises:
-            ValueError: If an axis is unknown, or powers or weights have another number of them.
-        """
-        axes = tuple(reward.axes)
-        scales = recommended_scales(reward)
-        shares = [scale / max(scales) for scale in scales] if self.calibrated else [1.0] * len(axes)
-        damping = powers_of("damping", self.damping, axes, recommended_damping(reward))
-        fading = powers_of("fading", self.fading, axes, recommended_fading(reward))
-        weights, _ = self.resolve(axes)
-        every = zip(axes, map(Trust, shares, damping, fading), strict=True)
-        return shared({axis: trust for axis, trust in every if axis in weights})
-
     def skips(self, step_index: int, num_inference_steps: int) -> str | None:
         """Return why a denoising step is left unguided: ``"window"`` or ``"every"``; ``None`` if it is not."""
         if not self.start <= step_index / num_inference_steps < self.stop:
@@ -281,8 +249,8 @@ class RewardGuidance:
         """Return whether a guided step takes the last direction, if there is one yet."""
         return self.reuse and step_index % self.every != 0
 
-    def asked_steps(self, num_inference_steps: int) -> int:
-        """Return in how many steps of a run the reward is asked."""
+    def evaluated_steps(self, num_inference_steps: int) -> int:
+        """Return in how many steps of a run the reward is evaluated."""
         if self.scale == 0:
             return 0
         guided = [step for step in range(num_inference_steps) if self.skips(step, num_inference_steps) is None]
@@ -295,50 +263,7 @@ class RewardGuidance:
 
     def gradients(self, num_inference_steps: int) -> int:
         """Return how many gradients of the reward one run takes."""
-        return self.asked_steps(num_inference_steps) * (self.smoothing_samples if self.smoothing else 1)
-
-    def differentiated(self, axes: Sequence[str]) -> tuple[str, ...]:
-        """Return the axes that are differentiated one at a time; none if their weighted sum is."""
-        weights, floor = self.resolve(axes)
-        apart = self.balanced or self.conflicts != "sum" or floor
-        return tuple(axis for axis in axes if axis in weights or axis in floor) if apart else ()
-
-    def passes_back(self, axes: Sequence[str]) -> int:
-        """Return how many backward passes one gradient takes."""
-        return max(1, len(self.differentiated(axes)))
-
-    def resolve(self, axes: Sequence[str]) -> tuple[dict[str, float], tuple[str, ...]]:
-        """Return the weight of each axis that has one, 1 where the prompts decide, and the floored axes.
-
-        Raises:
-            ValueError: If an axis is unknown or the number of weights differs.
-        """
-        floor = _axes(self.floor) or ()
-        if unknown := [name for name in floor if name not in axes]:
-            raise ValueError(
-                f"Expected `floor` to name axes of the reward ({', '.join(axes)}), but got {', '.join(unknown)}; "
-                "use the reward's own axes."
-            )
-        given = RewardWeights.parse(self.weights)
-        weights = (1.0,) * len(axes) if given.auto else given.resolve(axes)
-        return {axis: weight for axis, weight in zip(axes, weights, strict=True) if weight}, floor
-
-    def check(self, reward: Any) -> None:
-        """Refuse settings that the reward cannot serve.
-
-        Raises:
-            ValueError: If an axis is unknown, weights are to be proposed and it cannot, or members that disagree are
-                asked for and there is one only.
-        """
-        self.trust(reward)
-        if RewardWeights.parse(self.weights).auto:
-            require_gate(reward)
-        if self.disagreement and member_count(reward) < 2:
-            raise ValueError(
-                f"Expected a reward with several members for disagreement={self.disagreement:g}, but "
-                f"{type(reward).__name__} has one; train one with `train-reward --members 3`, combine rewards in an "
-                "`EnsembleReward`, or leave disagreement at 0."
-            )
+        return self.evaluated_steps(num_inference_steps) * (self.smoothing_samples if self.smoothing else 1)
 
 
 def _axes(axes: str | Sequence[str] | None) -> tuple[str, ...] | None:

@@ -1,7 +1,7 @@
-"""One guided denoising step: ask the reward, settle what its axes disagree about, push the velocity.
+"""One guided denoising step: read the latents, differentiate the reward, settle its axes, push the velocity.
 
-The settings are :class:`nrg_sampler.guidance.settings.RewardGuidance`; the formula itself is in :mod:`nrg_sampler.guidance.push`, what is
-done when axes disagree in :mod:`nrg_sampler.guidance.directions`.
+The settings are :class:`nrg_sampler.guidance.settings.RewardGuidance`; the formula itself is in
+:mod:`nrg_sampler.guidance.push`, what is done when axes disagree in :mod:`nrg_sampler.guidance.directions`.
 
 Reference:
     Liu et al., 2025, arXiv:2501.13918, Eq. 11.
@@ -10,153 +10,27 @@ Reference:
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from nrg_sampler.flow import PURE_NOISE, along_path, clean_from, expand, working_dtype
 from nrg_sampler.guidance import directions
-from nrg_sampler.guidance.part import Window
-from nrg_sampler.guidance.push import Push, compute_push
+from nrg_sampler.guidance.memory import Direction, DirectionMemory
+from nrg_sampler.guidance.part import Part
+from nrg_sampler.guidance.push import guide, measure_push
+from nrg_sampler.guidance.resolved import ResolvedGuidance, resolve
 from nrg_sampler.guidance.settings import RewardGuidance
 from nrg_sampler.guidance.stopwatch import Stopwatch
 from nrg_sampler.guidance.trace import GuidanceTrace, Measurement
-from nrg_sampler.rewards.base import Conditioning, Reward, RewardWeights, check_reward
+from nrg_sampler.rewards.base import Conditioning, Reward, SharedForward
 from nrg_sampler.rewards.gate import propose_weights
 from nrg_sampler.rewards.gradient import axis_gradients, reward_gradient
 
-
-class Direction(NamedTuple):
-    """Where the reward wants the latents to go.
-
-    Args:
-        value: Combined gradient, shape of the latents.
-        raw: Raw reward there, shape ``(B, axes)``.
-        floored: Whether a floor changed it, shape ``(B,)``.
-        proposed: Weights that the reward proposed, shape ``(B, axes)``; ``None`` if they were given.
-    """
-
-    value: Tensor
-    raw: Tensor
-    floored: Tensor
-    proposed: Tensor | None = None
-
-
-@dataclass
-class DirectionMemory:
-    """Hold the last direction for the steps that reuse it; one per sampling run.
-
-    Args:
-        last: The direction, or ``None`` before the first.
-    """
-
-    last: Direction | None = field(default=None, repr=False)
-
-    def recall(self, latents: Tensor) -> Direction | None:
-        """Return the last direction if it is of such latents."""
-        return self.last if self.last is not None and self.last.value.shape == latents.shape else None
-
-    def keep(self, rows: Tensor) -> None:
-        """Keep the samples ``rows`` of the batch, in this order, as a sampling loop does that gives some up."""
-        if self.last is not None:
-            parts = (None if part is None else part[rows.to(part.device)] for part in self.last)
-            self.last = Direction(*parts)  # type: ignore[arg-type]
-
-
-def reward_direction(
-    latents: Tensor,
-    velocity: Tensor,
-    sigma: Tensor | float,
-    reward: Reward,
-    conditioning: Conditioning | None,
-    guidance: RewardGuidance,
-    seed: int = 0,
-) -> Direction:
-    """Differentiate the reward and settle what its axes disagree about.
-
-    Args:
-        latents: Noisy latents, shape ``(B, C, T, H, W)``.
-        velocity: Velocity after classifier-free guidance, same shape.
-        sigma: Noise level: a number, or shape ``(B,)``.
-        reward: Differentiable reward with named ``axes``.
-        conditioning: The positive prompts, one row per latent.
-        guidance: The settings.
-        seed: Number of the step: the seed of the noise that ``smoothing`` exchanges, and whose turn it is to be read.
-
-    Returns:
-        The direction, before scale, coefficient and limits.
-
-    Raises:
-        ValueError: If the arguments or the reward do not fit.
-    """
-    guidance.check(reward)
-    weights: Mapping[str, float | Tensor]
-    weights, floor = guidance.resolve(reward.axes)
-    proposed = None
-    if RewardWeights.parse(guidance.weights).auto:
-        proposed = propose_weights(reward, conditioning)
-        weights = dict(zip(reward.axes, proposed.unbind(dim=1), strict=True))
-    dtype = working_dtype(latents, velocity)
-    latents, velocity = latents.to(dtype), velocity.to(dtype)
-    _, beyond = guidance.trust(reward)
-    weights = {axis: beyond[axis].weigh(weight, sigma, latents) for axis, weight in weights.items()}
-    # a push away from the reward is sure of the upper bound
-    disagreement = math.copysign(guidance.disagreement, guidance.scale)
-    if getattr(reward, "needs_velocity", False):
-        conditioning = replace(conditioning or Conditioning(), velocity=velocity)
-    names = guidance.differentiated(reward.axes)
-    level = (1 - guidance.lookahead) * sigma
-
-    def gradients(at: Tensor) -> tuple[Tensor, Tensor]:
-        """Return those of the axes, or of their weighted sum alone, which takes a single pass back."""
-        part, told = at, conditioning
-        if guidance.windowed:
-            window = Window.of(at.shape, guidance.frame_stride, guidance.crop, seed // guidance.every)
-            part, told = window.cut(at), window.conditioning(conditioning or Conditioning())
-        options = guidance.calibrated, disagreement
-        if names:
-            grads, raw = axis_gradients(part, level, reward, told, names, *options)
-        else:
-            grad, raw = reward_gradient(part, level, reward, told, weights, *options)
-            grads = grad[None]
-        return (window.placed(grads, (len(grads), *at.shape)) if guidance.windowed else grads), raw
-
-    if guidance.smoothing:
-        noises = guidance.smoothing, guidance.smoothing_samples, seed
-        found = [gradients(point) for point in directions.renoised(latents, velocity, sigma, level, *noises)]
-        grads, raw = (torch.stack(parts).mean(dim=0) for parts in zip(*found))
-    else:
-        grads, raw = gradients(along_path(latents, velocity, sigma, level) if guidance.lookahead else latents)
-    if guidance.lookahead:
-        # The velocity is taken for constant, which leaves a Jacobian of 1 (Patel et al., 2024, arXiv:2412.00100, gradient
-        # skipping). The gradient of what is expected of the clean latents shrinks like 1 - sigma, and read at `level` it
-        # has not done so yet.
-        grads = expand((1 - sigma) / (1 - level), latents) * grads
-
-    direction = _combined(grads, names, weights, guidance) if names else grads[0]
-    if guidance.parallel != 1:
-        direction = directions.less_parallel(direction, clean_from(latents, velocity, sigma), guidance.parallel)
-    floored = torch.zeros(len(latents), dtype=torch.bool, device=latents.device)
-    if floor:
-        sign = math.copysign(1, guidance.scale)  # the floor holds for what is done, also when that is flipped
-        held, floored = directions.above_floor(sign * direction, grads[[names.index(axis) for axis in floor]])
-        direction = sign * held
-    return Direction(direction, raw, floored, proposed)
-
-
-def _combined(
-    grads: Tensor, names: Sequence[str], weights: Mapping[str, float | Tensor], guidance: RewardGuidance
-) -> Tensor:
-    terms = grads[[names.index(axis) for axis in weights]]
-    if guidance.balanced:
-        terms = directions.balanced(terms)
-    terms = torch.stack([expand(weight, term) * term for weight, term in zip(weights.values(), terms, strict=True)])
-    if guidance.conflicts == "project":
-        terms = directions.without_conflicts(terms)
-    return terms.sum(dim=0)
+AxisWeights: TypeAlias = Mapping[str, float | Tensor]  # a number, or one for each sample, shape (B,)
 
 
 def guided_velocity(
@@ -210,64 +84,217 @@ def guided_velocity(
     guidance = guidance or RewardGuidance()
     if guidance.scale == 0:
         return velocity
-    check_reward(reward)
-    if guidance.forward == "shared" and not hasattr(reward, "evaluate"):
+    if guidance.reuse and memory is None:
+        guidance = replace(guidance, every=1, reuse=False)
+    resolved = resolve(guidance, reward)
+    if guidance.forward == "shared" and not isinstance(reward, SharedForward):
         raise ValueError(
             "Expected forward='separate' in a sampling loop of your own, but got 'shared'; only `attach` can reach into "
             "the denoiser."
         )
     _check_arguments(latents, velocity, sigma)
-    recorder = GuidanceTrace(tuple(reward.axes), guidance.scale) if trace is None else trace
-    if guidance.reuse and memory is None:
-        guidance = replace(guidance, every=1, reuse=False)
-    skipped = _skips(guidance, step_index, num_inference_steps) or _skips_sigma(sigma)
-    if skipped:
-        recorder.record(step_index, sigma, skipped=skipped)
-        return velocity
-
-    stopwatch = Stopwatch(latents.device)
-    held = memory.recall(latents) if memory and guidance.reuses(step_index or 0) else None
-    direction = held or reward_direction(
-        latents, velocity, sigma, reward, conditioning, guidance, seed=step_index or 0
+    _check_place(guidance, step_index, num_inference_steps)
+    recorder = GuidanceTrace(resolved.axes, guidance.scale) if trace is None else trace
+    guided = take_step(
+        resolved,
+        latents,
+        velocity,
+        sigma,
+        conditioning,
+        step_index=step_index,
+        num_inference_steps=num_inference_steps,
+        trace=recorder,
+        memory=memory or DirectionMemory(),
+        dtype=dtype,
     )
-    if memory is not None:
-        memory.last = direction
-    trust, _ = guidance.trust(reward)
-    strength, powers = guidance.strength(reward), {"damping": trust.damping, "fading": trust.fading}
-    push = compute_push(velocity, direction.value, sigma, strength, **powers, **guidance.limits())
-    guided = (velocity.to(push.value.dtype) - push.value).to(dtype or velocity.dtype)
-    stopwatch.stop()
-    recorder.proposed = direction.proposed
-    recorder.record(step_index, sigma, reused=held is not None, measurement=_measurement(direction, push, stopwatch))
     if trace is None:
         recorder.warn_not_finite()
     return guided
 
 
-def _measurement(direction: Direction, push: Push, stopwatch: Stopwatch) -> Measurement:
-    numbers = push._asdict()
-    del numbers["value"]
-    return Measurement(reward=direction.raw, floored=direction.floored, stopwatch=stopwatch, **numbers)
+def take_step(
+    resolved: ResolvedGuidance,
+    latents: Tensor,
+    velocity: Tensor,
+    sigma: Tensor | float,
+    conditioning: Conditioning | None,
+    *,
+    step_index: int | None,
+    num_inference_steps: int | None,
+    trace: GuidanceTrace,
+    memory: DirectionMemory,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """Guide one step with settings that were worked out and checked before; arguments as of ``guided_velocity``."""
+    settings = resolved.settings
+    place = step_index or 0
+    skipped = None if num_inference_steps is None else settings.skips(place, num_inference_steps)
+    skipped = skipped or _skips_sigma(sigma)
+    if skipped:
+        trace.record(step_index, sigma, skipped=skipped)
+        return velocity
+    stopwatch = Stopwatch(latents.device)
+    held = memory.recall(latents) if settings.reuses(place) else None
+    direction = held or reward_direction(resolved, latents, velocity, sigma, conditioning, turn=place)
+    memory.last = direction
+    push = measure_push(velocity, direction.value, sigma, resolved.strength, **resolved.limits)
+    exact = velocity.to(working_dtype(velocity, direction.value))
+    guided = guide(exact, direction.value, sigma, resolved.strength, push=push).to(dtype or velocity.dtype)
+    stopwatch.stop()
+    trace.proposed = direction.proposed
+    measurement = Measurement(**vars(push), reward=direction.raw, floored=direction.floored, stopwatch=stopwatch)
+    trace.record(step_index, sigma, reused=held is not None, measurement=measurement)
+    return guided
 
 
-def _skips(guidance: RewardGuidance, step_index: int | None, num_inference_steps: int | None) -> str | None:
-    if step_index is not None and num_inference_steps is not None:
-        return guidance.skips(step_index, num_inference_steps)
-    if (guidance.start, guidance.stop, guidance.every) != (0, 1, 1) or guidance.windowed:
-        raise ValueError(
-            f"Expected `step_index` and `num_inference_steps` for guidance with start={guidance.start:g}, "
-            f"stop={guidance.stop:g}, every={guidance.every}, frame_stride={guidance.frame_stride}, "
-            f"crop={guidance.crop:g}, but got {step_index} and {num_inference_steps}; pass both."
+def reward_direction(
+    resolved: ResolvedGuidance,
+    latents: Tensor,
+    velocity: Tensor,
+    sigma: Tensor | float,
+    conditioning: Conditioning | None,
+    turn: int = 0,
+) -> Direction:
+    """Differentiate the reward and settle what its axes disagree about.
+
+    Args:
+        resolved: The settings, worked out for the reward.
+        latents: Noisy latents, shape ``(B, C, T, H, W)``.
+        velocity: Velocity after classifier-free guidance, same shape.
+        sigma: Noise level: a number, or shape ``(B,)``.
+        conditioning: The positive prompts, one row per latent.
+        turn: Number of the step: the seed of the noise that ``smoothing`` exchanges, and whose turn it is to be read.
+
+    Returns:
+        The direction, before scale, coefficient and limits.
+
+    Raises:
+        ValueError: If the arguments or the reward do not fit.
+    """
+    dtype = working_dtype(latents, velocity)
+    latents, velocity = latents.to(dtype), velocity.to(dtype)
+    if resolved.hooks.needs_velocity:
+        conditioning = replace(conditioning or Conditioning(), velocity=velocity)
+    weights, proposed = _weights(resolved, conditioning, sigma, latents)
+    level = (1 - resolved.settings.lookahead) * sigma
+    points = reading_points(resolved.settings, latents, velocity, sigma, level, turn)
+    grads, raw = mean_gradients(resolved, points, level, conditioning, weights, turn)
+    if resolved.settings.lookahead:
+        # The velocity is taken for constant, which leaves a Jacobian of 1 (Patel et al., 2024, arXiv:2412.00100, gradient
+        # skipping). The gradient of what is expected of the clean latents shrinks like 1 - sigma, and read at `level` it
+        # has not done so yet.
+        grads = expand((1 - sigma) / (1 - level), latents) * grads
+    direction, floored = settled(resolved, grads, weights, clean_from(latents, velocity, sigma))
+    return Direction(direction, raw, floored, proposed)
+
+
+def reading_points(
+    settings: RewardGuidance,
+    latents: Tensor,
+    velocity: Tensor,
+    sigma: Tensor | float,
+    level: Tensor | float,
+    seed: int,
+) -> Iterable[Tensor]:
+    """First stage: where the reward is read, latents at noise level ``level``, one point or several to average over."""
+    if settings.smoothing:
+        noises = settings.smoothing, settings.smoothing_samples, seed
+        return directions.renoised(latents, velocity, sigma, level, *noises)
+    return [along_path(latents, velocity, sigma, level) if settings.lookahead else latents]
+
+
+def mean_gradients(
+    resolved: ResolvedGuidance,
+    points: Iterable[Tensor],
+    level: Tensor | float,
+    conditioning: Conditioning | None,
+    weights: AxisWeights,
+    turn: int,
+) -> tuple[Tensor, Tensor]:
+    """Second stage: the gradients there, averaged over the points.
+
+    Returns:
+        The gradients of the axes that are differentiated one at a time, shape ``(K, B, C, T, H, W)``; with none, K = 1
+        and it is that of the weighted sum, which takes a single backward pass. And the raw reward, ``(B, axes)``.
+    """
+    settings = resolved.settings
+    # a push away from the reward is sure of the upper bound
+    options = settings.calibrated, math.copysign(settings.disagreement, settings.scale)
+    gradients, raws = [], []
+    for point in points:
+        read, given = point, conditioning
+        if settings.windowed:
+            part = Part.of(point.shape, settings.frame_stride, settings.crop, turn // settings.every)
+            read, given = part.cut(point), part.conditioning(conditioning or Conditioning())
+        if resolved.differentiated:
+            grads, raw = axis_gradients(read, level, resolved.reward, given, resolved.differentiated, *options)
+        else:
+            grad, raw = reward_gradient(read, level, resolved.reward, given, weights, *options)
+            grads = grad[None]
+        gradients.append(part.placed(grads, (len(grads), *point.shape)) if settings.windowed else grads)
+        raws.append(raw)
+    if len(gradients) == 1:
+        return gradients[0], raws[0]
+    return torch.stack(gradients).mean(dim=0), torch.stack(raws).mean(dim=0)
+
+
+def settled(resolved: ResolvedGuidance, grads: Tensor, weights: AxisWeights, clean: Tensor) -> tuple[Tensor, Tensor]:
+    """Third stage: one direction from the gradients ``(K, B, ...)`` of several axes.
+
+    Returns:
+        The direction, shape ``(B, ...)``, and whether a floor changed it, shape ``(B,)``.
+    """
+    settings, names = resolved.settings, resolved.differentiated
+    direction = grads[0]
+    if names:
+        terms = grads[[names.index(axis) for axis in weights]]
+        if settings.balanced:
+            terms = directions.balanced(terms)
+        terms = torch.stack(
+            [expand(weight, term) * term for weight, term in zip(weights.values(), terms, strict=True)]
         )
-    return None
+        if settings.conflicts == "project":
+            terms = directions.without_conflicts(terms)
+        direction = terms.sum(dim=0)
+    if settings.parallel != 1:
+        direction = directions.less_parallel(direction, clean, settings.parallel)
+    if not resolved.floor:
+        return direction, torch.zeros(len(clean), dtype=torch.bool, device=clean.device)
+    sign = math.copysign(1, settings.scale)  # the floor holds for what is done, also when that is flipped
+    floors = grads[[names.index(axis) for axis in resolved.floor]]
+    held, floored = directions.above_floor(sign * direction, floors)
+    return sign * held, floored
+
+
+def _weights(
+    resolved: ResolvedGuidance, conditioning: Conditioning | None, sigma: Tensor | float, latents: Tensor
+) -> tuple[AxisWeights, Tensor | None]:
+    """Return the weight of each axis beyond the trust that all share, and what the reward proposed, if it did."""
+    weights: AxisWeights = resolved.weights
+    proposed = None
+    if resolved.proposed:
+        proposed = propose_weights(resolved.reward, conditioning)
+        weights = dict(zip(resolved.axes, proposed.unbind(dim=1), strict=True))
+    return {axis: resolved.beyond[axis].weigh(weight, sigma, latents) for axis, weight in weights.items()}, proposed
 
 
 def _skips_sigma(sigma: Tensor | float) -> str | None:
-    """Spare the reward where no sample can be guided, unless asking would make the host wait for the device."""
+    """Spare the reward where no sample can be guided, unless looking would make the host wait for the device."""
     if isinstance(sigma, Tensor) and sigma.device.type != "cpu":
         return None
     levels = torch.as_tensor(sigma)
     return "sigma" if bool(((levels <= 0) | (levels > PURE_NOISE)).all()) else None
+
+
+def _check_place(settings: RewardGuidance, step_index: int | None, num_inference_steps: int | None) -> None:
+    if step_index is not None and num_inference_steps is not None:
+        return
+    if (settings.start, settings.stop, settings.every) != (0, 1, 1) or settings.windowed:
+        raise ValueError(
+            f"Expected `step_index` and `num_inference_steps` for guidance with start={settings.start:g}, "
+            f"stop={settings.stop:g}, every={settings.every}, frame_stride={settings.frame_stride}, "
+            f"crop={settings.crop:g}, but got {step_index} and {num_inference_steps}; pass both."
+        )
 
 
 def _check_arguments(latents: Tensor, velocity: Tensor, sigma: Tensor | float) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
+from nrg_sampler.guidance.push import Push
 from nrg_sampler.guidance.stopwatch import Stopwatch
 
 
@@ -19,31 +20,16 @@ class GuidanceWarning(UserWarning):
 
 
 @dataclass(frozen=True)
-class Measurement:
-    """Numbers of one guided step; every tensor has shape ``(B,)`` and stays on the latents' device.
+class Measurement(Push):
+    """Numbers of one guided step, those of the push among them; they stay on the latents' device.
 
     Args:
         reward: Raw reward per axis, shape ``(B, axes)``.
-        grad_norm: Norm of the gradient of the weighted reward.
-        velocity_norm: Norm of the velocity before guidance.
-        coefficient: What multiplied the gradient besides the scale: ``sigma / (1 - sigma)``, clamped, and trusted
-            as all weighted axes are.
-        push_ratio: Norm of the change over the norm of the velocity.
-        clamped: Whether the coefficient was clamped.
-        capped: Whether the push was shortened.
-        finite: Whether the gradient was finite; if not, the sample was left unguided.
-        floored: Whether a floor changed the direction of the push.
+        floored: Whether a floor changed the direction of the push, shape ``(B,)``.
         stopwatch: Time spent on the reward, its gradient and the push.
     """
 
     reward: Tensor
-    grad_norm: Tensor
-    velocity_norm: Tensor
-    coefficient: Tensor
-    push_ratio: Tensor
-    clamped: Tensor
-    capped: Tensor
-    finite: Tensor
     floored: Tensor
     stopwatch: Stopwatch
 

@@ -14,8 +14,9 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
 
+from nrg_sampler.guidance.memory import DirectionMemory
+from nrg_sampler.guidance.resolved import resolve
 from nrg_sampler.guidance.settings import RewardGuidance
-from nrg_sampler.guidance.step import DirectionMemory
 from nrg_sampler.guidance.trace import GuidanceTrace, GuidanceWarning
 from nrg_sampler.hosts.capture import captured_calls
 from nrg_sampler.hosts.families import UNKNOWN, Family, family_of, require_flow
@@ -89,7 +90,7 @@ def _check(pipe: Any, reward: Any, guidance: RewardGuidance) -> Family:
             "leave the other `attach` block first, or give the pipeline a scheduler of its own."
         )
     check_reward(reward, pipe)
-    guidance.check(reward)
+    resolve(guidance, reward)
     if guidance.windowed and family.given is not None:
         raise ValueError(
             f"Expected frame_stride=1 and crop=1 for {type(pipe).__name__}, which is given a frame, but got "

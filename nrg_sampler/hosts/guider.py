@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import copy
-import functools
 from typing import Any
 
 from diffusers.guiders import BaseGuidance
 from torch import nn
 
+from nrg_sampler.guidance.resolved import resolve
 from nrg_sampler.guidance.settings import RewardGuidance
 from nrg_sampler.guidance.trace import GuidanceTrace
 from nrg_sampler.hosts.capture import DenoiserCalls
 from nrg_sampler.hosts.families import UNKNOWN, require_flow
 from nrg_sampler.hosts.steps import GuidedSteps
-from nrg_sampler.rewards.base import Reward, check_reward
+from nrg_sampler.hosts.subclassing import GuidedCopy, guided_subclass
+from nrg_sampler.rewards.base import Reward
 
 
-class RewardGuider(BaseGuidance):
+class RewardGuider(GuidedCopy, BaseGuidance):
     """A guider that adds reward guidance to what another guider makes of the denoiser's predictions.
 
     ::
@@ -43,30 +44,21 @@ class RewardGuider(BaseGuidance):
     """
 
     trace: GuidanceTrace
+    _guiding = ("trace", "_scheduler", "_calls", "_hooks", "_steps")
 
     def __new__(
         cls, guider: Any, scheduler: Any, reward: Reward, guidance: RewardGuidance | None = None
     ) -> RewardGuider:
         guidance = guidance or RewardGuidance()
         require_flow(scheduler)
-        check_reward(reward)
-        guidance.check(reward)
+        resolve(guidance, reward)
         guided = copy.copy(guider)
         kind: Any = type(guider)
-        guided.__class__ = _guided_class(kind)
+        guided.__class__ = guided_subclass(RewardGuider, kind)
         guided.trace = GuidanceTrace(tuple(reward.axes), guidance.scale)
         guided._scheduler, guided._calls, guided._hooks = scheduler, DenoiserCalls(), []
         guided._steps = GuidedSteps(scheduler, UNKNOWN, reward, guidance, guided.trace)
         return guided  # type: ignore[no-any-return]
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        """Leave what ``__new__`` made as it is."""
-
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        """Make copies plain, unguided ones, as those of a guided scheduler are."""
-        own = ("trace", "_scheduler", "_calls", "_hooks", "_steps")
-        plain: Any = type(self)
-        return object.__new__, (plain._plain,), {name: value for name, value in vars(self).items() if name not in own}
 
     def new(self, **kwargs: Any) -> Any:
         """Return a plain copy of the wrapped guider with other settings."""
@@ -93,10 +85,3 @@ class RewardGuider(BaseGuidance):
         latents = call["hidden_states"][:, : output.pred.shape[1]]  # what conditions them follows
         output.pred = self._steps(call, output.pred, latents).to(output.pred.dtype)
         return output
-
-
-@functools.lru_cache(maxsize=None)
-def _guided_class(base: type) -> type:
-    """Return the guided subclass of a guider's class, with its name, which diffusers writes to files."""
-    members = {"__module__": base.__module__, "__doc__": base.__doc__, "_plain": base}
-    return type(base.__name__, (RewardGuider, base), members)

@@ -19,11 +19,12 @@ from diffusers import DiffusionPipeline
 
 from nrg_sampler.checkpoints import BUNDLED, SAMPLING_FILE, pipeline_source, read_sampling, readable
 from nrg_sampler.files import writable_folder
+from nrg_sampler.guidance.memory import DirectionMemory
 from nrg_sampler.guidance.settings import RewardGuidance
-from nrg_sampler.guidance.step import DirectionMemory
 from nrg_sampler.guidance.trace import GuidanceTrace
 from nrg_sampler.hosts.attach import attach
 from nrg_sampler.hosts.families import family_of
+from nrg_sampler.hosts.subclassing import guided_subclass
 from nrg_sampler.hosts.vocabulary import is_closed, require_known_words
 from nrg_sampler.rewards.base import Reward, WeightsLike, check_reward
 from nrg_sampler.rewards.loading import load_reward
@@ -161,6 +162,16 @@ class NRGFlowPipeline(DiffusionPipeline):
         with attach(self, self.reward_model, guidance, memory=self.direction_memory) as self.trace:
             return super().__call__(*args, **kwargs, **defaults)
 
+    @classmethod
+    def _members(cls, base: Any) -> dict[str, Any]:
+        return {
+            "__module__": __name__,
+            "__init__": _init_with_reward(base),
+            "__call__": _call_with_reward(base),
+            "_optional_components": [*base._optional_components, "reward_model"],
+            "_exclude_from_cpu_offload": [*base._exclude_from_cpu_offload, "reward_model"],
+        }
+
     def _check_words(self, arguments: Mapping[str, Any]) -> None:
         if not self._sampling.get("closed_vocabulary", is_closed(self.tokenizer)):
             return
@@ -180,8 +191,7 @@ class NRGFlowPipeline(DiffusionPipeline):
         self.register_modules(reward_model=reward)
 
 
-@functools.lru_cache(maxsize=None)
-def guided_class(base: type) -> type[NRGFlowPipeline]:
+def guided_class(base: Any) -> Any:
     """Return the subclass of a diffusers pipeline class, and of ``NRGFlowPipeline``, that has a reward component.
 
     It keeps the name of ``base``, which diffusers writes to ``model_index.json``, so that the folder loads without this
@@ -193,16 +203,7 @@ def guided_class(base: type) -> type[NRGFlowPipeline]:
     if issubclass(base, NRGFlowPipeline):
         return base
     family_of(base)
-    pipeline: Any = base
-    members = {
-        "__module__": __name__,
-        "__doc__": base.__doc__,
-        "__init__": _init_with_reward(pipeline),
-        "__call__": _call_with_reward(pipeline),
-        "_optional_components": [*pipeline._optional_components, "reward_model"],
-        "_exclude_from_cpu_offload": [*pipeline._exclude_from_cpu_offload, "reward_model"],
-    }
-    return type(base.__name__, (NRGFlowPipeline, base), members)
+    return guided_subclass(NRGFlowPipeline, base)
 
 
 def _init_with_reward(base: Any) -> Any:

@@ -12,16 +12,18 @@ from diffusers import SchedulerMixin
 from diffusers.configuration_utils import ConfigMixin
 from torch import Tensor
 
+from nrg_sampler.guidance.resolved import resolve
 from nrg_sampler.guidance.settings import RewardGuidance
 from nrg_sampler.guidance.trace import GuidanceTrace
 from nrg_sampler.hosts.families import UNKNOWN, require_flow
 from nrg_sampler.hosts.steps import GuidedSteps, guided_step
-from nrg_sampler.rewards.base import Reward, check_reward
+from nrg_sampler.hosts.subclassing import GuidedCopy, guided_subclass
+from nrg_sampler.rewards.base import Reward
 
 _FAMILY = replace(UNKNOWN, prompt="prompt", prompt_mask="mask")
 
 
-class RewardGuidedScheduler(SchedulerMixin, ConfigMixin):
+class RewardGuidedScheduler(GuidedCopy, SchedulerMixin, ConfigMixin):
     """A scheduler that guides every velocity it is given before it steps.
 
     ::
@@ -48,6 +50,7 @@ class RewardGuidedScheduler(SchedulerMixin, ConfigMixin):
     """
 
     trace: GuidanceTrace
+    _guiding = ("trace", "_guide")
 
     def __new__(
         cls,
@@ -60,8 +63,7 @@ class RewardGuidedScheduler(SchedulerMixin, ConfigMixin):
     ) -> RewardGuidedScheduler:
         guidance = guidance or RewardGuidance()
         require_flow(scheduler)
-        check_reward(reward)
-        guidance.check(reward)
+        resolve(guidance, reward)
         if isinstance(scheduler, RewardGuidedScheduler) or "step" in vars(scheduler):
             raise ValueError(
                 "Expected a scheduler without guidance, but this one is guided already; "
@@ -69,19 +71,15 @@ class RewardGuidedScheduler(SchedulerMixin, ConfigMixin):
             )
         guided = copy.deepcopy(scheduler)
         kind: Any = type(scheduler)
-        guided.__class__ = _guided_class(kind)
+        guided.__class__ = guided_subclass(RewardGuidedScheduler, kind)
         guided.trace = GuidanceTrace(tuple(reward.axes), guidance.scale)
         steps = GuidedSteps(guided, _FAMILY, reward, guidance, guided.trace)
         guided._guide = functools.partial(steps, {"prompt": prompt_embeds, "mask": prompt_mask})
         return guided  # type: ignore[no-any-return]
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        """Leave what ``__new__`` made as it is."""
-
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        """Make copies plain, unguided ones: pipelines that copy their scheduler sample something else with it."""
-        state = {name: value for name, value in vars(self).items() if name not in ("trace", "_guide")}
-        return object.__new__, (_plain_class(type(self)),), state
+    @classmethod
+    def _members(cls, base: Any) -> dict[str, Any]:
+        return {"step": guided_step(base.step, lambda scheduler: scheduler._guide)}
 
     @classmethod
     def from_config(
@@ -102,7 +100,7 @@ class RewardGuidedScheduler(SchedulerMixin, ConfigMixin):
         Raises:
             ValueError: If the configuration does not tell the class.
         """
-        kind = _plain_class(cls) or getattr(diffusers, config.get("_class_name", ""), None)
+        kind = cls._plain or getattr(diffusers, config.get("_class_name", ""), None)
         if kind is None:
             raise ValueError(
                 "Expected the configuration of a scheduler of diffusers, but got one that names no class of it; "
@@ -126,20 +124,3 @@ class RewardGuidedScheduler(SchedulerMixin, ConfigMixin):
             pretrained_model_name_or_path, subfolder=subfolder, return_unused_kwargs=True, **kwargs
         )
         return cls.from_config(config, return_unused_kwargs=return_unused_kwargs, **unused)
-
-
-def _plain_class(kind: type) -> Any:
-    return getattr(kind, "_plain", None)
-
-
-@functools.lru_cache(maxsize=None)
-def _guided_class(base: type) -> type:
-    """Return the guided subclass of a scheduler's class, with its name, which diffusers writes to files."""
-    plain: Any = base
-    members = {
-        "__module__": base.__module__,
-        "__doc__": base.__doc__,
-        "_plain": base,
-        "step": guided_step(plain.step, lambda scheduler: scheduler._guide),
-    }
-    return type(base.__name__, (RewardGuidedScheduler, base), members)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nrg_sampler.rewards.base import Conditioning
+from nrg_sampler.rewards.base import Conditioning, SharedForward
 from nrg_sampler.rewards.recompute import recomputed
 
 SHARED_PARTS = ("patch_embedding", "condition_embedder.time_embedder", "condition_embedder.time_proj")
@@ -28,8 +28,8 @@ UNSAFE_HOOKS = {
 }
 
 
-class SharedReward:
-    """A reward evaluated on what the denoiser computed on its way; in all else the reward it is made from.
+class SharedReward(SharedForward):
+    """A reward evaluated on the features that the denoiser computed; all other attributes are those of the reward.
 
     Args:
         reward: A latent reward with ``prompt_in_trunk``.
@@ -158,7 +158,9 @@ def _check_pipeline(pipe: Any, denoiser: Any) -> None:
 
 
 def _check_reward(denoiser: Any, reward: Any) -> None:
-    if not getattr(getattr(reward, "config", None), "prompt_in_trunk", False):
+    from nrg_sampler.rewards.latent import LatentReward  # brings diffusers in, which `attach` alone does not need
+
+    if not isinstance(reward, LatentReward) or not reward.config.prompt_in_trunk:
         raise ValueError(
             "Expected a latent reward that was trained with prompt_in_trunk=True for forward='shared', for the "
             "denoiser's features know the prompt; use forward='separate' with this reward."

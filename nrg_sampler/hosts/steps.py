@@ -12,14 +12,16 @@ import torch
 from torch import Tensor
 
 from nrg_sampler.flow import PURE_NOISE, working_dtype
+from nrg_sampler.guidance.memory import DirectionMemory
+from nrg_sampler.guidance.resolved import resolve
 from nrg_sampler.guidance.settings import RewardGuidance
-from nrg_sampler.guidance.step import DirectionMemory, guided_velocity
+from nrg_sampler.guidance.step import take_step
 from nrg_sampler.guidance.trace import GuidanceTrace
 from nrg_sampler.hosts.capture import conditioning_of, prompts_of
 from nrg_sampler.hosts.conventions import STRAIGHT, path_of
 from nrg_sampler.hosts.families import Family
 from nrg_sampler.hosts.layouts import IMAGE, VIDEO, Call, GivenFrame, Layout
-from nrg_sampler.rewards.base import Conditioning
+from nrg_sampler.rewards.base import Conditioning, SharedForward
 from nrg_sampler.rewards.gradient import prepared
 
 Guide: TypeAlias = Callable[[Tensor, Tensor, bool], Tensor]  # output, latents, whether each token has its timestep
@@ -54,8 +56,8 @@ class GuidedSteps:
         self._path = STRAIGHT
         self._levels: list[float] = []
         self._first = 0
-        self._told: tuple[Any, ...] | None = None
-        self._changes: tuple[Any, ...] = ()
+        self._prompts_given: tuple[Any, ...] | None = None
+        self._versions: tuple[Any, ...] = ()
         self._prompts = Conditioning()
 
     def __call__(self, call: Call, output: Tensor, latents: Tensor, tokenwise: bool = False) -> Tensor:
@@ -74,13 +76,12 @@ class GuidedSteps:
         video = path.latents(views.unpack(latents), level)
         velocity = path.velocity(views.unpack(output), views.unpack(latents), level)
         order = self._scheduler.order  # Heun calls twice per denoising step
-        guided = guided_velocity(
+        guided = take_step(
+            replace(self._resolved, reward=self._reward_of(call, video)),
             video,
             velocity,
             path.sigma(level),
-            self._reward_of(call, video),
             self._conditioning(call, latents),
-            self._guidance,
             step_index=(index - self._first) // order,
             num_inference_steps=-(-(len(self._scheduler.timesteps) - self._first) // order),
             trace=self._trace,
@@ -101,18 +102,19 @@ class GuidedSteps:
                 "use a rectified-flow schedule."
             )
         self._views = self._layout(latents).views(call, latents)
-        self._told = None
+        self._resolved = resolve(self._guidance, self._reward)
+        self._prompts_given = None
         self._trace.begin_run()
         self._memory.last = None
 
     def _conditioning(self, call: Call, latents: Tensor) -> Conditioning:
-        """Return the positive prompts as the reward prepared them, again only if the denoiser was told others."""
-        told = prompts_of(call, self._family)
-        changes = tuple(map(_changes, told))
-        if self._told is None or self._changes != changes or any(map(operator.is_not, told, self._told)):
-            given = conditioning_of(call, self._family, latents.shape[0])
-            self._told, self._changes = told, changes
-            self._prompts = prepared(self._reward, given, latents.device)
+        """Return the positive prompts as the reward prepared them, again only if the denoiser was given others."""
+        given, before = prompts_of(call, self._family), self._prompts_given
+        versions = tuple(map(_version, given))
+        if before is None or self._versions != versions or any(map(operator.is_not, given, before)):
+            self._prompts_given, self._versions = given, versions
+            conditioning = conditioning_of(call, self._family, latents.shape[0])
+            self._prompts = prepared(self._reward, conditioning, latents.device)
         return self._prompts
 
     def _layout(self, latents: Tensor) -> Layout:
@@ -127,18 +129,21 @@ class GuidedSteps:
     def _reward_of(self, call: Call, video: Tensor) -> Any:
         given = self._family.given
         frame = given.frame(call, video) if given else None
-        return self._reward if given is None or frame is None else _WithFrame(self._reward, given, frame)
+        # features that are shared were computed with the frame in its place
+        if given is None or frame is None or isinstance(self._reward, SharedForward):
+            return self._reward
+        return _WithFrame(self._reward, given, frame)
 
 
-def _changes(told: Any) -> Any:
+def _version(prompts: Any) -> Any:
     """Return how often a tensor was changed in place, or what equals nothing else where nobody counts that."""
-    if told is None:
+    if prompts is None:
         return 0
-    return told._version if isinstance(told, Tensor) and not told.is_inference() else object()
+    return prompts._version if isinstance(prompts, Tensor) and not prompts.is_inference() else object()
 
 
 class _WithFrame:
-    """A reward of latents without the frame that was given; in all else the reward it is made from."""
+    """A reward of latents without the frame that was given; all other attributes are those of the reward."""
 
     def __init__(self, reward: Any, given: GivenFrame, frame: Tensor) -> None:
         self._reward, self._given, self._frame = reward, given, frame

@@ -16,7 +16,8 @@ It should be noise-aware: its gradient must fade like ``1 - sigma`` toward pure 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
@@ -86,14 +87,8 @@ def _for_batch(tensor: Tensor | None, batch: int) -> Tensor | None:
 class Reward(Protocol):
     """Score noisy latents, higher is better.
 
-    ``mean`` and ``std`` per axis (of the raw reward over the base model's samples), ``recommended_scale`` (one
-    number, or one per axis), ``recommended_damping`` and ``recommended_fading`` per axis (see :mod:`nrg_sampler.guidance.trust`) may
-    be left out; they default to 0, 1, 1, 1 and 0. With them, weights and strengths mean the same for every reward. A
-    reward may also have ``check_compatible(pipe)``, which raises ``ValueError`` when the pipeline's latents are not its
-    own, ``needs_velocity = True``, which asks for the step's velocity in the conditioning, ``num_members`` above 1: then
-    it takes ``members=True`` and returns what each member says, shape ``(B, members, axes)``, instead of the mean, and
-    ``prepare(conditioning)``, which returns it with what can be worked out of the prompt once for all steps in
-    ``prepared``.
+    That is all a reward needs. What it may have besides, and what stands in where it does not, is
+    :class:`RewardHooks`.
     """
 
     axes: tuple[str, ...]
@@ -107,6 +102,88 @@ class Reward(Protocol):
             conditioning: The positive prompt of each sample.
         """
         ...
+
+
+class SharedForward(ABC):
+    """A reward whose forward pass another network has begun, on latents of its own making."""
+
+    @abstractmethod
+    def evaluate(self, latents: Tensor, conditioning: Conditioning, **options: Any) -> tuple[Tensor, Tensor]:
+        """Return the latents that were followed, and the raw reward ``(B, axes)`` that depends on them.
+
+        Args:
+            latents: Those of the step, to compare with.
+            conditioning: The positive prompts.
+            **options: ``members=True``, as a reward with several members takes it.
+        """
+
+
+@dataclass(frozen=True)
+class RewardHooks:
+    """What a reward may have besides ``axes`` and ``__call__``, filled in where it does not.
+
+    Give a reward attributes of these names. With the statistics and recommendations, weights and strengths mean the same
+    for every reward.
+
+    Args:
+        axes: Names of the axes.
+        mean: Of the raw reward over the base model's samples, one per axis; 0 by default.
+        std: Its standard deviation there, the unit of a calibrated reward; 1 by default.
+        recommended_scale: The default strength, in units of which calibrated scales are given: one number, or one per
+            axis; 1 by default.
+        recommended_damping: For each axis the power of ``1 - sigma`` by which its gradient is to be trusted less in noise,
+            see :mod:`nrg_sampler.guidance.trust`; 1 by default.
+        recommended_fading: The same of ``sigma``, by which it is to be trusted less near the end; 0 by default.
+        needs_velocity: Whether it wants the velocity of the step in the conditioning; ``False`` by default.
+        num_members: How many members it has; above 1 it takes ``members=True`` and returns each member's reward, shape
+            ``(B, members, axes)``, instead of the mean; 1 by default.
+        has_gate: Whether it has ``propose``; ``False`` by default.
+        propose: ``propose(conditioning)`` returns weights for each prompt, shape ``(B, axes)``, see
+            :mod:`nrg_sampler.rewards.gate`.
+        prepare: ``prepare(conditioning)`` returns it with what can be worked out of the prompts once for all steps, in
+            ``prepared``; returned as it is by default.
+        check_compatible: ``check_compatible(pipe)`` raises ``ValueError`` for a pipeline whose latents are not its own;
+            none are refused by default.
+    """
+
+    axes: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    recommended_scale: tuple[float, ...]
+    recommended_damping: tuple[float, ...]
+    recommended_fading: tuple[float, ...]
+    needs_velocity: bool
+    num_members: int
+    has_gate: bool
+    propose: Callable[[Conditioning], Tensor] | None
+    prepare: Callable[[Conditioning], Conditioning] | None
+    check_compatible: Callable[[Any], None] | None
+
+    @classmethod
+    def of(cls, reward: Any) -> RewardHooks:
+        """Read what a reward has."""
+        axes = tuple(reward.axes)
+
+        def per_axis(name: str, default: float) -> tuple[float, ...]:
+            values = getattr(reward, name, None)
+            if values is None or isinstance(values, (int, float)):
+                return (default if values is None else float(values),) * len(axes)
+            return tuple(float(value) for value in values)
+
+        return cls(
+            axes=axes,
+            mean=per_axis("mean", 0.0),
+            std=per_axis("std", 1.0),
+            recommended_scale=per_axis("recommended_scale", 1.0),
+            recommended_damping=per_axis("recommended_damping", DAMPING),
+            recommended_fading=per_axis("recommended_fading", 0.0),
+            needs_velocity=bool(getattr(reward, "needs_velocity", False)),
+            num_members=int(getattr(reward, "num_members", 1)),
+            has_gate=bool(getattr(reward, "has_gate", False)),
+            propose=getattr(reward, "propose", None),
+            prepare=getattr(reward, "prepare", None),
+            check_compatible=getattr(reward, "check_compatible", None),
+        )
 
 
 @dataclass(frozen=True)
@@ -218,7 +295,8 @@ WeightsLike: TypeAlias = RewardWeights | str | Mapping[str, float] | Sequence[fl
 
 def normalised(reward: Reward, raw: Tensor) -> Tensor:
     """Return ``(raw - mean) / std`` per axis with the reward's stored statistics, shape ``(B, axes)``."""
-    statistics = zip(raw.unbind(-1), _statistic(reward, "mean", 0.0), units(reward), strict=True)
+    hooks = RewardHooks.of(reward)
+    statistics = zip(raw.unbind(-1), hooks.mean, hooks.std, strict=True)
     # numbers rather than a tensor of them, whose copy to the device the host would wait for
     return torch.stack([(column - mean) / std for column, mean, std in statistics], dim=-1)
 
@@ -239,34 +317,11 @@ def score_clean(reward: Reward, latents: Tensor, conditioning: Conditioning) -> 
     return normalised(reward, reward(latents, latents.new_zeros(len(latents)), conditioning))
 
 
-def units(reward: Reward) -> tuple[float, ...]:
-    """Return the stored standard deviation of each axis, the unit of a calibrated reward; 1 where it has none."""
-    return _statistic(reward, "std", 1.0)
-
-
-def _statistic(reward: Any, name: str, default: float) -> tuple[float, ...]:
-    values = getattr(reward, name, None)
-    return (default,) * len(reward.axes) if values is None else tuple(float(value) for value in values)
-
-
-def recommended_scales(reward: Reward) -> tuple[float, ...]:
-    """Return the stored strength of each axis, the unit of a calibrated scale; 1 where the reward has none."""
-    scale = getattr(reward, "recommended_scale", 1.0)
-    return tuple(map(float, scale)) if isinstance(scale, Sequence) else (float(scale),) * len(reward.axes)
-
-
-def recommended_damping(reward: Any) -> tuple[float, ...]:
-    """Return for each axis the power of ``1 - sigma`` by which it is to be trusted less in noise; 1 where none is stored."""
-    return _statistic(reward, "recommended_damping", DAMPING)
-
-
-def recommended_fading(reward: Any) -> tuple[float, ...]:
-    """Return for each axis the power of ``sigma`` by which it is to be trusted less near the end; 0 where none is stored."""
-    return _statistic(reward, "recommended_fading", 0.0)
-
-
-def check_reward(reward: Any, pipe: Any = None) -> None:
+def check_reward(reward: Any, pipe: Any = None) -> RewardHooks:
     """Refuse what cannot serve as a reward, or not with this pipeline.
+
+    Returns:
+        What the reward has.
 
     Raises:
         ValueError: If ``reward`` has no named axes, its statistics do not fit them or ``pipe`` has other latents.
@@ -277,34 +332,30 @@ def check_reward(reward: Any, pipe: Any = None) -> None:
             f"Expected a reward, a callable with named `axes`, but got {_describe(reward)}; "
             "give it a tuple such as `axes = ('VQ', 'MQ', 'TA')`."
         )
-    per_axis = {
-        **{
-            name: _statistic(reward, name, 1.0)
-            for name in ("mean", "std", "recommended_damping", "recommended_fading")
-        },
-        "recommended_scale": recommended_scales(reward),
-    }
-    for name, values in per_axis.items():
+    hooks = RewardHooks.of(reward)
+    for name in ("mean", "std", "recommended_damping", "recommended_fading", "recommended_scale"):
+        values = getattr(hooks, name)
         if len(values) != len(axes):
             raise ValueError(
                 f"Expected `{name}` of the reward to have one value per axis ({', '.join(axes)}), "
                 f"but got {len(values)}; store one for each."
             )
     for name in ("recommended_damping", "recommended_fading"):
-        if not all(math.isfinite(value) and value >= 0 for value in per_axis[name]):
+        if not all(math.isfinite(value) and value >= 0 for value in getattr(hooks, name)):
             raise ValueError(
-                f"Expected `{name}` of the reward to be 0 or more for each axis, but got {per_axis[name]}; 0 trusts an "
-                "axis at any noise level."
+                f"Expected `{name}` of the reward to be 0 or more for each axis, but got {getattr(hooks, name)}; 0 trusts "
+                "an axis at any noise level."
             )
-    if not all(math.isfinite(value) and value > 0 for value in per_axis["recommended_scale"]):
+    if not all(math.isfinite(value) and value > 0 for value in hooks.recommended_scale):
         raise ValueError(
-            f"Expected `recommended_scale` of the reward to be above 0, but got {per_axis['recommended_scale']}; "
+            f"Expected `recommended_scale` of the reward to be above 0, but got {hooks.recommended_scale}; "
             "measure it again."
         )
-    if not all(value > 0 for value in units(reward)):
-        raise ValueError(f"Expected `std` of the reward to be above 0, but got {reward.std}; measure it again.")
-    if pipe is not None and hasattr(reward, "check_compatible"):
-        reward.check_compatible(pipe)
+    if not all(value > 0 for value in hooks.std):
+        raise ValueError(f"Expected `std` of the reward to be above 0, but got {hooks.std}; measure it again.")
+    if pipe is not None and hooks.check_compatible is not None:
+        hooks.check_compatible(pipe)
+    return hooks
 
 
 def _describe(reward: Any) -> str:

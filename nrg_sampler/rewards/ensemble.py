@@ -20,15 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nrg_sampler.rewards.base import (
-    Conditioning,
-    Reward,
-    check_reward,
-    normalised,
-    recommended_damping,
-    recommended_fading,
-    recommended_scales,
-)
+from nrg_sampler.rewards.base import Conditioning, Reward, check_reward, normalised
 
 SQRT_OFFSET = 1e-12  # gives the root of zero a slope of zero
 
@@ -48,11 +40,6 @@ def lower_bound(members: Tensor, disagreement: float) -> Tensor:
     """
     spread = members.var(dim=1, correction=0)
     return members.mean(dim=1) - disagreement * (spread + SQRT_OFFSET).sqrt()
-
-
-def member_count(reward: Any) -> int:
-    """Return how many members a reward has; 1 where it says nothing of any."""
-    return int(getattr(reward, "num_members", 1))
 
 
 class EnsembleReward(nn.Module):
@@ -75,8 +62,8 @@ class EnsembleReward(nn.Module):
         super().__init__()
         if len(rewards) < 2:
             raise ValueError(f"Expected two rewards or more, but got {len(rewards)}; a single one needs no ensemble.")
+        hooks = [check_reward(reward) for reward in rewards]
         for reward in rewards:
-            check_reward(reward)
             if tuple(reward.axes) != tuple(rewards[0].axes):
                 raise ValueError(
                     f"Expected rewards with the axes {', '.join(rewards[0].axes)}, as the first has, but got one with "
@@ -88,12 +75,12 @@ class EnsembleReward(nn.Module):
                 self.add_module(f"member_{index}", reward)
         self.axes = tuple(rewards[0].axes)
         self.num_members = len(rewards)
-        scales = zip(*map(recommended_scales, rewards), strict=True)
+        scales = zip(*(own.recommended_scale for own in hooks), strict=True)
         self.recommended_scale = tuple(sum(column) / len(rewards) for column in scales)
         # as the most careful of them recommends
-        self.recommended_damping = tuple(map(max, zip(*map(recommended_damping, rewards), strict=True)))
-        self.recommended_fading = tuple(map(max, zip(*map(recommended_fading, rewards), strict=True)))
-        self.needs_velocity = any(getattr(reward, "needs_velocity", False) for reward in rewards)
+        self.recommended_damping = tuple(map(max, zip(*(own.recommended_damping for own in hooks), strict=True)))
+        self.recommended_fading = tuple(map(max, zip(*(own.recommended_fading for own in hooks), strict=True)))
+        self.needs_velocity = any(own.needs_velocity for own in hooks)
 
     def forward(self, latents: Tensor, sigma: Tensor, conditioning: Conditioning, members: bool = False) -> Tensor:
         """Return the mean of the normalised rewards, shape ``(B, axes)``, or each of them, ``(B, members, axes)``."""

@@ -13,13 +13,14 @@ Reference:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from nrg_sampler.rewards.base import Conditioning, RewardWeights
+from nrg_sampler.rewards.base import Conditioning, RewardHooks, RewardWeights
 
 SMALLEST_DEFICIT = 1e-6  # an axis without any deficit still has a share to speak of when none has
 
@@ -73,11 +74,10 @@ def propose_weights(reward: Any, conditioning: Conditioning | None) -> Tensor:
     Raises:
         ValueError: If the reward has no gate, or there is no prompt.
     """
-    require_gate(reward)
+    propose = require_gate(reward)
     if conditioning is None or conditioning.prompt_embeds is None:
         raise ValueError("Expected a prompt for weights='auto', but got none; give the weights yourself.")
-    proposed: Tensor = reward.propose(conditioning)
-    return proposed.round(decimals=3)
+    return propose(conditioning).round(decimals=3)
 
 
 @torch.no_grad()
@@ -97,13 +97,19 @@ def weights_for_prompt(pipe: Any, prompt: str) -> RewardWeights:
     return RewardWeights(tuple(round(weight, 3) for weight in proposed))
 
 
-def require_gate(reward: Any) -> None:
-    """Raise ``ValueError`` if a reward cannot propose weights."""
-    if not getattr(reward, "has_gate", False):
+def require_gate(reward: Any) -> Callable[[Conditioning], Tensor]:
+    """Return the ``propose`` of a reward.
+
+    Raises:
+        ValueError: If it cannot propose weights.
+    """
+    hooks = RewardHooks.of(reward)
+    if not hooks.has_gate or hooks.propose is None:
         raise ValueError(
             f"Expected a reward with a gate for weights='auto', but {type(reward).__name__} has none; give one weight per "
             "axis, or train a gate (`nrg_sampler.training.gate`)."
         )
+    return hooks.propose
 
 
 @torch.no_grad()

@@ -9,8 +9,16 @@ import torch
 from torch import Tensor
 
 from nrg_sampler.flow import per_sample, working_dtype
-from nrg_sampler.rewards.base import Conditioning, Reward, RewardWeights, WeightsLike, normalised, units
-from nrg_sampler.rewards.ensemble import lower_bound, member_count
+from nrg_sampler.rewards.base import (
+    Conditioning,
+    Reward,
+    RewardHooks,
+    RewardWeights,
+    SharedForward,
+    WeightsLike,
+    normalised,
+)
+from nrg_sampler.rewards.ensemble import lower_bound
 
 SampleWeights: TypeAlias = WeightsLike | Mapping[str, float | Tensor]
 
@@ -122,17 +130,18 @@ def prepared(reward: Any, conditioning: Conditioning, device: torch.device) -> C
     Raises:
         ValueError: If the prompts do not fit the reward.
     """
-    if not hasattr(reward, "prepare"):
+    prepare = RewardHooks.of(reward).prepare
+    if prepare is None:
         return conditioning
     _check_device(reward, device)
     with torch.inference_mode(False):  # autograd takes no tensors made in inference mode
-        found: Conditioning = reward.prepare(conditioning.copied(device))
-    return found
+        return prepare(conditioning.copied(device))
 
 
 def _in_units(shares: Sequence[Any], reward: Reward, calibrated: bool) -> list[Any]:
     """Return the derivative of a weighted score by each raw axis, a number or one for each sample."""
-    return [share / unit for share, unit in zip(shares, units(reward) if calibrated else (1.0,) * len(shares))]
+    units = RewardHooks.of(reward).std if calibrated else (1.0,) * len(shares)
+    return [share / unit for share, unit in zip(shares, units, strict=True)]
 
 
 def _differentiate(
@@ -150,15 +159,15 @@ def _differentiate(
         # Cloned in here, because tensors made in inference mode can take no part in autograd.
         given = (conditioning or Conditioning()).copied(latents.device)
         dtype = working_dtype(latents)
-        if hasattr(reward, "evaluate"):  # the denoiser has gone part of the way already
-            leaf, said = reward.evaluate(latents, given, **options)
+        if isinstance(reward, SharedForward):  # the denoiser has gone part of the way already
+            leaf, output = reward.evaluate(latents, given, **options)
         else:
             leaf = latents.detach().clone().to(dtype).requires_grad_()
             score: Any = reward
-            said = score(leaf, per_sample(sigma, leaf).clone(), given, **options)
-        _check_output(said, leaf, reward, **options)
-        raw = said.mean(dim=1) if disagreement else said
-        guiding = lower_bound(said.to(dtype), disagreement) if disagreement else raw.to(dtype)
+            output = score(leaf, per_sample(sigma, leaf).clone(), given, **options)
+        _check_output(output, leaf, reward, **options)
+        raw = output.mean(dim=1) if disagreement else output
+        guiding = lower_bound(output.to(dtype), disagreement) if disagreement else raw.to(dtype)
         grads = []
         for index, shares in enumerate(sums):
             again = index + 1 < len(sums)
@@ -181,7 +190,7 @@ def _check_device(reward: Any, device: torch.device) -> None:
 
 
 def _check_output(raw: Any, latents: Tensor, reward: Reward, members: bool = False) -> None:
-    expected = (latents.shape[0], *([member_count(reward)] if members else []), len(reward.axes))
+    expected = (latents.shape[0], *([RewardHooks.of(reward).num_members] if members else []), len(reward.axes))
     if not isinstance(raw, Tensor) or raw.shape != expected:
         got = tuple(raw.shape) if isinstance(raw, Tensor) else type(raw).__name__
         raise ValueError(

@@ -11,7 +11,9 @@ import torch
 
 from nrg_sampler.cost.prediction import block_costs, predicted_ratio
 from nrg_sampler.cost.workloads import Workload
+from nrg_sampler.guidance.resolved import resolve
 from nrg_sampler.guidance.settings import RewardGuidance
+from nrg_sampler.rewards.latent import LatentReward
 from nrg_sampler.runs.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -166,7 +168,7 @@ def plan(pipe: Any, recipe: Recipe, pace: Pace | None = None, memory: Memory | N
     modules = {name: part for name, part in pipe.components.items() if hasattr(part, "parameters")}
     modules.pop("reward_model", None)
     reward = pipe.reward_model  # which may be a plain callable
-    passes_back = recipe.guidance.passes_back(reward.axes) if gradients else 1
+    passes_back = resolve(recipe.guidance, reward).passes_back if gradients else 1
     extra = candidates * gradients * _gradient_cost(pipe, reward, sampling, passes_back, recipe.guidance)
     counted = Plan(
         steps=steps,
@@ -186,7 +188,7 @@ def plan(pipe: Any, recipe: Recipe, pace: Pace | None = None, memory: Memory | N
     unguided = steps * pace.step + pace.rest
     return replace(
         counted,
-        seconds=round(candidates * (unguided + recipe.guidance.asked_steps(steps) * pace.reward), 2),
+        seconds=round(candidates * (unguided + recipe.guidance.evaluated_steps(steps) * pace.reward), 2),
         unguided_seconds=round(unguided, 2),
         memory_mb=round(pace.memory_mb, 1),
     )
@@ -197,7 +199,7 @@ def _gradient_cost(
 ) -> float:
     """Return the cost of one gradient in evaluations of the transformer."""
     workload = _workload(pipe, sampling)
-    if workload is None or not hasattr(reward, "blocks"):
+    if workload is None or not isinstance(reward, LatentReward):
         return _count(reward) / max(1, _count(pipe.transformer)) * (1 + BACKWARD * passes_back)
     ratio = predicted_ratio(
         block_costs(pipe.transformer, workload.tokens),
@@ -206,7 +208,7 @@ def _gradient_cost(
         passes_back,
         read=block_costs(pipe.transformer, workload.read_by(guidance).tokens),
         shared=guidance.forward == "shared",
-        checkpointing=getattr(reward, "gradient_checkpointing", False),
+        checkpointing=reward.gradient_checkpointing,
     )
     return ratio - 1
 
@@ -227,13 +229,12 @@ def _workload(pipe: Any, sampling: dict[str, Any]) -> Workload | None:
         about="what a recipe asks for",
         prompt_tokens=sampling["max_sequence_length"],
         evaluations=2 if sampling["guidance_scale"] > 1 else 1,
-        reward=_reading(pipe.reward_model),
+        reward=_reading(pipe.reward_model) if isinstance(pipe.reward_model, LatentReward) else {},
     )
 
 
-def _reading(reward: Any) -> dict[str, Any]:
+def _reading(reward: LatentReward) -> dict[str, Any]:
     """Return what of a latent reward's config shapes what comes after its blocks."""
-    config = getattr(reward, "config", {})
     names = (
         "axes",
         "text_axes",
@@ -244,7 +245,7 @@ def _reading(reward: Any) -> dict[str, Any]:
         "pooling",
         "separate_queries",
     )
-    return {name: config[name] for name in names if name in config}
+    return {name: reward.config[name] for name in names}
 
 
 def count_memory(pipe: Any, recipe: Recipe) -> Memory | None:
@@ -261,7 +262,7 @@ def count_memory(pipe: Any, recipe: Recipe) -> Memory | None:
     workload = _workload(pipe, {**WAN_DEFAULTS, **pipe.sampling_defaults, **recipe.sampling})
     reward, modules = pipe.reward_model, [part for part in pipe.components.values() if hasattr(part, "parameters")]
     offloaded = any(_is_offloaded(part) for part in modules)
-    if workload is None or type(reward).__name__ != "LatentReward" or offloaded:
+    if workload is None or not isinstance(reward, LatentReward) or offloaded:
         return None
     checkpointing, shared = reward.gradient_checkpointing, recipe.guidance.forward == "shared"
     dtype = getattr(torch, recipe.dtype)

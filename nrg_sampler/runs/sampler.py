@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from nrg_sampler.checkpoints import BUNDLED, bundled_folder, pipeline_source, read_sampling
+from nrg_sampler.guidance.resolved import resolve
 from nrg_sampler.guidance.settings import RewardGuidance
 from nrg_sampler.hosts.sampling import SampledClips, sample_clips
 from nrg_sampler.judges.base import Judge
@@ -180,12 +181,18 @@ def _by_axis(axes: Sequence[str], values: torch.Tensor) -> dict[str, float]:
 
 def load(recipe: Recipe) -> Any:
     """Load the pipeline with its reward onto the device."""
+    from diffusers import ModelMixin
+
     from nrg_sampler.hosts.pipeline import NRGFlowPipeline
 
     quiet_unless_watched()
     given = {} if recipe.reward is None else {"reward_model": recipe.reward}
     pipe = NRGFlowPipeline.from_pretrained(recipe.model, dtype=getattr(torch, recipe.dtype), **given)
     if recipe.checkpointing and pipe.reward_model is not None:
+        if not isinstance(pipe.reward_model, ModelMixin):
+            raise ValueError(
+                f"Expected a latent reward for --checkpointing, but got {type(pipe.reward_model).__name__}; leave it out."
+            )
         pipe.reward_model.enable_gradient_checkpointing()
     return pipe.to(recipe.device)
 
@@ -225,7 +232,7 @@ def _check_guidance(recipe: Recipe, reward: Any) -> None:
             f"Expected a reward, but {recipe.model!r} comes without one; name its folder with --reward, or sample "
             "unguided with --scale 0."
         )
-    recipe.guidance.check(reward)
+    resolve(recipe.guidance, reward)
 
 
 def _search(recipe: Recipe, reward: Any) -> Search | None:

@@ -35,6 +35,7 @@ from nrg_sampler.evaluation.panel import panel
 from nrg_sampler.evaluation.report import markdown, summarise
 from nrg_sampler.evaluation.winrate import win_rate
 from nrg_sampler.evaluation.worst import contact_sheet, sample_cases, worst_indices
+from nrg_sampler.guidance.resolved import resolve
 from nrg_sampler.guidance.settings import RewardGuidance
 from nrg_sampler.rewards.base import Conditioning
 from nrg_sampler.rewards.gradient import axis_gradients
@@ -433,8 +434,9 @@ def test_a_random_direction_is_as_strong_as_the_gradient_and_unrelated_to_it():
     latents = torch.randn(2, 4, 3, 8, 8, generator=torch.Generator().manual_seed(1))  # not the control's seed
     reward.recommended_scale, reward.recommended_damping, reward.recommended_fading = 3.0, (0.5,), (2.0,)
     control = RandomDirection(reward)
-    assert RewardGuidance().trust(control) == RewardGuidance().trust(reward)
-    assert RewardGuidance().strength(control) == 3.0
+    ours, theirs = (resolve(RewardGuidance(), one) for one in (control, reward))
+    assert (ours.trust, ours.beyond) == (theirs.trust, theirs.beyond)
+    assert ours.strength == 3.0
     random, _ = axis_gradients(latents, sigma, control, Conditioning(), calibrated=False)
     true, _ = axis_gradients(latents, sigma, reward, Conditioning(), calibrated=False)
     torch.testing.assert_close(random.flatten(2).norm(dim=2), true.flatten(2).norm(dim=2))
@@ -459,8 +461,9 @@ def test_a_judge_of_pixels_can_be_made_to_guide_as_a_control(wan):
 def test_a_control_is_trusted_as_the_reward_it_is_compared_with():
     target = SimpleNamespace(axes=("a", "b"), recommended_scale=(1.0, 3.0), recommended_damping=(0.5, 2.0))
     control = trusted_as(SimpleNamespace(axes=("a", "b"), recommended_fading=(7.0, 7.0)), target)
-    assert RewardGuidance().trust(control) == RewardGuidance().trust(target)
-    assert RewardGuidance().strength(control) == 3.0
+    ours, theirs = (resolve(RewardGuidance(), one) for one in (control, target))
+    assert (ours.trust, ours.beyond) == (theirs.trust, theirs.beyond)
+    assert ours.strength == 3.0
     with pytest.raises(ValueError, match="Expected a reward with the axes a, b, .* but got closeness"):
         trusted_as(TowardTarget(), target)
 

@@ -11,7 +11,7 @@ from tiny import TowardTarget
 
 from nrg_sampler import DirectionMemory, GuidanceTrace, GuidanceWarning, RewardGuidance, guide, guided_velocity
 from nrg_sampler.guidance.directions import renoised
-from nrg_sampler.guidance.push import compute_push
+from nrg_sampler.guidance.push import measure_push
 from nrg_sampler.rewards.gradient import axis_gradients, reward_gradient
 
 SHAPE = (2, 3, 2, 4, 4)
@@ -67,7 +67,7 @@ def test_every_other_sigma_is_guided(sigma):
 
 
 def test_the_clamp_limits_the_coefficient_per_sample():
-    push = compute_push(batch(), batch(1), torch.tensor([0.5, 0.99]), max_coefficient=20.0)
+    push = measure_push(batch(), batch(1), torch.tensor([0.5, 0.99]), max_coefficient=20.0)
     torch.testing.assert_close(push.coefficient, torch.tensor([1.0, 20.0]))
     assert push.clamped.tolist() == [False, True]
 
@@ -75,12 +75,13 @@ def test_the_clamp_limits_the_coefficient_per_sample():
 def test_the_cap_limits_the_push_relative_to_the_velocity_per_sample():
     velocity, grad = batch(), batch(1)
     grad[1] *= 1e-3
-    push = compute_push(velocity, grad, 0.9, max_push=0.3)
+    push = measure_push(velocity, grad, 0.9, max_push=0.3)
+    change = velocity - guide(velocity, grad, 0.9, max_push=0.3)
     assert push.capped.tolist() == [True, False]
-    torch.testing.assert_close(push.value[0].norm(), 0.3 * velocity[0].norm())
-    torch.testing.assert_close(push.value[1], 9 * grad[1])
-    torch.testing.assert_close(push.push_ratio, push.value.flatten(1).norm(dim=1) / velocity.flatten(1).norm(dim=1))
-    cosine = torch.nn.functional.cosine_similarity(push.value[0].flatten(), grad[0].flatten(), dim=0)
+    torch.testing.assert_close(change[0].norm(), 0.3 * velocity[0].norm())
+    torch.testing.assert_close(change[1], 9 * grad[1])
+    torch.testing.assert_close(push.push_ratio, change.flatten(1).norm(dim=1) / velocity.flatten(1).norm(dim=1))
+    cosine = torch.nn.functional.cosine_similarity(change[0].flatten(), grad[0].flatten(), dim=0)
     assert cosine > 0.999999
 
 

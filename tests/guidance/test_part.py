@@ -13,7 +13,8 @@ from tiny import TowardTarget, sample, tiny_transformer
 from nrg_sampler import Conditioning, LatentReward, RewardGuidance, attach, guided_velocity
 from nrg_sampler.cost import step as cost
 from nrg_sampler.cost.workloads import WORKLOADS
-from nrg_sampler.guidance.part import Window
+from nrg_sampler.guidance.part import Part
+from nrg_sampler.guidance.resolved import resolve
 from nrg_sampler.guidance.step import reward_direction
 from nrg_sampler.rewards.gradient import reward_gradient
 
@@ -37,7 +38,7 @@ def inputs() -> tuple[torch.Tensor, torch.Tensor, Conditioning]:
 def test_every_part_has_its_turn_as_often_as_the_others():
     read = torch.zeros(6, 8, 12)
     for turn in range(2 * 3 * 2 * 2):
-        part = Window.of((1, 16, 6, 8, 12), 3, 0.5, turn).cut(read)
+        part = Part.of((1, 16, 6, 8, 12), 3, 0.5, turn).cut(read)
         assert part.shape == (2, 4, 6)
         part += 1
     assert torch.equal(read, torch.full_like(read, 2.0))
@@ -47,7 +48,7 @@ def test_every_part_has_its_turn_as_often_as_the_others():
     "size, crop, places", [(8, 0.01, 4), (2, 0.5, 1), (1, 0.5, 1), (10, 0.7, 2), (7, 1.0, 1), (7, 0.5, 2)]
 )
 def test_places_cover_the_picture_and_begin_at_patches(size, crop, places):
-    rows = {Window.of((1, 1, 1, size, 2), 4, crop, turn).rows.indices(size) for turn in range(2 * places)}
+    rows = {Part.of((1, 1, 1, size, 2), 4, crop, turn).rows.indices(size) for turn in range(2 * places)}
     assert len(rows) == places and {row for place in rows for row in range(*place)} == set(range(size))
     assert all(start % 2 == 0 or stop == size for start, stop, _ in rows)
 
@@ -56,7 +57,7 @@ def test_a_reward_asked_in_every_second_step_still_reads_every_frame(inputs):
     latents, sigma, _ = inputs
     found = [
         reward_direction(
-            latents, latents, sigma, TowardTarget(), None, RewardGuidance(frame_stride=2, every=2), seed=step
+            resolve(RewardGuidance(frame_stride=2, every=2), TowardTarget()), latents, latents, sigma, None, step
         )
         for step in (0, 2)
     ]
@@ -66,22 +67,22 @@ def test_a_reward_asked_in_every_second_step_still_reads_every_frame(inputs):
 @pytest.mark.parametrize("step", [0, 3])
 def test_the_gradient_is_that_of_the_reward_on_the_part(reward, inputs, step):
     latents, sigma, conditioning = inputs
-    window = Window.of(SHAPE, 2, 0.5, step)
-    expected, raw = reward_gradient(window.cut(latents), sigma, reward, window.conditioning(conditioning))
-    found = reward_direction(latents, latents, sigma, reward, conditioning, PART, seed=step)
-    assert torch.equal(window.cut(found.value), expected) and torch.equal(found.raw, raw)
-    window.cut(found.value).zero_()
+    place = Part.of(SHAPE, 2, 0.5, step)
+    expected, raw = reward_gradient(place.cut(latents), sigma, reward, place.conditioning(conditioning))
+    found = reward_direction(resolve(PART, reward), latents, latents, sigma, conditioning, step)
+    assert torch.equal(place.cut(found.value), expected) and torch.equal(found.raw, raw)
+    place.cut(found.value).zero_()
     assert not found.value.any() and expected.abs().max() > 1e-5
 
 
 def test_the_gradient_matches_finite_differences(reward, inputs):
     latents, sigma, conditioning = inputs
-    window = Window.of(SHAPE, 2, 0.5, 1)
+    place = Part.of(SHAPE, 2, 0.5, 1)
 
     def score(at: torch.Tensor) -> torch.Tensor:
-        return reward(window.cut(at), sigma, window.conditioning(conditioning)).sum(dim=1)
+        return reward(place.cut(at), sigma, place.conditioning(conditioning)).sum(dim=1)
 
-    gradient = reward_direction(latents, latents, sigma, reward, conditioning, PART, seed=1).value
+    gradient = reward_direction(resolve(PART, reward), latents, latents, sigma, conditioning, 1).value
     direction = gradient / gradient.flatten(1).norm(dim=1).view(-1, 1, 1, 1, 1)
     step = 0.02  # the transformer's norms run in float32, so smaller steps drown in rounding
     rise = (score(latents + step * direction) - score(latents - step * direction)) / (2 * step)
@@ -91,11 +92,11 @@ def test_the_gradient_matches_finite_differences(reward, inputs):
 def test_a_reward_of_single_latents_has_its_own_gradient_on_the_part(inputs):
     latents, sigma, _ = inputs
     axes, whole = RewardGuidance(floor="closeness"), RewardGuidance(floor="closeness", frame_stride=2, crop=0.5)
-    full = reward_direction(latents, latents, sigma, TowardTarget(), None, axes)
-    part = reward_direction(latents, latents, sigma, TowardTarget(), None, whole)
-    window = Window.of(SHAPE, 2, 0.5, 0)
-    share = window.cut(latents).numel() / latents.numel()  # the reward is a mean over what it reads
-    torch.testing.assert_close(window.cut(part.value) * share, window.cut(full.value))
+    full = reward_direction(resolve(axes, TowardTarget()), latents, latents, sigma, None)
+    part = reward_direction(resolve(whole, TowardTarget()), latents, latents, sigma, None)
+    place = Part.of(SHAPE, 2, 0.5, 0)
+    share = place.cut(latents).numel() / latents.numel()  # the reward is a mean over what it reads
+    torch.testing.assert_close(place.cut(part.value) * share, place.cut(full.value))
 
 
 def test_frames_keep_their_places_in_the_video(reward, inputs):
@@ -120,7 +121,7 @@ def test_a_velocity_in_the_conditioning_is_cut_likewise(inputs):
             seen.append((latents.shape, conditioning.velocity.shape, conditioning.frame_stride))
             return super().__call__(latents, sigma, conditioning)
 
-    reward_direction(latents, latents, sigma, Uses(), conditioning, PART)
+    reward_direction(resolve(PART, Uses()), latents, latents, sigma, conditioning)
     assert seen == [((2, 16, 3, 4, 4), (2, 16, 3, 4, 4), 2)]
 
 

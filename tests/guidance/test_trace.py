@@ -17,6 +17,7 @@ from nrg_sampler.judges.alarm import hacking_alarm
 def measurement(**changes):
     values = {
         "reward": torch.tensor([[1.0, 2.0], [3.0, 4.0]]),
+        "factor": torch.ones(2),
         "grad_norm": torch.tensor([1.0, 3.0]),
         "velocity_norm": torch.tensor([10.0, 20.0]),
         "coefficient": torch.tensor([4.0, 4.0]),

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
 import math
+import re
+from dataclasses import fields
 
 import pytest
 import torch
-from tiny import TowardTarget
+from tiny import TowardTarget, sample
 
+from nrg_sampler import RewardGuidance, attach, guided_velocity
+from nrg_sampler.evaluation.controls import trusted_as
 from nrg_sampler.rewards import Conditioning, Reward, RewardWeights
-from nrg_sampler.rewards.base import check_reward, normalised, recommended_damping, recommended_scales
+from nrg_sampler.rewards.base import RewardHooks, check_reward, normalised
 from nrg_sampler.rewards.gradient import reward_gradient, weighted_score
 
 AXES = ("VQ", "MQ", "TA")
@@ -77,14 +82,14 @@ def test_an_unknown_axis_is_refused():
 def test_normalisation_uses_the_stored_statistics():
     raw = torch.tensor([[1.5, 2.0, 7.0]])
     torch.testing.assert_close(normalised(Quality(), raw), torch.tensor([[1.0, 0.0, 2.0]]))
-    assert recommended_scales(Quality()) == (7.0, 7.0, 7.0)
+    assert RewardHooks.of(Quality()).recommended_scale == (7.0, 7.0, 7.0)
 
 
 def test_a_reward_without_statistics_is_used_as_it_is():
     raw = torch.tensor([[3.0]])
     assert torch.equal(normalised(TowardTarget(), raw), raw)
-    assert recommended_scales(TowardTarget()) == (1.0,)
-    assert recommended_damping(TowardTarget()) == (1.0,)
+    assert RewardHooks.of(TowardTarget()).recommended_scale == (1.0,)
+    assert RewardHooks.of(TowardTarget()).recommended_damping == (1.0,)
 
 
 def test_the_score_weighs_axes_as_given():
@@ -168,3 +173,35 @@ def test_conditioning_drops_the_unconditional_half_and_repeats_a_single_row():
     assert Conditioning().for_batch(3).prompt_embeds is None
     with pytest.raises(ValueError, match="Expected the conditioning of 3 samples, but got 4"):
         Conditioning(embeds).for_batch(3)
+
+
+class WithNamesOfItsOwn(TowardTarget):
+    """A reward that has, for reasons of its own, what rewards of this package have."""
+
+    blocks, config, members = 3, None, "many"
+
+    def evaluate(self, loader, metric):
+        pytest.fail("called something that is no part of a reward")
+
+    score_features = enable_gradient_checkpointing = register_to_config = gradient_checkpointing = evaluate
+
+
+def test_nothing_but_what_is_documented_is_looked_for(wan):
+    reward, plain = WithNamesOfItsOwn(), TowardTarget()
+    latents = torch.randn(1, 16, 3, 2, 2, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(guided_velocity(latents, latents, 0.5, reward), guided_velocity(latents, latents, 0.5, plain))
+    with attach(wan, reward):
+        guided = sample(wan)
+    with attach(wan, plain):
+        assert torch.equal(guided, sample(wan))
+    with pytest.raises(ValueError, match="forward='separate' in a sampling loop of your own"):
+        guided_velocity(latents, latents, 0.5, reward, guidance=RewardGuidance(forward="shared"))
+    with pytest.raises(ValueError, match="a latent reward that was trained with prompt_in_trunk=True"):
+        with attach(wan, reward, forward="shared"):
+            pass
+    assert trusted_as(reward, plain) is reward
+
+
+def test_hooks_are_documented_one_by_one():
+    documented = re.findall(r"^    (\w+): ", inspect.getdoc(RewardHooks) or "", flags=re.MULTILINE)
+    assert documented == [field.name for field in fields(RewardHooks)]

@@ -7,8 +7,10 @@ import torch
 from tiny import TowardTarget, tiny_transformer
 
 from nrg_sampler import Conditioning, EnsembleReward, LatentReward, RewardGuidance, attach, guided_velocity
+from nrg_sampler.guidance.resolved import resolve
 from nrg_sampler.guidance.step import reward_direction
-from nrg_sampler.rewards.ensemble import lower_bound, member_count
+from nrg_sampler.rewards.base import RewardHooks
+from nrg_sampler.rewards.ensemble import lower_bound
 from nrg_sampler.rewards.gradient import axis_gradients, reward_gradient
 
 SHAPE = (2, 3, 2, 4, 4)
@@ -96,7 +98,7 @@ def test_members_that_contradict_each_other_push_nowhere():
 def test_the_gradient_of_the_bound_matches_finite_differences(scale):
     reward = EnsembleReward([Curved(10), Curved(20), Curved(30)])
     guidance = RewardGuidance(disagreement=0.7, weights="1:0.5", scale=scale)
-    direction = reward_direction(batch(1), batch(0), 0.3, reward, None, guidance).value
+    direction = reward_direction(resolve(guidance, reward), batch(1), batch(0), 0.3, None).value
 
     def bound(latents):
         said = reward(latents, torch.tensor([0.3, 0.3]), Conditioning(), members=True)
@@ -132,7 +134,7 @@ def test_the_members_of_a_latent_reward_guide(wan):
 def test_one_member_cannot_disagree(wan):
     reward, guidance = TowardTarget(), RewardGuidance(disagreement=0.5)
     sentence = "Expected a reward with several members for disagreement=0.5, but TowardTarget has one; train one with"
-    assert member_count(reward) == 1
+    assert RewardHooks.of(reward).num_members == 1
     with pytest.raises(ValueError, match=sentence):
         guided_velocity(batch(1), batch(0), 0.5, reward, guidance=guidance)
     with pytest.raises(ValueError, match=sentence), attach(wan, reward, guidance):

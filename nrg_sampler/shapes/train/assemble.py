@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from nrg_sampler.rewards.base import recommended_damping, recommended_fading
+from nrg_sampler.rewards.base import RewardHooks
 from nrg_sampler.rewards.card import by_axis
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ def reward_card(
     gate: dict[str, dict[str, float]] | None = None,
 ) -> str:
     """Describe a trained reward and its held-out accuracy, by kind of pair, noise level and axis, and its gate's."""
-    axes = reward.axes
+    axes, hooks = reward.axes, RewardHooks.of(reward)
     statistics = ", ".join(
         f"{axis} {mean:.3f} / {std:.3f}" for axis, mean, std in zip(axes, reward.mean, reward.std, strict=True)
     )
@@ -132,8 +132,8 @@ def reward_card(
             "  motion, background, size).",
             f"- **Mean / standard deviation** of the raw reward over samples of the pipeline: {statistics}.",
             "- **Recommended** scale, damping and fading (powers of 1-sigma and sigma), chosen on validation prompts: "
-            f"{by_axis(reward.recommended_scale, axes)}; {by_axis(recommended_damping(reward), axes)}; "
-            f"{by_axis(recommended_fading(reward), axes)}.",
+            f"{by_axis(hooks.recommended_scale, axes)}; {by_axis(hooks.recommended_damping, axes)}; "
+            f"{by_axis(hooks.recommended_fading, axes)}.",
             "- **Licence.** Apache-2.0.",
             "",
             "Held-out pairs ranked as the oracle ranks them, in percent (number of pairs), ties left out.",
