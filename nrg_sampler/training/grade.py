@@ -91,6 +91,13 @@ def accuracy_by_bin(
     return table
 
 
+def held_out_accuracy(
+    reward: LatentReward, data: PairData, device: torch.device
+) -> dict[str, dict[str, dict[str, float]]]:
+    """Score held-out pairs and return the accuracy without ties of each noise bin and axis, see `accuracy_by_bin`."""
+    return accuracy_by_bin(torch.cat([part for part, _ in score_differences(reward, data, device)]), data)
+
+
 def grade_differences(
     differences: Tensor, sigma: Tensor, data: PairData, calibration: Tensor, loss: str, std: Sequence[float]
 ) -> dict[str, Any]:

@@ -119,7 +119,7 @@ def test_strict_stops_instead(folder, capsys):
         (["--frames", "4"], "Expected `num_frames` to be 1 more than a multiple of 2"),
         (["--height", "18"], "Expected `height` to be a multiple of 4"),
         (["--blocks", "9"], "Expected `num_blocks` between 1 and 1"),
-        (["--hold-out", "1"], "Expected pairs to train on, but --hold-out 1"),
+        (["--hold-out", "1"], "Expected pairs to train on, but `hold_out` 1"),
         (["--axes", "fun"], "Expected the column fun"),
         (["--prompt-dropout", "2"], "Expected `prompt_dropout` from 0 to below 1"),
     ],

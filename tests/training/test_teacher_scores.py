@@ -326,7 +326,7 @@ def test_video_files_and_samples_together_under_other_prompts(folder, tmp_path, 
 
 
 @pytest.mark.parametrize("given", [["--recommended-damping", "much"], ["--recommended-scale", "-1"]])
-def test_what_cannot_be_recommended_is_told_before_any_work(folder, capsys, given):
+def test_what_cannot_be_recommended_is_refused_before_any_work(folder, capsys, given):
     assert command("train-reward", folder, "never", *given, teacher="Wanted") == 2
     name = given[0][2:].replace("-", "_")
     assert f"Expected `{name}` to be 0 or more" in capsys.readouterr().err
@@ -377,9 +377,9 @@ def test_bad_input_is_one_line(folder, tmp_path, capsys, options, more, message)
 
 
 def test_the_bundled_prompts_are_those_of_a_split():
-    from nrg_sampler.cli.teacher import _bundled_prompts
     from nrg_sampler.shapes.scenes import parse, split_of
+    from nrg_sampler.training.distil import bundled_prompts
 
     for split in ("train", "validation", "test"):
-        texts = _bundled_prompts(split, 12)
+        texts = bundled_prompts(split, 12)
         assert len(texts) == 12 and {split_of(parse(text)) for text in texts} == {split}

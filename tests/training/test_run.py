@@ -1,0 +1,182 @@
+"""Training, distillation and evaluation from Python: settings in, progress on the way, a result at the end."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from nrg_sampler import LatentReward
+from nrg_sampler.training.evaluate import evaluate_rewards
+from nrg_sampler.training.objective import Objective
+from nrg_sampler.training.run import train_reward
+from nrg_sampler.training.settings import (
+    EncodingSettings,
+    LabelledPairs,
+    Recommendation,
+    RewardEvaluation,
+    RewardTraining,
+    TeacherClips,
+    objective_for,
+)
+from nrg_sampler.training.trainer import TrainerSettings
+from nrg_sampler.video import write_mp4
+
+PROMPTS = ("a red circle", "a blue square", "a red square moving left", "a blue circle moving right")
+SHORT = TrainerSettings(steps=4, batch=4, lr=1e-2, warmup=0)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, components):
+    """A tiny pipeline, ten clips and a preference file with one bad row."""
+    from diffusers import FlowMatchEulerDiscreteScheduler, WanPipeline
+
+    folder = tmp_path_factory.mktemp("run")
+    WanPipeline(**components, scheduler=FlowMatchEulerDiscreteScheduler()).save_pretrained(folder / "tiny")
+    made_for = {"height": 16, "width": 16, "num_frames": 3, "fps": 8, "max_sequence_length": 8}
+    (folder / "tiny" / "sampling.json").write_text(json.dumps({**made_for, "num_inference_steps": 2}))
+    rng = np.random.default_rng(0)
+    for index in range(10):
+        write_mp4(rng.integers(0, 255, (4, 16, 24, 3), dtype=np.uint8), folder / f"{index}.mp4", 8)
+    lines = ["path_A,path_B,prompt,VQ,TA"]
+    for index in range(20):
+        labels = f"{('A', 'B', 'same')[index % 3]},{('B', 'A')[index % 2]}"
+        lines.append(f"{index % 10}.mp4,{(index * 3 + 1) % 10}.mp4,{PROMPTS[index // 5]},{labels}")
+    (folder / "pairs.csv").write_text("\n".join([*lines, "0.mp4,gone.mp4,a red circle,A,A"]) + "\n")
+    return folder
+
+
+def encoding(folder):
+    return EncodingSettings(model=str(folder / "tiny"), cache=folder / "cache")
+
+
+def training(folder, out, data, **options):
+    options = {"trainer": SHORT, "objective": objective_for(data, {"num_blocks": 1}), "cpu": True, **options}
+    return RewardTraining(data, folder / out, encoding(folder), **options)
+
+
+def brightness(clips, prompts, fps):
+    return clips.mean(dim=(1, 2, 3, 4))[:, None]
+
+
+brightness.axes = ("light",)
+
+
+def test_a_reward_from_labels_in_ten_lines(folder):
+    settings = training(folder, "labels", LabelledPairs(folder / "pairs.csv"), hold_out=0.3)
+    run = train_reward(settings)
+    seen = list(run)
+    result = run.result
+    assert list(dict.fromkeys(progress.work for progress in seen)) == ["checking", "encoding", "prepared", "training"]
+    steps = [progress for progress in seen if progress.work == "training"]
+    assert [(step.done, step.total) for step in steps] == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    assert result.loss == steps[-1].numbers["loss"]
+    (note,) = [note for progress in seen for note in progress.notes]
+    assert note == "left out: row 22: names gone.mp4, which does not exist"
+    assert result.axes == ("VQ", "TA")
+    assert (result.pairs, result.held_out, len(result.bad)) == (20 - result.held_out, result.held_out, 1)
+    assert set(result.accuracy["0.0-0.2"]) == {"VQ", "TA"}
+    assert LatentReward.from_pretrained(result.folder).config.about["base_model"] == "tiny"
+
+    evaluation = RewardEvaluation(
+        (result.folder,), LabelledPairs(folder / "pairs.csv"), folder / "accuracy", encoding(folder), cpu=True
+    )
+    graded = evaluate_rewards(evaluation).finish()
+    assert graded.pairs == 20
+    assert 0 <= graded.rewards[0]["axes"]["VQ"]["without_ties"] <= 1
+    assert json.loads((folder / "accuracy" / "accuracy.json").read_text()) == graded.to_dict()
+
+
+def test_a_reward_from_a_teacher_that_is_a_function(folder):
+    clips = TeacherClips(
+        brightness,
+        prompts=PROMPTS,
+        num_clips=12,
+        clips_per_prompt=3,
+        other_prompts=1,
+        batch=6,
+        identity="brightness 1",
+    )
+    settings = training(folder, "teacher", clips, hold_out=0.0, recommended=Recommendation(scale="light=40"))
+    result = train_reward(settings).finish()
+    assert result.axes == ("light",)
+    assert (result.held_out, result.accuracy) == (0, None)
+    reward = LatentReward.from_pretrained(result.folder)
+    assert reward.recommended_scale == (40.0,)
+    about = reward.config.about
+    assert about["training"]["loss"] == "regression"
+    assert about["data"].startswith("12 clips, sampled for 4 prompts, scored by brightness 1 under their prompts")
+
+
+def test_a_finished_training_is_not_done_again(folder):
+    settings = training(folder, "again", LabelledPairs(folder / "pairs.csv"))
+    first = train_reward(settings).finish()
+    run = train_reward(settings)
+    assert "training" not in {progress.work for progress in run}
+    assert run.result.loss is None
+    assert run.result.accuracy == first.accuracy
+
+
+def test_a_run_that_is_stopped_goes_on_where_it_was(folder):
+    trainer = TrainerSettings(steps=4, batch=4, lr=1e-2, warmup=0, save_every=1)
+    pairs = LabelledPairs(folder / "pairs.csv")
+    whole = train_reward(training(folder, "whole", pairs, trainer=trainer)).finish()
+    settings = training(folder, "stopped", pairs, trainer=trainer)
+    run = train_reward(settings)
+    for progress in run:
+        if progress.work == "training" and progress.done == 3:
+            break
+    run.close()
+    rest = train_reward(settings)
+    done = [progress.done for progress in rest if progress.work == "training"]
+    assert done == [4]  # a step is saved before it is yielded
+    assert rest.result.loss == whole.loss
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (lambda: EncodingSettings(dtype="int8"), "Expected `dtype` to be one of .*float32.* but got 'int8'"),
+        (lambda: EncodingSettings(height=0), "Expected `height` to be above 0, but got 0"),
+        (
+            lambda: LabelledPairs(Path("p.csv"), fraction=2.0),
+            "Expected `fraction` to be a share from 0 to 1, but got 2",
+        ),
+        (lambda: TeacherClips("pixel"), "Expected clips for the teacher, but got none"),
+        (lambda: TeacherClips("pixel", prompts="shapes", batch=0), "Expected `batch` to be at least 1, but got 0"),
+        (
+            lambda: TeacherClips(brightness, prompts="shapes"),
+            "Expected `identity` beside a teacher that is a callable",
+        ),
+        (lambda: Recommendation(damping="much"), "Expected `recommended_damping` to be 0 or more"),
+        (lambda: new_training(hold_out=-1), "Expected `hold_out` to be a share from 0 to 1, but got -1"),
+        (lambda: new_training(accumulate=0), "Expected `accumulate` to be at least 1, but got 0"),
+        (lambda: new_training(mixed_precision="fp8"), "Expected `mixed_precision` to be one of .*but got 'fp8'"),
+        (lambda: RewardEvaluation((), LabelledPairs(Path("p.csv")), Path("out")), "Expected at least one reward"),
+    ],
+)
+def test_settings_are_checked_when_they_are_made(make, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        make()
+
+
+def new_training(**options):
+    return RewardTraining(LabelledPairs(Path("p.csv")), Path("out"), **options)
+
+
+def test_the_objective_follows_the_data():
+    teacher = TeacherClips("pixel", prompts="shapes")
+    assert objective_for(teacher) == Objective(loss="regression")
+    assert objective_for(LabelledPairs(Path("p.csv"))) == Objective()
+    assert objective_for(teacher, {"loss": "thurstone", "num_blocks": 1}) == Objective(loss="thurstone", num_blocks=1)
+
+
+def test_recommendations_have_to_name_every_axis():
+    assert Recommendation(scale=40, fading="VQ=4").reward_options(("VQ", "TA")) == {
+        "recommended_scale": [40.0, 40.0],
+        "recommended_fading": [4.0, 0.0],
+    }
+    with pytest.raises(ValueError, match="Expected `recommended_scale` above 0 for each axis, but got VQ=40"):
+        Recommendation(scale="VQ=40").reward_options(("VQ", "TA"))
