@@ -14,8 +14,9 @@ from nrg_sampler.guidance.settings import RewardGuidance
 from nrg_sampler.guidance.step import guided_velocity
 from nrg_sampler.guidance.trace import GuidanceTrace, GuidanceWarning
 from nrg_sampler.hosts.attach import attach
-from nrg_sampler.rewards.base import Conditioning, Reward, RewardWeights
+from nrg_sampler.rewards.base import Conditioning, Reward
 from nrg_sampler.rewards.ensemble import EnsembleReward
+from nrg_sampler.rewards.weights import RewardWeights
 
 if TYPE_CHECKING:
     from nrg_sampler.hosts.guider import RewardGuider

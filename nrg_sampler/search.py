@@ -20,8 +20,9 @@ from torch import Tensor
 
 from nrg_sampler.flow import stochastic_step
 from nrg_sampler.hosts.sampling import sample_clips
-from nrg_sampler.rewards.base import Conditioning, Reward, RewardWeights, WeightsLike
+from nrg_sampler.rewards.base import Conditioning, Reward
 from nrg_sampler.rewards.gradient import weighted_score
+from nrg_sampler.rewards.weights import RewardWeights, WeightsLike
 
 if TYPE_CHECKING:
     from nrg_sampler.hosts.pipeline import NRGFlowPipeline

@@ -72,7 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from nrg_sampler.cli.recipe import guidance_from
     from nrg_sampler.evaluation.panel import panel
-    from nrg_sampler.rewards.base import RewardWeights
+    from nrg_sampler.rewards.weights import RewardWeights
     from nrg_sampler.runs.recipe import present
     from nrg_sampler.shapes.scenes import prompts
 

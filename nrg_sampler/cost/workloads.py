@@ -86,7 +86,8 @@ class Workload:
         """Return a reward on the first ``num_blocks`` blocks: the latent reward of Wan, the bare trunk elsewhere."""
         if self.transformer != "WanTransformer3DModel":
             return TrunkReward(self.build(num_blocks), self.inputs)
-        from nrg_sampler.rewards.latent import TRUNK_OPTIONS, LatentReward
+        from nrg_sampler.rewards.latent import LatentReward
+        from nrg_sampler.rewards.trunk import TRUNK_OPTIONS
 
         trunk = {name: value for name, value in self.config.items() if name in TRUNK_OPTIONS}
         options = {**trunk, **self.reward}

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from nrg_sampler.guidance.settings import POWERS, RewardGuidance
-from nrg_sampler.rewards.base import RewardWeights
+from nrg_sampler.rewards.weights import RewardWeights
 from nrg_sampler.search import Search
 
 UNGUIDED = "unguided"

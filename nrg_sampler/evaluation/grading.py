@@ -14,7 +14,7 @@ from nrg_sampler.evaluation.arms import Arm
 from nrg_sampler.evaluation.features import FEATURES, diversity
 from nrg_sampler.evaluation.panel import Judge
 from nrg_sampler.evaluation.table import ResumableTable, read_rows, write_rows
-from nrg_sampler.rewards.base import RewardWeights
+from nrg_sampler.rewards.weights import RewardWeights
 from nrg_sampler.search import candidate_seeds
 from nrg_sampler.shapes.oracle import AXES, grade
 from nrg_sampler.shapes.scenes import Prompt, caption

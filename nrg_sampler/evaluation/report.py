@@ -14,7 +14,7 @@ from nrg_sampler.evaluation.features import STATIC
 from nrg_sampler.evaluation.gains import gains, hacking_index, slider_correlation
 from nrg_sampler.evaluation.grading import ORACLE, TARGET, Graded, column, tabulate
 from nrg_sampler.evaluation.winrate import win_rate
-from nrg_sampler.rewards.base import RewardWeights
+from nrg_sampler.rewards.weights import RewardWeights
 from nrg_sampler.shapes.oracle import AXES
 from nrg_sampler.statistics import estimate, ratio_interval
 

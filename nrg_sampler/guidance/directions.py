@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from nrg_sampler.flow import clean_from, noise_from, noised
+from nrg_sampler.guidance.push import SMALLEST_NORM
 
-TINY = 1e-30  # keeps the ratio of two zero norms at zero
 SWEEPS = 100  # of [2] over several floors; a single one is exact after the first
 
 
@@ -33,7 +33,7 @@ def balanced(grads: Tensor) -> Tensor:
         Same shape; a gradient of zero stays zero.
     """
     norms = grads.flatten(2).norm(dim=2)  # (K, B)
-    factors = norms.mean(dim=0) / norms.clamp(min=TINY)
+    factors = norms.mean(dim=0) / norms.clamp(min=SMALLEST_NORM)
     return _scaled(factors, grads)
 
 
@@ -54,7 +54,7 @@ def without_conflicts(grads: Tensor) -> Tensor:
     projected = []
     for index, grad in enumerate(grads):
         for other in (*grads[:index], *grads[index + 1 :]):
-            against = _dot(grad, other).clamp(max=0) / _dot(other, other).clamp(min=TINY)  # (B,)
+            against = _dot(grad, other).clamp(max=0) / _dot(other, other).clamp(min=SMALLEST_NORM)  # (B,)
             grad = grad - _scaled(against, other)
         projected.append(grad)
     return torch.stack(projected)
@@ -84,7 +84,7 @@ def above_floor(direction: Tensor, floors: Tensor) -> tuple[Tensor, Tensor]:
     for _ in range(SWEEPS if len(floors) > 1 else 1):
         for k in range(len(floors)):
             excess = slopes[:, k] + (gram[:, k] * multipliers).sum(dim=1)
-            multipliers[:, k] = (multipliers[:, k] - excess / gram[:, k, k].clamp(min=TINY)).clamp(min=0)
+            multipliers[:, k] = (multipliers[:, k] - excess / gram[:, k, k].clamp(min=SMALLEST_NORM)).clamp(min=0)
     changed = (multipliers > 0).any(dim=1)
     return direction + _scaled(multipliers.T, floors).sum(dim=0), changed
 
@@ -100,7 +100,7 @@ def less_parallel(direction: Tensor, clean: Tensor, share: float) -> Tensor:
     Reference:
         [3], Eq. 8, there for classifier-free guidance.
     """
-    along = _dot(direction, clean) / _dot(clean, clean).clamp(min=TINY)
+    along = _dot(direction, clean) / _dot(clean, clean).clamp(min=SMALLEST_NORM)
     return direction - (1 - share) * _scaled(along, clean)
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from nrg_sampler.flow import PURE_NOISE, coefficient, expand, per_sample, working_dtype
 
-TINY = 1e-30  # keeps the ratio of two zero norms at zero
+SMALLEST_NORM = 1e-30  # keeps the ratio of two zero norms at zero
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ def measure_push(
         grad_norm=grad_norm,
         velocity_norm=velocity_norm,
         coefficient=factor,
-        push_ratio=torch.where(moved, push_norm * shrink / velocity_norm.clamp(min=TINY), 0.0),
+        push_ratio=torch.where(moved, push_norm * shrink / velocity_norm.clamp(min=SMALLEST_NORM), 0.0),
         clamped=clamped,
         capped=capped,
         finite=finite,

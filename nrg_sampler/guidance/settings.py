@@ -15,7 +15,7 @@ from typing import Any
 from nrg_sampler.guidance.fields import Choice, Number, Switch, Text, Whole, expect, setting, settings_of
 from nrg_sampler.guidance.presets import preset_named
 from nrg_sampler.guidance.trust import PowersLike, read_powers
-from nrg_sampler.rewards.base import RewardWeights, WeightsLike
+from nrg_sampler.rewards.weights import RewardWeights, WeightsLike
 
 POWERS = ("damping", "fading")
 

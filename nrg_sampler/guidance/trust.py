@@ -21,7 +21,7 @@ from typing import NamedTuple, TypeAlias
 from torch import Tensor
 
 from nrg_sampler.flow import per_sample
-from nrg_sampler.rewards.base import RewardWeights, WeightsLike
+from nrg_sampler.rewards.weights import RewardWeights, WeightsLike
 
 PowersLike: TypeAlias = float | WeightsLike  # one for all axes, one for each, or none for what the reward recommends
 

@@ -26,8 +26,9 @@ from nrg_sampler.hosts.attach import attach
 from nrg_sampler.hosts.families import family_of
 from nrg_sampler.hosts.subclassing import guided_subclass
 from nrg_sampler.hosts.vocabulary import is_closed, require_known_words
-from nrg_sampler.rewards.base import Reward, WeightsLike, check_reward
+from nrg_sampler.rewards.base import Reward, check_reward
 from nrg_sampler.rewards.loading import load_reward
+from nrg_sampler.rewards.weights import WeightsLike
 
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "revision", "token")
 

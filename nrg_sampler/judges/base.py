@@ -12,7 +12,8 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from nrg_sampler.rewards.base import RewardWeights, WeightsLike, normalised
+from nrg_sampler.rewards.base import normalised
+from nrg_sampler.rewards.weights import RewardWeights, WeightsLike
 
 
 @runtime_checkable

@@ -5,8 +5,9 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from nrg_sampler.rewards.base import Conditioning, Reward, RewardWeights
+from nrg_sampler.rewards.base import Conditioning, Reward
 from nrg_sampler.rewards.ensemble import EnsembleReward
+from nrg_sampler.rewards.weights import RewardWeights
 
 if TYPE_CHECKING:
     from nrg_sampler.rewards.dina import DiNaReward

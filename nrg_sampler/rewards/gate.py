@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from nrg_sampler.rewards.base import Conditioning, RewardHooks, RewardWeights
+from nrg_sampler.rewards.base import Conditioning, RewardHooks
+from nrg_sampler.rewards.weights import RewardWeights
 
 SMALLEST_DEFICIT = 1e-6  # an axis without any deficit still has a share to speak of when none has
 

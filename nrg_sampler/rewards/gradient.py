@@ -9,16 +9,9 @@ import torch
 from torch import Tensor
 
 from nrg_sampler.flow import per_sample, working_dtype
-from nrg_sampler.rewards.base import (
-    Conditioning,
-    Reward,
-    RewardHooks,
-    RewardWeights,
-    SharedForward,
-    WeightsLike,
-    normalised,
-)
+from nrg_sampler.rewards.base import Conditioning, Reward, RewardHooks, SharedForward, normalised
 from nrg_sampler.rewards.ensemble import lower_bound
+from nrg_sampler.rewards.weights import RewardWeights, WeightsLike
 
 SampleWeights: TypeAlias = WeightsLike | Mapping[str, float | Tensor]
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from diffusers import WanTransformer3DModel
@@ -19,61 +18,22 @@ from nrg_sampler.files import replacing
 from nrg_sampler.rewards.base import Conditioning
 from nrg_sampler.rewards.card import model_card
 from nrg_sampler.rewards.gate import WeightGate, pool_prompts, shares
-from nrg_sampler.rewards.reads import POOLINGS, Member, QueryRead, answers, new_heads, new_queries, new_reads
+from nrg_sampler.rewards.latent_space import check_latent_space
+from nrg_sampler.rewards.reads import (
+    POOLINGS,
+    EncodedPrompt,
+    Member,
+    QueryRead,
+    member_rewards,
+    new_heads,
+    new_queries,
+    new_reads,
+)
 from nrg_sampler.rewards.recompute import recomputed
-
-# What of a transformer's config shapes the trunk; the rest (number of layers, output) is the reward's own.
-TRUNK_OPTIONS = (
-    "patch_size",
-    "num_attention_heads",
-    "attention_head_dim",
-    "in_channels",
-    "text_dim",
-    "freq_dim",
-    "ffn_dim",
-    "cross_attn_norm",
-    "qk_norm",
-    "eps",
-    "rope_max_seq_len",
-)
+from nrg_sampler.rewards.trunk import TRUNK_OPTIONS, WanTrunk
 
 
-# What of a VAE's config tells its latents from those of another VAE.
-LATENT_OPTIONS = (
-    "z_dim",
-    "latent_channels",
-    "latents_mean",
-    "latents_std",
-    "scaling_factor",
-    "shift_factor",
-    "scale_factor_spatial",
-    "scale_factor_temporal",
-)
-
-
-def latent_space(vae: Any) -> dict[str, Any]:
-    """Describe the latents of a VAE: its class, and what of its config shapes or normalises them."""
-    config = {name: vae.config[name] for name in LATENT_OPTIONS if vae.config.get(name) is not None}
-    return {"vae": type(vae).__name__, **config}
-
-
-class ReadPrompt(NamedTuple):
-    """What a reward makes of a prompt before it sees any latents; a single row serves every sample.
-
-    Args:
-        context: What the trunk reads as the prompt, shape ``(B, M, D)``.
-        queries: Of the axes, member by member, shape ``(B, M * A, D)``.
-        words: What axes that see text read, shape ``(B, L, D)``; ``None`` if the queries have read it already.
-        mask: Which of the words count, shape ``(B, L)``.
-    """
-
-    context: Tensor
-    queries: Tensor
-    words: Tensor | None = None
-    mask: Tensor | None = None
-
-
-class LatentReward(ModelMixin, ConfigMixin):
+class LatentReward(WanTrunk, ModelMixin, ConfigMixin):
     r"""Score noisy latents on named axes, without decoding them.
 
     The trunk is the first ``num_blocks`` blocks of the video model's own transformer, run without the prompt. One
@@ -86,8 +46,8 @@ class LatentReward(ModelMixin, ConfigMixin):
         text_axes: Those that may see the prompt.
         num_blocks: Transformer blocks in the trunk.
         num_reads: Rounds of reading.
-        num_token_reads: Rounds in which each word of the prompt reads the features on its own, before the axes in
-            ``text_axes`` read the words: they judge a prompt word by word, which tells clips of one prompt apart.
+        num_token_reads: Rounds in which each word of the prompt attends to the features on its own, before the axes in
+            ``text_axes`` attend to the words: they judge a prompt word by word, which tells clips of one prompt apart.
         null_tokens: Learned tokens that stand where the prompt would be in the trunk.
         prompt_in_trunk: Let the trunk read the prompt as the video model does. No axis is blind to it then, but the
             features are the video model's own, which ``RewardGuidance(forward="shared")`` needs.
@@ -105,7 +65,8 @@ class LatentReward(ModelMixin, ConfigMixin):
         recommended_damping: For each axis the power of ``1 - sigma`` by which guidance is to trust its gradient less in
             noise, 0 or more; 1 for each by default. See :mod:`nrg_sampler.guidance.trust`.
         recommended_fading: The same of ``sigma``, by which it is to trust it less near the end; 0 for each by default.
-        latent_space: What :func:`latent_space` says of the VAE it was trained on; not checked if left out.
+        latent_space: What :func:`nrg_sampler.rewards.latent_space.latent_space` returns for the VAE it was trained on; not
+            checked if left out.
         about: For the model card: ``base_model``, ``data``, ``license`` and ``accuracy`` by noise bin and axis.
         patch_size, num_attention_heads, ...: As in ``WanTransformer3DModel``.
 
@@ -195,13 +156,10 @@ class LatentReward(ModelMixin, ConfigMixin):
                 f"Expected `num_blocks` between 1 and {len(transformer.blocks)} (what the transformer has), "
                 f"but got {num_blocks}."
             )
-        reward: LatentReward = cls(
-            num_blocks=num_blocks, **{name: transformer.config[name] for name in TRUNK_OPTIONS}, **options
-        )
-        own = reward.state_dict()
-        reward.load_state_dict(
-            {key: value for key, value in transformer.state_dict().items() if key in own}, strict=False
-        )
+        trunk = {name: transformer.config[name] for name in TRUNK_OPTIONS}
+        reward: LatentReward = cls(num_blocks=num_blocks, **trunk, **options)
+        names, weights = reward.state_dict().keys(), transformer.state_dict()
+        reward.load_state_dict({name: weights[name] for name in weights.keys() & names}, strict=False)
         return reward
 
     @classmethod
@@ -281,54 +239,13 @@ class LatentReward(ModelMixin, ConfigMixin):
         own = next(self.gate.parameters())
         return shares(self.gate(pool_prompts(embeds.to(own), conditioning.prompt_mask)).float())
 
-    @torch.no_grad()
-    def align_members(self, raw: Tensor) -> Tensor:
-        """Give every member the same mean and spread, so that what is left between them is disagreement.
-
-        A reward learned from comparisons has no natural origin or unit, and each member has found its own. Changes the
-        last layers; a single member stays as it is.
-
-        Args:
-            raw: Raw rewards of the members over samples, shape ``(N, members, axes)``.
-
-        Returns:
-            What they give now, same shape.
-        """
-        if self.num_members == 1:
-            return raw
-        mean, std = raw.mean(dim=0), raw.std(dim=0).clamp(min=1e-6)  # (M, A)
-        factor, origin = std.mean(dim=0) / std, mean.mean(dim=0)
-        for index, member in enumerate(self.members):
-            for axis, head in enumerate(member.heads):
-                head[-1].weight.mul_(factor[index, axis])
-                head[-1].bias.sub_(mean[index, axis]).mul_(factor[index, axis]).add_(origin[axis])
-        return (raw - mean) * factor + origin
-
     def check_compatible(self, pipe: Any) -> None:
         """Refuse a pipeline with other latents or another text encoder.
 
         Raises:
             ValueError: If channels, text width or the VAE's kind or normalisation differ.
         """
-        transformer = getattr(pipe, "transformer", None) or getattr(pipe, "transformer_2", None)
-        config = getattr(transformer, "config", None)
-        for name, meaning in (("in_channels", "latent channels"), ("text_dim", "numbers per prompt token")):
-            theirs = getattr(config, name, None)
-            if theirs is not None and theirs != self.config[name]:
-                raise ValueError(
-                    f"Expected a pipeline with {self.config[name]} {meaning}, as this reward was trained on, but "
-                    f"{type(pipe).__name__} has {theirs}; use a reward that was trained for this pipeline's latents."
-                )
-        vae, trained_on = getattr(pipe, "vae", None), self.config.latent_space
-        if vae is None or trained_on is None:
-            return
-        found = latent_space(vae)
-        for name, value in trained_on.items():
-            if not _same(value, found.get(name)):
-                raise ValueError(
-                    f"Expected a VAE with `{name}` {value}, as this reward was trained on, but that of "
-                    f"{type(pipe).__name__} has {found.get(name)}; use a reward that was trained for this VAE."
-                )
+        check_latent_space(pipe, self.config)
 
     def forward(self, latents: Tensor, sigma: Tensor, conditioning: Conditioning, members: bool = False) -> Tensor:
         """Score latents.
@@ -337,7 +254,7 @@ class LatentReward(ModelMixin, ConfigMixin):
             latents: Noisy latents, normalised as the pipeline has them, shape ``(B, C, T, H, W)``.
             sigma: Noise level in ``[0, 1]``, 1 is pure noise, shape ``(B,)``.
             conditioning: ``prompt_embeds`` of shape ``(B, L, text_dim)``; all-zero tokens are padding.
-            members: Return what each member says instead of their mean.
+            members: Return the reward of each member instead of their mean.
 
         Returns:
             Raw rewards (logits), float32, shape ``(B, axes)``, or ``(B, members, axes)``.
@@ -345,27 +262,27 @@ class LatentReward(ModelMixin, ConfigMixin):
         Raises:
             ValueError: If shapes do not fit the config, or a text axis finds no prompt.
         """
-        self._check_latents(latents)
+        self.check_latents(latents)
         self._check_prompt(conditioning)
         prompt = self._prompt(conditioning)
         return self._score(self._features(latents, sigma, conditioning, prompt), prompt, members)
 
     def features(self, latents: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
-        """What the last block of the trunk gives, shape ``(B, N, D)``; arguments and errors as of ``forward``."""
-        self._check_latents(latents)
+        """Return the output of the last block of the trunk, shape ``(B, N, D)``; arguments and errors as of ``forward``."""
+        self.check_latents(latents)
         self._check_prompt(conditioning)
         return self._features(latents, sigma, conditioning, self._prompt(conditioning))
 
     def score_features(self, hidden: Tensor, conditioning: Conditioning, members: bool = False) -> Tensor:
-        """Score what the last block of the trunk gives, shape ``(B, N, D)``; returns as ``forward`` does."""
+        """Score the output of the last block of the trunk, shape ``(B, N, D)``; returns as ``forward`` does."""
         return self._score(hidden, self._prompt(conditioning), members)
 
     @torch.no_grad()
     def prepare(self, conditioning: Conditioning) -> Conditioning:
-        """Read the prompt once for all steps of a run; good for as long as the weights stay as they are.
+        """Encode the prompt once for all steps of a run; good for as long as the weights stay as they are.
 
         Args:
-            conditioning: ``prompt_embeds`` as in ``forward``; what is padding in every row is not read again.
+            conditioning: ``prompt_embeds`` as in ``forward``; what is padding in every row is dropped.
 
         Raises:
             ValueError: If a text axis finds no prompt of its width.
@@ -373,56 +290,34 @@ class LatentReward(ModelMixin, ConfigMixin):
         self._check_prompt(conditioning)
         return replace(conditioning, prepared=self._prompt(replace(conditioning, prepared=None), trimmed=True))
 
-    def _features(self, latents: Tensor, sigma: Tensor, conditioning: Conditioning, prompt: ReadPrompt) -> Tensor:
-        rotary = self._rotary(latents, conditioning.frame_stride)
+    def _features(self, latents: Tensor, sigma: Tensor, conditioning: Conditioning, prompt: EncodedPrompt) -> Tensor:
+        rotary = self.rotary(latents, conditioning.frame_stride)
         dtype = self.patch_embedding.weight.dtype
-        return self._trunk(latents.to(dtype), sigma.to(latents.device), prompt.context, rotary)
+        return self.trunk(latents.to(dtype), sigma.to(latents.device), prompt.context, rotary)
 
-    def _score(self, hidden: Tensor, prompt: ReadPrompt, members: bool) -> Tensor:
+    def _score(self, hidden: Tensor, prompt: EncodedPrompt, members: bool) -> Tensor:
         features = self.features_norm(hidden.to(self.patch_embedding.weight.dtype))
         queries, words = prompt.queries, prompt.words
         if words is not None:
-            for read in self.token_reads:  # each word looks for what it names, then the queries read the words
+            for read in self.token_reads:  # each word attends to the features, then the queries to the words
                 words = read(words.expand(len(hidden), -1, -1), features)
             queries = self._informed(queries, words, prompt.mask)
         queries = queries.expand(len(hidden), -1, -1)
-        raw = answers(self.members, queries.chunk(self.num_members, dim=1), features)
+        raw = member_rewards(self.members, queries.chunk(self.num_members, dim=1), features)
         if members:
             return torch.stack(raw, dim=1)  # (B, M, A)
         return torch.stack(raw).mean(dim=0) if len(raw) > 1 else raw[0]
 
     def _informed(self, queries: Tensor, words: Tensor, mask: Tensor | None) -> Tensor:
-        """Let the queries of the axes that see text read it."""
+        """Let the queries of the axes that see text attend to it."""
         queries = queries.expand(len(words), -1, -1)
         sees_text = self.sees_text.repeat(self.num_members)[:, None]
         return torch.where(sees_text, self.text_read(queries, words, mask), queries)
 
-    def _rotary(self, latents: Tensor, frame_stride: int) -> tuple[Tensor, ...]:
-        """Rotary embedding of each token, where frames are ``frame_stride`` apart, shape ``(1, N, 1, D / heads)``."""
-        rows, columns = (size // patch for size, patch in zip(latents.shape[3:], self.config.patch_size[1:]))
-        frames = frame_stride * (latents.shape[2] - 1) + 1
-        whole = self.rope(latents[:, :, :1].expand(-1, -1, frames, -1, -1))  # looks at the shape alone
-        return tuple(part.unflatten(1, (-1, rows * columns))[:, ::frame_stride].flatten(1, 2) for part in whole)
-
-    def _trunk(self, latents: Tensor, sigma: Tensor, context: Tensor, rotary: tuple[Tensor, ...]) -> Tensor:
-        """Output of the last block, shape ``(B, N, D)``, for noisy latents."""
-        hidden: Tensor = self.patch_embedding(latents).flatten(2).transpose(1, 2).contiguous()  # (B, N, D)
-        embedder = self.condition_embedder
-        frequencies = embedder.timesteps_proj(sigma.expand(len(latents)) * 1000)
-        time = embedder.time_embedder(frequencies.to(next(embedder.time_embedder.parameters()).dtype))
-        modulation = embedder.time_proj(embedder.act_fn(time.to(hidden.dtype))).unflatten(1, (6, -1))  # (B, 6, D)
-        context = context.to(hidden.dtype).expand(len(latents), -1, -1)
-        for block in self.blocks:
-            if torch.is_grad_enabled() and self.gradient_checkpointing:
-                hidden = self._gradient_checkpointing_func(block, hidden, context, modulation, rotary)
-            else:
-                hidden = block(hidden, context, modulation, rotary)
-        return hidden
-
-    def _prompt(self, conditioning: Conditioning, trimmed: bool = False) -> ReadPrompt:
-        """Read the prompt; with ``trimmed``, which makes the host wait for the device, up to its last word only."""
+    def _prompt(self, conditioning: Conditioning, trimmed: bool = False) -> EncodedPrompt:
+        """Encode the prompt; with ``trimmed``, which makes the host wait for the device, up to its last word only."""
         if conditioning.prepared is not None:
-            prepared: ReadPrompt = conditioning.prepared
+            prepared: EncodedPrompt = conditioning.prepared
             return prepared
         embeds, dtype = conditioning.prompt_embeds, self.patch_embedding.weight.dtype
         context = self.null_context
@@ -431,7 +326,7 @@ class LatentReward(ModelMixin, ConfigMixin):
             assert embeds is not None  # checked before
             context = self.condition_embedder.text_embedder(embeds.to(dtype))
         if not self.config.text_axes:
-            return ReadPrompt(context, queries)
+            return EncodedPrompt(context, queries)
         assert embeds is not None  # checked before
         mask = (embeds != 0).any(dim=-1) if conditioning.prompt_mask is None else conditioning.prompt_mask.bool()
         mask = mask | (torch.arange(mask.shape[1], device=mask.device) == 0)  # a row that reads nothing would be NaN
@@ -440,19 +335,8 @@ class LatentReward(ModelMixin, ConfigMixin):
             embeds, mask = embeds[:, :length], mask[:, :length]
         words = self.text_norm(self.condition_embedder.text_embedder(embeds.to(dtype)))
         if self.token_reads:
-            return ReadPrompt(context, queries, words, mask)
-        return ReadPrompt(context, self._informed(queries, words, mask))
-
-    def _check_latents(self, latents: Tensor) -> None:
-        if latents.ndim != 5 or latents.shape[1] != self.config.in_channels:
-            raise ValueError(
-                f"Expected latents of shape (B, {self.config.in_channels}, T, H, W), but got {tuple(latents.shape)}."
-            )
-        multiples = self.config.patch_size
-        if any(size % multiple for size, multiple in zip(latents.shape[2:], multiples, strict=True)):
-            raise ValueError(
-                f"Expected latent sizes that are multiples of {tuple(multiples)}, but got {tuple(latents.shape[2:])}."
-            )
+            return EncodedPrompt(context, queries, words, mask)
+        return EncodedPrompt(context, self._informed(queries, words, mask))
 
     def _check_prompt(self, conditioning: Conditioning) -> None:
         embeds = conditioning.prompt_embeds
@@ -463,13 +347,3 @@ class LatentReward(ModelMixin, ConfigMixin):
                 f"Expected `prompt_embeds` of shape (B, L, {self.config.text_dim}) for the axes that read the prompt, "
                 f"but got {None if embeds is None else tuple(embeds.shape)}."
             )
-
-
-def _same(value: Any, other: Any) -> bool:
-    """Compare settings that went through JSON, where a tuple became a list and a float may have been rounded."""
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        same_length = isinstance(other, Sequence) and len(value) == len(other)
-        return same_length and all(_same(a, b) for a, b in zip(value, other, strict=True))
-    if isinstance(value, float) and isinstance(other, (int, float)):
-        return math.isclose(value, other, rel_tol=1e-5, abs_tol=1e-6)
-    return bool(value == other)

@@ -1,8 +1,7 @@
 """How the axes of a latent reward read the features of its trunk, and what each member of an ensemble has of its own.
 
-What is looked at (keys and values, or pooled features) costs in proportion to the number of features; what a few queries
-ask and make of it costs next to nothing. The members of an ensemble share the former, so that several cost about as
-much as one.
+Keys and values, or pooled features, cost in proportion to the number of features; a few queries and their updates cost
+next to nothing. The members of an ensemble share the former, so that several cost about as much as one.
 
 References:
     [1] Osband et al., 2016, arXiv:1602.04621 (bootstrapped heads on one trunk).
@@ -12,13 +11,29 @@ References:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 POOLINGS = ("query", "mean", "max")
+
+
+class EncodedPrompt(NamedTuple):
+    """A prompt as the reward encodes it, independent of any latents; a single row serves every sample.
+
+    Args:
+        context: What the trunk attends to as the prompt, shape ``(B, M, D)``.
+        queries: Of the axes, member by member, shape ``(B, M * A, D)``.
+        words: Features of the words, shape ``(B, L, D)``; ``None`` if the queries have attended to them already.
+        mask: Which of the words count, shape ``(B, L)``.
+    """
+
+    context: Tensor
+    queries: Tensor
+    words: Tensor | None = None
+    mask: Tensor | None = None
 
 
 class Attention(nn.Module):
@@ -39,9 +54,15 @@ class Attention(nn.Module):
         self.weight, self.bias = linear.weight, linear.bias  # of the keys, then of the values
 
     def forward(self, query: Tensor, features: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Return what each query ``(B, heads, A, D / heads)`` reads from features ``(B, N, D)``, shape of the queries.
+        """Attend to features.
 
-        Where ``mask`` ``(B, N)`` is False is not read.
+        Args:
+            query: Shape ``(B, heads, A, D / heads)``.
+            features: Shape ``(B, N, D)``.
+            mask: Which features may be attended to, shape ``(B, N)``; all by default.
+
+        Returns:
+            The attended values, shape of ``query``.
         """
         few = query.shape[1] * query.shape[2] <= features.shape[-1]
         return (self._by_few if few else self._by_many)(query, features, mask)
@@ -49,12 +70,12 @@ class Attention(nn.Module):
     def _by_few(self, query: Tensor, features: Tensor, mask: Tensor | None) -> Tensor:
         to_key, to_value = self.weight.unflatten(0, (2, self.heads, -1)).unbind()  # (heads, D / heads, D) each
         scale = query.shape[-1] ** -0.5
-        asked = (query * scale @ to_key).flatten(1, 2)  # (B, heads * A, D); the keys' bias shifts all logits alike
-        logits = asked @ features.mT  # (B, heads * A, N)
+        folded = (query * scale @ to_key).flatten(1, 2)  # (B, heads * A, D); the keys' bias shifts all logits alike
+        logits = folded @ features.mT  # (B, heads * A, N)
         if mask is not None:
             logits = logits.masked_fill(~mask[:, None], -torch.inf)
-        found = logits.softmax(dim=-1, dtype=torch.promote_types(logits.dtype, torch.float32)).to(features.dtype)
-        read = (found @ features).unflatten(1, (self.heads, -1))  # (B, heads, A, D)
+        shares = logits.softmax(dim=-1, dtype=torch.promote_types(logits.dtype, torch.float32)).to(features.dtype)
+        read = (shares @ features).unflatten(1, (self.heads, -1))  # (B, heads, A, D)
         bias = self.bias.chunk(2)[1].unflatten(0, (self.heads, 1, -1))
         values: Tensor = read @ to_value.mT + bias
         return values
@@ -67,40 +88,40 @@ class Attention(nn.Module):
 
 
 class QueryRead(nn.Module):
-    """One read: queries attend to features and then think for themselves (pre-norm, residual).
+    """A cross-attention block: queries attend to features, then an MLP updates each (pre-norm, residual).
 
     Args:
         dim: Width of queries and features.
         heads: Of the attention.
-        looks: Whether it has keys and values of its own; without, it reads those of another.
+        keys: Whether it has keys and values of its own; without, it is given those of another.
     """
 
-    def __init__(self, dim: int, heads: int, looks: bool = True) -> None:
+    def __init__(self, dim: int, heads: int, keys: bool = True) -> None:
         super().__init__()
         self.heads = heads
         self.norm = nn.LayerNorm(dim)
         self.to_q = nn.Linear(dim, dim)
-        self.to_kv = Attention(dim, heads) if looks else None
+        self.to_kv = Attention(dim, heads) if keys else None
         self.to_out = nn.Linear(dim, dim)
         self.mlp = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, 2 * dim), nn.SiLU(), nn.Linear(2 * dim, dim))
 
     def forward(self, queries: Tensor, features: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Update queries ``(B, A, D)`` from features ``(B, N, D)``; where ``mask`` ``(B, N)`` is False is not read."""
-        return self.think(queries, *self.find([self.ask(queries)], features, mask))
+        """Update queries ``(B, A, D)`` from features ``(B, N, D)``, of which those count where ``mask`` ``(B, N)`` is True."""
+        return self.update(queries, *self.attend([self.query(queries)], features, mask))
 
-    def ask(self, queries: Tensor) -> Tensor:
-        """What queries ``(B, A, D)`` look for, ``(B, heads, A, D / heads)``."""
+    def query(self, queries: Tensor) -> Tensor:
+        """Project queries ``(B, A, D)`` to those of each head, ``(B, heads, A, D / heads)``."""
         return self._split(self.to_q(self.norm(queries)))
 
-    def find(self, asked: Sequence[Tensor], features: Tensor, mask: Tensor | None = None) -> tuple[Tensor, ...]:
-        """What each of ``asked`` finds among the features, in one attention."""
-        assert self.to_kv is not None  # only the first member looks
-        found: Tensor = self.to_kv(torch.cat(list(asked), dim=2), features, mask)
-        return found.chunk(len(asked), dim=2)
+    def attend(self, projected: Sequence[Tensor], features: Tensor, mask: Tensor | None = None) -> tuple[Tensor, ...]:
+        """Attend to features with the projected queries of each member, in one attention."""
+        assert self.to_kv is not None  # only the first member has keys and values
+        values: Tensor = self.to_kv(torch.cat(list(projected), dim=2), features, mask)
+        return values.chunk(len(projected), dim=2)
 
-    def think(self, queries: Tensor, found: Tensor) -> Tensor:
-        """Update queries ``(B, A, D)`` from what they have found."""
-        queries = queries + self.to_out(found.transpose(1, 2).flatten(2))
+    def update(self, queries: Tensor, values: Tensor) -> Tensor:
+        """Update queries ``(B, A, D)`` from the attended values of each head."""
+        queries = queries + self.to_out(values.transpose(1, 2).flatten(2))
         updated: Tensor = queries + self.mlp(queries)
         return updated
 
@@ -120,28 +141,28 @@ class PooledRead(nn.Module):
 
     def forward(self, queries: Tensor, features: Tensor) -> Tensor:
         """Update queries ``(B, A, D)`` from features ``(B, N, D)``."""
-        return self.think(queries, *self.find([self.ask(queries)], features))
+        return self.update(queries, *self.attend([self.query(queries)], features))
 
-    def ask(self, queries: Tensor) -> Tensor:
-        """Nothing: every query gets the same."""
+    def query(self, queries: Tensor) -> Tensor:
+        """Return the queries: every one gets the same features."""
         return queries
 
-    def find(self, asked: Sequence[Tensor], features: Tensor) -> tuple[Tensor, ...]:
-        """Pooled features ``(B, D)``, for each of ``asked``."""
+    def attend(self, projected: Sequence[Tensor], features: Tensor) -> tuple[Tensor, ...]:
+        """Pool the features to ``(B, D)``, for each member."""
         pooled = features.mean(dim=1) if self.pooling == "mean" else features.amax(dim=1)
-        return (pooled,) * len(asked)
+        return (pooled,) * len(projected)
 
-    def think(self, queries: Tensor, found: Tensor) -> Tensor:
-        """Update queries ``(B, A, D)`` from what they have found."""
-        queries = queries + self.to_out(found)[:, None]
+    def update(self, queries: Tensor, values: Tensor) -> Tensor:
+        """Update queries ``(B, A, D)`` from pooled features ``(B, D)``."""
+        queries = queries + self.to_out(values)[:, None]
         updated: Tensor = queries + self.mlp(queries)
         return updated
 
 
-def new_reads(count: int, dim: int, heads: int, pooling: str, looks: bool = True) -> nn.ModuleList:
-    """Return ``count`` reads of one kind; ``looks`` as in `QueryRead`."""
+def new_reads(count: int, dim: int, heads: int, pooling: str, keys: bool = True) -> nn.ModuleList:
+    """Return ``count`` reads of one kind; ``keys`` as in `QueryRead`."""
     return nn.ModuleList(
-        QueryRead(dim, heads, looks) if pooling == "query" else PooledRead(dim, pooling) for _ in range(count)
+        QueryRead(dim, heads, keys) if pooling == "query" else PooledRead(dim, pooling) for _ in range(count)
     )
 
 
@@ -169,25 +190,26 @@ class Member(nn.Module):
     def __init__(self, axes: int, queries: int, reads: int, dim: int, heads: int, pooling: str) -> None:
         super().__init__()
         self.queries = new_queries(queries, dim)
-        self.reads = new_reads(reads, dim, heads, pooling, looks=False)
+        self.reads = new_reads(reads, dim, heads, pooling, keys=False)
         self.heads = new_heads(axes, dim)
 
 
-def answers(members: Sequence[Any], queries: Sequence[Tensor], features: Tensor) -> list[Tensor]:
-    """Raw rewards ``(B, axes)`` of each member.
+def member_rewards(members: Sequence[Any], queries: Sequence[Tensor], features: Tensor) -> list[Tensor]:
+    """Return the raw reward ``(B, axes)`` of each member.
 
     Args:
-        members: Each has ``reads`` and ``heads``; the first looks at the features for all.
-        queries: Those of each member, after the text axes' have read the prompt, each ``(B, queries, D)``.
+        members: Each has ``reads`` and ``heads``; the first has the keys and values for all.
+        queries: Those of each member, after those of the text axes have attended to the prompt, each
+            ``(B, queries, D)``.
         features: Shape ``(B, N, D)``.
     """
     for reads in zip(*(member.reads for member in members), strict=True):
-        asked = [read.ask(own) for read, own in zip(reads, queries, strict=True)]
-        found = reads[0].find(asked, features)
-        queries = [read.think(own, seen) for read, own, seen in zip(reads, queries, found, strict=True)]
+        projected = [read.query(own) for read, own in zip(reads, queries, strict=True)]
+        attended = reads[0].attend(projected, features)
+        queries = [read.update(own, values) for read, own, values in zip(reads, queries, attended, strict=True)]
     return [_raw(member.heads, own) for member, own in zip(members, queries, strict=True)]
 
 
 def _raw(heads: nn.ModuleList, queries: Tensor) -> Tensor:
-    queries = queries.expand(-1, len(heads), -1)  # a shared query answers for every axis
+    queries = queries.expand(-1, len(heads), -1)  # a shared query serves every axis
     return torch.cat([head(query) for head, query in zip(heads, queries.unbind(1))], dim=1).float()

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from nrg_sampler.files import fingerprint, replacing
-from nrg_sampler.rewards.base import RewardWeights
+from nrg_sampler.rewards.weights import RewardWeights
 from nrg_sampler.runs.recipe import Recipe
 from nrg_sampler.video import Frames, frames_sha256
 

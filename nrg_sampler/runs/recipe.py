@@ -8,8 +8,8 @@ from typing import Any
 
 from nrg_sampler.guidance.settings import RewardGuidance
 from nrg_sampler.rewards import RewardWeights
-from nrg_sampler.rewards.base import AUTO
 from nrg_sampler.rewards.gate import weights_for_prompt
+from nrg_sampler.rewards.weights import AUTO
 
 # What an entry was before manifests named it.
 ABSENT: dict[str, Any] = {"scheduler": None, "search": None, "proposed": False, "checkpointing": False}

@@ -15,6 +15,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from nrg_sampler.rewards.latent import LatentReward
+
 LEVEL_PULL = 0.1  # of the members' levels to each other; it changes no ranking
 
 
@@ -38,3 +40,28 @@ def level_spread(raw: Tensor) -> Tensor:
     """
     levels = raw.mean(dim=1)  # (groups, members, axes)
     return (levels - levels.mean(dim=1, keepdim=True)).square().mean()
+
+
+@torch.no_grad()
+def align_members(reward: LatentReward, raw: Tensor) -> Tensor:
+    """Give every member the same mean and spread, so that what is left between them is disagreement.
+
+    A reward learned from comparisons has no natural origin or unit, and each member has one of its own. Changes the
+    last layers of ``reward``; a single member stays as it is.
+
+    Args:
+        reward: The reward.
+        raw: Raw rewards of its members over samples, shape ``(N, members, axes)``.
+
+    Returns:
+        Their raw rewards after the change, same shape.
+    """
+    if reward.num_members == 1:
+        return raw
+    mean, std = raw.mean(dim=0), raw.std(dim=0).clamp(min=1e-6)  # (M, A)
+    factor, origin = std.mean(dim=0) / std, mean.mean(dim=0)
+    for index, member in enumerate(reward.members):
+        for axis, head in enumerate(member.heads):
+            head[-1].weight.mul_(factor[index, axis])
+            head[-1].bias.sub_(mean[index, axis]).mul_(factor[index, axis]).add_(origin[axis])
+    return (raw - mean) * factor + origin

@@ -16,7 +16,7 @@ from nrg_sampler.flow import noised
 from nrg_sampler.rewards.base import Conditioning
 from nrg_sampler.rewards.latent import LatentReward
 from nrg_sampler.training.checkpoint import load_checkpoint, save_checkpoint
-from nrg_sampler.training.ensemble import LEVEL_PULL, bootstrap_weights, level_spread
+from nrg_sampler.training.ensemble import LEVEL_PULL, align_members, bootstrap_weights, level_spread
 from nrg_sampler.training.losses import LOSSES, Comparison
 from nrg_sampler.training.objective import Objective
 from nrg_sampler.training.pairs import PairBatch, PairData
@@ -334,6 +334,6 @@ def calibrate(reward: LatentReward, data: PairData, device: torch.device, seed: 
         noise = torch.randn(batch.clean.shape, generator=generator)
         found = score_pairs(reward, batch.clean, noise.to(device), sigma.to(device), batch.conditioning, members=True)
         raw.append(found[0])
-    values = reward.align_members(torch.cat(raw)).mean(dim=1)  # (2 * pairs, axes)
+    values = align_members(reward, torch.cat(raw)).mean(dim=1)  # (2 * pairs, axes)
     spread = values.std(dim=0).clamp(min=1e-6)
     reward.register_to_config(mean=values.mean(dim=0).tolist(), std=spread.tolist())

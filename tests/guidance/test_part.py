@@ -102,7 +102,7 @@ def test_a_reward_of_single_latents_has_its_own_gradient_on_the_part(inputs):
 def test_frames_keep_their_places_in_the_video(reward, inputs):
     latents, sigma, conditioning = inputs
     whole = reward.rope(latents)
-    for found, expected in zip(reward._rotary(latents[:, :, ::2], 2), whole, strict=True):
+    for found, expected in zip(reward.rotary(latents[:, :, ::2], 2), whole, strict=True):
         assert torch.equal(found, expected.unflatten(1, (5, -1))[:, ::2].flatten(1, 2))
     near, far = (
         reward(latents[:, :, ::2], sigma, Conditioning(conditioning.prompt_embeds, frame_stride=n)) for n in (1, 2)

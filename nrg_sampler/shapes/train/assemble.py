@@ -53,7 +53,8 @@ def assemble_pipeline(folder: Path) -> WanPipeline:
 
 def save_bundle(folder: Path, out: Path) -> None:
     """Write ``out/pipeline``, ``out/reward`` and, if it was trained, ``out/judge`` in half precision, with model cards."""
-    from nrg_sampler.rewards.latent import LatentReward, latent_space
+    from nrg_sampler.rewards.latent import LatentReward
+    from nrg_sampler.rewards.latent_space import latent_space
     from nrg_sampler.shapes.judge import PixelJudge
 
     pipe = assemble_pipeline(folder)

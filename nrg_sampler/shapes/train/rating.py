@@ -17,6 +17,7 @@ from nrg_sampler.shapes.scenes import caption
 from nrg_sampler.shapes.train.groups import LEFT, RIGHT, TIE, PairSampler, to_prompt
 from nrg_sampler.shapes.train.pool import GROUP, Pool
 from nrg_sampler.shapes.train.train_text import encode_text
+from nrg_sampler.training.ensemble import align_members
 from nrg_sampler.training.grade import SIGMA_BINS
 from nrg_sampler.training.trainer import NEARLY_CLEAN
 
@@ -175,5 +176,5 @@ def calibrate(
             for rows in chosen.split(16)
         ]
     ).flatten(0, 2)  # (clips, M, 3)
-    raw = reward.align_members(raw).mean(dim=1)  # (clips, 3)
+    raw = align_members(reward, raw).mean(dim=1)  # (clips, 3)
     reward.register_to_config(mean=raw.mean(dim=0).tolist(), std=raw.std(dim=0).tolist(), **recommended)
