@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from nrg_sampler.files import writable_folder
-from nrg_sampler.rewards.latent import LatentReward, latent_space
+from nrg_sampler.rewards.latent import LatentReward
+from nrg_sampler.rewards.latent_space import latent_space
 from nrg_sampler.runs.progress import Progress, Run
 from nrg_sampler.training.decoding import ClipSettings
 from nrg_sampler.training.distil import prepare_distillation
