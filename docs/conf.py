@@ -36,13 +36,13 @@ autodoc_inherit_docstrings = False
 # on the network.
 nitpicky = True
 nitpick_ignore_regex = [
-    ("py:.*", r"(collections\.abc|pathlib|os|random)\..*"),
+    ("py:.*", r"(abc|collections\.abc|pathlib|os|random)\..*"),
     ("py:.*", r"(torch|numpy|diffusers|accelerate)\..*"),
     # Read as text rather than resolved: arguments after a default factory, and names imported for types alone.
     ("py:class", r"(tuple|dict|list)\[str"),
     ("py:class", r"(.*\.)?T|Tensor|Accelerator"),
     # Aliases of types, which autodoc writes by name.
-    ("py:class", r"Call|Judge|WeightsLike"),
+    ("py:class", r"Call|ClipScore|Judge|WeightsLike"),
 ]
 
 

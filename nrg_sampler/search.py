@@ -27,7 +27,7 @@ from nrg_sampler.rewards.weights import RewardWeights, WeightsLike
 if TYPE_CHECKING:
     from nrg_sampler.hosts.pipeline import NRGFlowPipeline
 
-Judge = Callable[[Tensor, Sequence[str]], Tensor]
+ClipScore = Callable[[Tensor, Sequence[str]], Tensor]
 
 # Pipelines whose loop holds nothing else of the batch, so that it can shrink on the way.
 THINNABLE = ("WanPipeline", "WanVideoToVideoPipeline")
@@ -193,7 +193,7 @@ def best_of_n(
     pipe: NRGFlowPipeline,
     prompt: str | Sequence[str],
     n: int = 4,
-    judge: Judge | None = None,
+    judge: ClipScore | None = None,
     seeds: Sequence[Sequence[int]] | None = None,
     weights: WeightsLike = None,
     **arguments: Any,
