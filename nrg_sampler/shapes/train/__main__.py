@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,12 @@ STAGES = {
 }
 
 
+def _arithmetic(device: str) -> str:
+    from nrg_sampler.runs.device import fast_dtype
+
+    return str(fast_dtype(device)).removeprefix("torch.")
+
+
 def main() -> None:
     """Run one stage with a progress bar and a log of numbers beside the checkpoint."""
     parser = argparse.ArgumentParser(
@@ -102,6 +109,7 @@ def main() -> None:
 
     given = ("steps", "batch", *(("factors", "seeds") if arguments.stage == "ablation" else ()))
     options = {name: getattr(arguments, name) for name in given if getattr(arguments, name) is not None}
+    print(f"{arguments.stage}: {_arithmetic(arguments.device)} arithmetic on {arguments.device}", file=sys.stderr)
     run = STAGES[arguments.stage](arguments.out, seed=arguments.seed, device=arguments.device, **options)
     arguments.out.mkdir(parents=True, exist_ok=True)
     with tqdm(unit="step") as bar, open(arguments.out / f"{arguments.stage}.jsonl", "a") as log:

@@ -18,6 +18,7 @@ from nrg_sampler.files import replacing
 from nrg_sampler.flow import noised
 from nrg_sampler.rewards.base import Conditioning
 from nrg_sampler.rewards.latent import LatentReward
+from nrg_sampler.runs.device import fast_autocast
 from nrg_sampler.shapes.oracle import AXES
 from nrg_sampler.shapes.scenes import caption
 from nrg_sampler.shapes.train.curriculum import FIRST_POOLS
@@ -203,7 +204,7 @@ def _rate(
         kept = ~objective.sample_dropped(groups, generator).to(device)[:, None]
         embeds, mask = embeds * kept[..., None], mask & kept
     conditioning = Conditioning(embeds.repeat_interleave(GROUP, dim=0), mask.repeat_interleave(GROUP, dim=0))
-    with torch.autocast(device.type, torch.bfloat16):
+    with fast_autocast(device):
         raw = reward(noised(clean, noise, levels), levels, conditioning)
     return raw.float().view(groups, GROUP, -1), sigma
 

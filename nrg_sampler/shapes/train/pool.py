@@ -17,6 +17,7 @@ from torch import Tensor
 from nrg_sampler.guidance.settings import RewardGuidance
 from nrg_sampler.guidance.step import guided_velocity
 from nrg_sampler.rewards.base import Conditioning, Reward
+from nrg_sampler.runs.device import fast_autocast
 from nrg_sampler.shapes.oracle import ClipMeasurement, measure
 from nrg_sampler.shapes.scenes import caption, prompts, sample_prompt
 from nrg_sampler.shapes.train.degrade import degraded_clip, faultless_clip
@@ -144,14 +145,14 @@ def sample_latents(
     reward: Reward | None = None,
     guidance: RewardGuidance | None = None,
 ) -> Tensor:
-    """Sample final latents, one a caption, in bfloat16 arithmetic; guided if there is a reward."""
+    """Sample final latents, one a caption, in the arithmetic that is fast there; guided if there is a reward."""
     device = pipe.transformer.device
     embeds, mask = encode_text(pipe.tokenizer, pipe.text_encoder, captions + [""] * len(captions))
     embeds, mask = fixed_length(embeds, mask, 32)
     conditioning = Conditioning(*(part[: len(captions)] for part in (embeds, mask)))
     pipe.scheduler.set_timesteps(steps, device="cpu")
     latents = torch.randn(len(captions), *LATENT_SHAPE, generator=generator).to(device)
-    with torch.autocast(device.type, torch.bfloat16):
+    with fast_autocast(device):
         for sigma, sigma_next in pairwise(pipe.scheduler.sigmas.tolist()):
             timestep = torch.full((len(embeds),), 1000 * sigma, device=device)
             both = pipe.transformer(latents.repeat(2, 1, 1, 1, 1), timestep, embeds, return_dict=False)[0].float()
@@ -169,7 +170,7 @@ def decode_latents(pipe: WanPipeline, latents: Tensor) -> Tensor:
     config = pipe.vae.config
     mean = torch.tensor(config.latents_mean, device=latents.device).view(1, -1, 1, 1, 1)
     std = torch.tensor(config.latents_std, device=latents.device).view(1, -1, 1, 1, 1)
-    with torch.autocast(latents.device.type, torch.bfloat16):
+    with fast_autocast(latents.device):
         clips = pipe.vae.decode(latents * std + mean).sample
     pixels: Tensor = clips.float() / 2 + 0.5
     return pixels.clamp(0, 1)

@@ -12,6 +12,7 @@ from torch import Tensor
 from nrg_sampler.flow import noised
 from nrg_sampler.rewards.base import Conditioning
 from nrg_sampler.rewards.latent import LatentReward
+from nrg_sampler.runs.device import fast_autocast
 from nrg_sampler.shapes.oracle import AXES
 from nrg_sampler.shapes.scenes import caption
 from nrg_sampler.shapes.train.groups import LEFT, RIGHT, TIE, PairSampler, to_prompt
@@ -64,7 +65,7 @@ def rate_groups(
     embeds, mask = (part.unflatten(0, (groups, prompts)).repeat_interleave(GROUP, dim=0) for part in encoded)
     conditionings = [Conditioning(embeds[:, index], mask[:, index]) for index in range(prompts)]
     latents = noised(clean, noise, noise_level)
-    with torch.autocast(device.type, torch.bfloat16):
+    with fast_autocast(device):
         if disturbance:
             latents = disturbed(reward, latents, noise_level, conditionings[0], disturbance, generator)
         features = reward.features(latents, noise_level, conditionings[0])

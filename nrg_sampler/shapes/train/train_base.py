@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from nrg_sampler.flow import noised, velocity_from
+from nrg_sampler.runs.device import fast_autocast
 from nrg_sampler.shapes.render import draw, render
 from nrg_sampler.shapes.scenes import Prompt, caption, sample_prompt, sample_scene
 from nrg_sampler.shapes.train.loop import LoopSettings, fit
@@ -103,7 +104,7 @@ def normalise_latents(vae: AutoencoderKLWan, latents: Tensor) -> Tensor:
 @torch.no_grad()
 def encode_clips(vae: AutoencoderKLWan, clips: Tensor) -> Tensor:
     """Encode clips ``(B, 3, T, H, W)`` in ``[0, 1]`` to normalised latents."""
-    with torch.autocast(clips.device.type, torch.bfloat16):
+    with fast_autocast(clips.device):
         latents = vae.encode(clips * 2 - 1).latent_dist.mode()
     return normalise_latents(vae, latents.float())
 
@@ -161,7 +162,7 @@ def train_base(
         clean = latents[rows].float().to(device)
         noise = torch.randn(clean.shape, generator=generator).to(device)
         sigma = torch.sigmoid(torch.randn(batch, generator=generator) * 1.1 + 0.4).to(device)
-        with torch.autocast(torch.device(device).type, torch.bfloat16):
+        with fast_autocast(device):
             velocity = transformer(noised(clean, noise, sigma), sigma * 1000, embeds, return_dict=False)[0]
         return (velocity.float() - velocity_from(clean, noise)).pow(2).mean(), {}
 

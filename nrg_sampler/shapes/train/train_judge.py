@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from nrg_sampler.files import replacing
+from nrg_sampler.runs.device import fast_autocast
 from nrg_sampler.shapes.judge import PixelJudge
 from nrg_sampler.shapes.oracle import AXES
 from nrg_sampler.shapes.scenes import caption, vocabulary
@@ -151,7 +152,7 @@ def grade_groups(
     device, count = judge.blind_queries.device, labels.shape[1]
     texts = [caption(to_prompt(row), rng) for row in labels.flatten(0, 1).tolist() for _ in range(GROUP)]
     clips = pixels[rows.flatten()].to(device).float() / 255
-    with torch.autocast(device.type, torch.bfloat16):
+    with fast_autocast(device):
         watched = judge.watch(clips)
         blind, frames = (
             part.unflatten(0, (-1, 1, GROUP)).expand(-1, count, -1, -1, -1).flatten(0, 2) for part in watched

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from nrg_sampler.runs.device import fast_autocast
 from nrg_sampler.shapes.render import draw, pixel_grid, render
 from nrg_sampler.shapes.scenes import HEIGHT, NUM_FRAMES, WIDTH, sample_prompt, sample_scene
 from nrg_sampler.shapes.train.loop import LoopSettings, fit
@@ -84,7 +85,7 @@ def train_vae(
             pixels = clips(seed * 1_000_003 + step, batch).to(device)
         else:
             pixels = clips(seed * 1_000_003 + step, batch // 8, crop=None, frames=NUM_FRAMES).to(device)
-        with torch.autocast(torch.device(device).type, torch.bfloat16):
+        with fast_autocast(device):
             posterior = vae.encode(pixels).latent_dist
             mean, logvar = posterior.mean.float(), posterior.logvar.float()
             noise = torch.randn(mean.shape, generator=generator).to(device)
