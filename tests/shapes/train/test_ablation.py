@@ -40,7 +40,7 @@ def random_pool(seed, groups=60, members=4):
     count = groups * members
     asked = [prompt for prompt in (sample_prompt(rng) for _ in range(groups)) for _ in range(members)]
     return Pool(
-        torch.randn(count, 16, 7, 8, 8, generator=generator).half(),
+        torch.randn(count, 16, 2, 4, 4, generator=generator).half(),
         attribute_labels(asked),
         torch.arange(groups).repeat_interleave(members),
         torch.rand(count, 3, generator=generator),
