@@ -43,7 +43,7 @@ class Number:
 
     @property
     def metavar(self) -> str:
-        """What stands for the value in a command line: F for a fraction."""
+        """What stands for the value in a command line, F for a fraction."""
         return "F" if self.high == 1 else "X"
 
     @property
