@@ -107,8 +107,8 @@ def stochastic_step(
         sigma: Noise level above ``sigma_next``.
         sigma_next: Noise level below 1 to step to.
         fresh: Standard normal noise, same shape.
-        share: The factor eta in [0, 1]: 0 is the Euler step, 1 draws from the posterior of :math:`x_{\sigma'}` given the
-            prediction. In the limit of small steps every value gives the same marginals.
+        share: The factor eta in [0, 1]: 0 is the Euler step, 1 draws from the posterior of :math:`x_{\sigma'}` given
+            the prediction. In the limit of small steps every value gives the same marginals.
 
     Returns:
         Latents at ``sigma_next``, same shape.

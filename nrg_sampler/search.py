@@ -1,4 +1,4 @@
-"""Choose among samples instead of changing them: best-of-n, latent resampling and particles, with the reward that guides.
+"""Choose among samples instead of changing them: best-of-n, latent resampling and particles.
 
 All sample several candidates of a prompt and return the best, and both compose with guidance: the candidates are
 whatever the pipeline samples, guided or not. They cost a multiple of a run that is known beforehand
@@ -45,9 +45,10 @@ class Search:
         moments: Fractions of the denoising steps, in (0, 1), after which as many candidates are drawn with replacement
             in proportion to ``exp(score / temperature)``. Solvers are deterministic, so one drawn twice goes on once.
             Without any, all candidates are finished: best-of-n.
-        noise: Share of the posterior's noise that every step adds, in [0, 1], see ``flow.stochastic_step``. Above 0 the
-            candidates are particles: one drawn twice goes on as two, which fresh noise parts again, so that all are
-            finished; and they are drawn by how much their score has risen since the last draw. Needs the Euler solver.
+        noise: Share of the posterior's noise that every step adds, in [0, 1], see ``flow.stochastic_step``. Above 0
+            the candidates are particles: one drawn twice goes on as two, which fresh noise parts again, so that all
+            are finished; and they are drawn by how much their score has risen since the last draw. Needs the Euler
+            solver.
         temperature: Of that draw, in standard deviations of the reward, above 0.
         weights: One weight per axis of the reward in the score.
 

@@ -32,11 +32,12 @@ class BlockCost:
 
     @property
     def forward(self) -> float:
+        """Of a forward pass."""
         return self.linear + self.attention
 
     @property
     def backward(self) -> float:
-        """Return that of a backward pass to the input alone, once a frozen layer; five products instead of two where attention recomputes scores."""
+        """Of a backward pass to the input alone: a frozen layer once, attention five products instead of two."""
         return self.linear + 2.5 * self.attention
 
 
@@ -65,9 +66,9 @@ def predicted_ratio(
     .. math:: K = 1 + f\,(1 + b) / E
 
     with ``f`` the reward's share of the forward pass, ``b`` the cost of its backward pass over its forward one and
-    ``E`` evaluations a step. Features that are shared save the forward pass; checkpointing pays for its linear layers once
-    more, and axes that are differentiated one by one for several backward passes. ``read`` are the costs of the blocks with as
-    many tokens as the reward reads; all of them by default.
+    ``E`` evaluations a step. Features that are shared save the forward pass; checkpointing pays for its linear layers
+    once more, and axes that are differentiated one by one for several backward passes. ``read`` are the costs of the
+    blocks with as many tokens as the reward reads; all of them by default.
     """
     trunk = (costs if read is None else read)[:num_blocks]
     forward = sum(cost.forward for cost in trunk)

@@ -32,7 +32,8 @@ class CostRow:
         frame_stride: Each n-th latent frame is read.
         crop: Share of the height and of the width that is read.
         blocks: Transformer blocks in the reward.
-        k_time: Measured time over that of an unguided run, median over pairs of steps; ``None`` where nothing was timed.
+        k_time: Measured time over that of an unguided run, median over pairs of steps; ``None`` where nothing was
+            timed.
         k_time_low: Lower end of its 95 % bootstrap interval.
         k_time_high: Upper end.
         k_processor: The same as ``k_time`` in processor time, which other programs disturb less; ``None`` on a GPU.
@@ -40,8 +41,8 @@ class CostRow:
         k_predicted: The same by formula, see ``predicted_ratio``.
         peak_memory_mib: Highest memory of a guided step, weights of transformer and reward included.
         unguided_memory_mib: The same without guidance.
-        memory: ``"measured"`` by the device, or as the growth of the process; or ``"counted"`` from the tensors alive at any
-            moment.
+        memory: ``"measured"`` by the device, or as the growth of the process; or ``"counted"`` from the tensors alive
+            at any moment.
         checkpointing: Whether the reward computes again what linear layers gave rather than keep it.
         compiled: What was compiled before it was timed: ``"reward"`` or ``"both"``; ``None`` for nothing.
         n: Timed pairs of an unguided and a guided step.
@@ -70,6 +71,7 @@ class CostRow:
     device: str
 
     def to_dict(self) -> dict[str, Any]:
+        """Return the row as plain JSON values."""
         return asdict(self)
 
 
@@ -115,7 +117,7 @@ def cost_rows(
     shared = mode == "shared"
     if shared and workload.transformer != "WanTransformer3DModel":
         raise ValueError(
-            f"Expected mode 'separate' for {workload.name}, but got 'shared'; features are shared with Wan transformers."
+            f"Expected mode 'separate' for {workload.name}, but got 'shared'; only Wan transformers share features."
         )
     if shared and compiled:
         raise ValueError(

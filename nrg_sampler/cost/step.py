@@ -87,9 +87,11 @@ class Step:
         return outputs[0] if len(outputs) == 1 else outputs[1] + CFG * (outputs[0] - outputs[1])
 
     def unguided(self) -> Tensor:
+        """Take a step without guidance; returns the latents after it."""
         return self.latents - 0.02 * self.velocity()
 
     def guided(self) -> Tensor:
+        """Take a step with guidance; returns the latents after it."""
         if not self.shared:
             return self._guided_by(_BeyondTheLeaf(self.reward))
         with following(self.transformer, SharedReward(self.reward)) as reward:

@@ -117,8 +117,9 @@ def renoised(
 
     .. math:: \tilde x = (1-\sigma')\,\hat x_0 + \sigma'\,(\sqrt{1-s^2}\,\hat\varepsilon \pm s\,\varepsilon')
 
-    They have the noise level that the reward was trained on, so its gradients there may be averaged: what they share is
-    about the clip, the rest about the noise. Fresh noise comes in pairs of both signs, which cancels its first order.
+    They have the noise level that the reward was trained on, so its gradients there may be averaged: what they share
+    is about the clip, the rest about the noise. Fresh noise comes in pairs of both signs, which cancels its first
+    order.
 
     Args:
         latents: Noisy latents, shape ``(B, ...)``.

@@ -41,8 +41,8 @@ class DirectionMemory:
     def keep(self, rows: Tensor) -> None:
         """Keep the samples ``rows`` of the batch, in this order, as a sampling loop does that gives some up."""
         if self.last is not None:
-            value, raw, floored, proposed = (
-                None if part is None else part[rows.to(part.device)] for part in self.last
+            value, raw, floored = (part[rows.to(part.device)] for part in self.last[:3])
+            proposed = self.last.proposed
+            self.last = Direction(
+                value, raw, floored, None if proposed is None else proposed[rows.to(proposed.device)]
             )
-            assert value is not None and raw is not None and floored is not None
-            self.last = Direction(value, raw, floored, proposed)

@@ -60,7 +60,7 @@ class Part:
 
 
 def _stretches(size: int, crop: float) -> list[slice]:
-    """Cover ``size`` latents by stretches of one length that begin and end at a patch, overlapping where they have to."""
+    """Cover ``size`` latents by stretches of one length that begin and end at a patch and may overlap."""
     length = min(size, max(PATCH, round(crop * size / PATCH) * PATCH))
     count = math.ceil(size / length)
     gap = (size - length) / max(1, count - 1)

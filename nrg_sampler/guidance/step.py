@@ -89,8 +89,8 @@ def guided_velocity(
     resolved = resolve(guidance, reward)
     if guidance.forward == "shared" and not isinstance(reward, SharedForward):
         raise ValueError(
-            "Expected forward='separate' in a sampling loop of your own, but got 'shared'; only `attach` can reach into "
-            "the denoiser."
+            "Expected forward='separate' in a sampling loop of your own, but got 'shared'; only `attach` can reach "
+            "into the denoiser."
         )
     _check_arguments(latents, velocity, sigma)
     _check_place(guidance, step_index, num_inference_steps)
@@ -180,9 +180,9 @@ def reward_direction(
     points = reading_points(resolved.settings, latents, velocity, sigma, level, turn)
     grads, raw = mean_gradients(resolved, points, level, conditioning, weights, turn)
     if resolved.settings.lookahead:
-        # The velocity is taken for constant, which leaves a Jacobian of 1 (Patel et al., 2024, arXiv:2412.00100, gradient
-        # skipping). The gradient of what is expected of the clean latents shrinks like 1 - sigma, and read at `level` it
-        # has not done so yet.
+        # The velocity is taken for constant, which leaves a Jacobian of 1 (Patel et al., 2024, arXiv:2412.00100,
+        # gradient skipping). The gradient of what is expected of the clean latents shrinks like 1 - sigma, and read at
+        # `level` it has not done so yet.
         grads = expand((1 - sigma) / (1 - level), latents) * grads
     direction, floored = settled(resolved, grads, weights, clean_from(latents, velocity, sigma))
     return Direction(direction, raw, floored, proposed)
@@ -196,7 +196,7 @@ def reading_points(
     level: Tensor | float,
     seed: int,
 ) -> Iterable[Tensor]:
-    """First stage: where the reward is read, latents at noise level ``level``, one point or several to average over."""
+    """First stage: where the reward is read, one point at noise level ``level`` or several to average over."""
     if settings.smoothing:
         noises = settings.smoothing, settings.smoothing_samples, seed
         return directions.renoised(latents, velocity, sigma, level, *noises)

@@ -69,7 +69,8 @@ class GuidanceTrace:
         axes: Names of the reward's axes.
         scale: The scale guidance was asked for; 0 is none.
         steps: One entry per call of the scheduler.
-        alarm: What :func:`nrg_sampler.judges.alarm.hacking_alarm` says of the finished clip, set by whoever compares it.
+        alarm: What :func:`nrg_sampler.judges.alarm.hacking_alarm` says of the finished clip, set by whoever compares
+            it.
         proposed: Weights of the axes that the reward proposed in the last guided step, shape ``(B, axes)``, if any.
     """
 
@@ -102,8 +103,8 @@ class GuidanceTrace:
 
         Keys: ``run``, ``step_index``, ``sample`` (with ``per_sample``), ``sigma``, ``skipped``, ``reward`` (a dict of
         raw values by axis), ``grad_norm``, ``velocity_norm``, ``coefficient``, ``push_ratio``, ``clamped``,
-        ``capped``, ``finite``, ``floored`` (booleans per sample, fractions of the batch in an average), ``seconds`` (of
-        the whole batch) and ``reused``. A skipped step has only the first ones.
+        ``capped``, ``finite``, ``floored`` (booleans per sample, fractions of the batch in an average), ``seconds``
+        (of the whole batch) and ``reused``. A skipped step has only the first ones.
         """
         rows = []
         for step in self.steps:
@@ -150,8 +151,8 @@ class GuidanceTrace:
         summary = self.summary()
         if summary["not_finite"]:
             message = (
-                f"The reward's gradient was not finite in {summary['not_finite']} of {summary['guided']} guided steps; "
-                "those were left unguided. Check the reward, or start guidance later with `start`."
+                f"The reward's gradient was not finite in {summary['not_finite']} of {summary['guided']} guided "
+                "steps; those were left unguided. Check the reward, or start guidance later with `start`."
             )
             warnings.warn(message, GuidanceWarning, stacklevel=3)
         return bool(summary["not_finite"])
@@ -180,7 +181,7 @@ class GuidanceTrace:
                 "sample": i,
                 "sigma": sigma[i % len(sigma)],
                 "skipped": None,
-                "reward": dict(zip(self.axes, reward)),
+                "reward": dict(zip(self.axes, reward, strict=True)),
                 **{name: values[i] for name, values in columns.items()},
                 "seconds": seconds,
                 "reused": step.reused,
@@ -239,5 +240,6 @@ def _finite_only(value: Any) -> Any:
 def _table(lines: Sequence[Sequence[str]]) -> str:
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]) - 1)]
     return "\n".join(
-        "  ".join([*(cell.rjust(width) for cell, width in zip(line, widths)), line[-1]]).rstrip() for line in lines
+        "  ".join([*(cell.rjust(width) for cell, width in zip(line, widths, strict=False)), line[-1]]).rstrip()
+        for line in lines
     )

@@ -40,7 +40,7 @@ class Trust(NamedTuple):
     fading: float
 
     def weigh(self, weight: float | Tensor, sigma: Tensor | float, like: Tensor) -> float | Tensor:
-        """Return ``weight`` times the factor: a number if it is the same for every sample of ``like``, else ``(B,)``."""
+        """Return ``weight`` times the factor: a number if all samples of ``like`` have the same, else ``(B,)``."""
         weight = weight * self.share
         if self.damping or self.fading:
             level = per_sample(sigma, like)
@@ -51,7 +51,7 @@ class Trust(NamedTuple):
 def shared(trusts: Mapping[str, Trust]) -> tuple[Trust, dict[str, Trust]]:
     """Split the trust in several axes into what they share and what each has beyond it."""
     powers = [(trust.damping, trust.fading) for trust in trusts.values()]
-    damping, fading = (min(column) for column in zip(*powers)) if powers else (0.0, 0.0)
+    damping, fading = (min(column) for column in zip(*powers, strict=True)) if powers else (0.0, 0.0)
     beyond = {
         axis: trust._replace(damping=trust.damping - damping, fading=trust.fading - fading)
         for axis, trust in trusts.items()
@@ -94,6 +94,6 @@ def powers_of(name: str, given: PowersLike, axes: Sequence[str], recommended: tu
         return powers.resolve(axes)
     except ValueError:
         raise ValueError(
-            f"Expected `{name}` as one number, or one for each of {', '.join(axes)}, but got {powers}; name the reward's "
-            "own axes."
+            f"Expected `{name}` as one number, or one for each of {', '.join(axes)}, but got {powers}; name the "
+            "reward's own axes."
         ) from None

@@ -1,7 +1,8 @@
 """Guide an existing pipeline for the duration of a ``with`` block.
 
 ``scheduler.step`` is the one place where the velocity after classifier-free guidance, the latents and sigma meet, so
-that is what ``attach`` wraps, on the instance. The prompt's features are read from the denoiser's arguments on the way.
+that is what ``attach`` wraps, on the instance. The prompt's features are read from the denoiser's arguments on the
+way.
 """
 
 from __future__ import annotations

@@ -52,7 +52,8 @@ REVERSED = Path(
     velocity=lambda output, latents, s: -output,
     output=lambda velocity, latents, s: -velocity,
 )
-# Cosmos-Predict2: x = x0 + s * noise with s up to 80 and (x - x0) / s as velocity; x / (1 + s) lies on the straight path
+# Cosmos-Predict2: x = x0 + s * noise with s up to 80 and (x - x0) / s as velocity; x / (1 + s) lies on the straight
+# path
 EXPLODING = Path(
     sigma=lambda s: s / (1 + s),
     latents=lambda latents, s: latents / (1 + s),

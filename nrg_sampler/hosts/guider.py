@@ -49,6 +49,7 @@ class RewardGuider(GuidedCopy, BaseGuidance):
     def __new__(
         cls, guider: Any, scheduler: Any, reward: Reward, guidance: RewardGuidance | None = None
     ) -> RewardGuider:
+        """Return a guided copy; arguments as of the class."""
         guidance = guidance or RewardGuidance()
         require_flow(scheduler)
         resolve(guidance, reward)

@@ -39,6 +39,7 @@ class Layout:
 
     @property
     def ndim(self) -> int:
+        """Number of dimensions."""
         return self.shape.count(",") + 1
 
 

@@ -36,8 +36,8 @@ HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "revision", 
 class NRGFlowPipeline(DiffusionPipeline):
     """Sample videos with reward guidance.
 
-    Made by ``from_pretrained`` or ``from_pipe``, it *is* the pipeline it was made from (``isinstance`` says both), takes
-    the same arguments and saves to a folder that plain diffusers loads too::
+    Made by ``from_pretrained`` or ``from_pipe``, it *is* the pipeline it was made from (``isinstance`` says both),
+    takes the same arguments and saves to a folder that plain diffusers loads too::
 
         pipe = NRGFlowPipeline.from_pretrained("shapes")
         video = pipe("a red circle moving right", reward_weights="1:1:1", reward_scale=1.0).frames[0]
@@ -195,8 +195,8 @@ class NRGFlowPipeline(DiffusionPipeline):
 def guided_class(base: Any) -> Any:
     """Return the subclass of a diffusers pipeline class, and of ``NRGFlowPipeline``, that has a reward component.
 
-    It keeps the name of ``base``, which diffusers writes to ``model_index.json``, so that the folder loads without this
-    package.
+    It keeps the name of ``base``, which diffusers writes to ``model_index.json``, so that the folder loads without
+    this package.
 
     Raises:
         ValueError: If ``base`` is not supported.
@@ -210,7 +210,7 @@ def guided_class(base: Any) -> Any:
 def _init_with_reward(base: Any) -> Any:
     """Return an ``__init__`` with the signature and type hints from which diffusers learns a pipeline's components."""
 
-    def __init__(self: Any, *args: Any, reward_model: Any = None, **kwargs: Any) -> None:
+    def __init__(self: Any, *args: Any, reward_model: Any = None, **kwargs: Any) -> None:  # noqa: N807
         base.__init__(self, *args, **kwargs)
         self.register_modules(reward_model=reward_model)
 
@@ -225,7 +225,7 @@ def _call_with_reward(base: Any) -> Any:
     """Return ``NRGFlowPipeline.__call__`` with the signature of the pipeline's own plus ours."""
 
     @functools.wraps(base.__call__)
-    def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N807
         return NRGFlowPipeline.__call__(self, *args, **kwargs)
 
     ours = inspect.signature(NRGFlowPipeline.__call__).parameters.values()
@@ -268,7 +268,7 @@ def _freeze(reward: Any) -> None:
 
 
 def _register_library() -> None:
-    """Let diffusers load ``LatentReward`` from a ``model_index.json`` on the Hub, where it refuses unknown libraries."""
+    """Let diffusers load ``LatentReward`` from a ``model_index.json`` on the Hub, unlike other unknown libraries."""
     from diffusers.pipelines import pipeline_loading_utils as loading
 
     methods = {"LatentReward": ["save_pretrained", "from_pretrained"]}

@@ -61,6 +61,7 @@ class RewardGuidedScheduler(GuidedCopy, SchedulerMixin, ConfigMixin):
         prompt_embeds: Tensor | None = None,
         prompt_mask: Tensor | None = None,
     ) -> RewardGuidedScheduler:
+        """Return a guided copy; arguments as of the class."""
         guidance = guidance or RewardGuidance()
         require_flow(scheduler)
         resolve(guidance, reward)
@@ -119,7 +120,7 @@ class RewardGuidedScheduler(GuidedCopy, SchedulerMixin, ConfigMixin):
         return_unused_kwargs: bool = False,
         **kwargs: Any,
     ) -> Any:
-        """Load the scheduler of a folder or Hub id, guided if a ``reward`` is given; arguments as in ``from_config``."""
+        """Load the scheduler of a folder or Hub id, guided if a ``reward`` is given; otherwise as ``from_config``."""
         config, unused = cls.load_config(
             pretrained_model_name_or_path, subfolder=subfolder, return_unused_kwargs=True, **kwargs
         )

@@ -1,7 +1,7 @@
 """Share the forward pass: the reward reads the features that the denoiser computes for the prompt anyway.
 
-Only the backward pass through the first blocks is extra. It needs a reward whose blocks are the denoiser's own and read
-the prompt as they do; whatever would make it silently wrong is refused.
+Only the backward pass through the first blocks is extra. It needs a reward whose blocks are the denoiser's own and
+read the prompt as they do; whatever would make it silently wrong is refused.
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ class SharedReward(SharedForward):
         return getattr(self._reward, name)
 
     def __call__(self, latents: Tensor, sigma: Tensor, conditioning: Conditioning) -> Any:
+        """Score latents by a forward pass of the reward's own."""
         return self._reward(latents, sigma, conditioning)
 
     def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -145,8 +146,8 @@ def _check_pipeline(pipe: Any, denoiser: Any) -> None:
     for module in denoiser.modules():
         if hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None:
             raise ValueError(
-                "Expected a denoiser that is not compiled for forward='shared', but got a compiled one, in which hooks "
-                "break the graph; use forward='separate'."
+                "Expected a denoiser that is not compiled for forward='shared', but got a compiled one, in which "
+                "hooks break the graph; use forward='separate'."
             )
         for hook in getattr(getattr(module, "_diffusers_hook", None), "hooks", {}):
             for name, effect in UNSAFE_HOOKS.items():

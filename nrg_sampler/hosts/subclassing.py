@@ -1,7 +1,7 @@
 """Guided copies that are instances of the class they were made from too.
 
-diffusers looks at the class of a scheduler, a guider or a pipeline, and writes its name to files. So a guided copy gets a
-class of its own: a subclass of ours and of the one it was made from, with the name of the latter.
+diffusers looks at the class of a scheduler, a guider or a pipeline, and writes its name to files. So a guided copy
+gets a class of its own: a subclass of ours and of the one it was made from, with the name of the latter.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import functools
 from typing import Any, ClassVar
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def guided_subclass(guided: Any, base: type) -> Any:
     """Return the subclass of ``guided`` and ``base``, made once.
 
@@ -23,7 +23,7 @@ def guided_subclass(guided: Any, base: type) -> Any:
 
 
 class GuidedCopy:
-    """A guided scheduler or guider. Copies *of it* are plain: pipelines that copy one sample something else with it."""
+    """A guided scheduler or guider; copies *of it* are plain, for pipelines sample something else with a copy."""
 
     _plain: ClassVar[Any] = None  # the class it was made from
     _guiding: ClassVar[tuple[str, ...]] = ()  # attributes that guide, which a plain copy lacks

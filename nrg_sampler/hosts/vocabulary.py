@@ -15,7 +15,7 @@ def is_closed(tokenizer: Any) -> bool:
 def unknown_words(tokenizer: Any, text: str) -> list[str]:
     """Return the words of ``text`` that a fast tokenizer does not know, each once, in order."""
     tokens = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    spans = zip(tokens["input_ids"], tokens["offset_mapping"])
+    spans = zip(tokens["input_ids"], tokens["offset_mapping"], strict=True)
     return list(dict.fromkeys(text[start:end] for token, (start, end) in spans if token == tokenizer.unk_token_id))
 
 

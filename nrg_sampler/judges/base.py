@@ -164,7 +164,8 @@ def _imported(source: str) -> Any:
         ) from error
 
 
-# A judge is made when it is asked for, from what follows its name and a colon, and the device; to add one, name it here.
+# A judge is made when it is asked for, from what follows its name and a colon, and the device; to add one, name it
+# here.
 JUDGES: dict[str, Callable[[str, str], Judge]] = {
     "oracle": _oracle,
     "pixel": _pixel,

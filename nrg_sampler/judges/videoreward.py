@@ -2,9 +2,9 @@
 
 Its folder is read as published: ``model_config.json`` and ``checkpoint-<step>/`` with ``model.pth``, or with
 ``adapter_model.safetensors`` and ``non_lora_state_dict.pth``. Two things are not in it: the base model that the config
-names (its config and tokenizer; its weights too if the checkpoint holds adapters only), and the wording of the question,
-``prompt_template.py`` of the VideoAlign repository, which belongs beside ``model_config.json``. With another wording the
-numbers would not be on the published scale.
+names (its config and tokenizer; its weights too if the checkpoint holds adapters only), and the wording of the
+question, ``prompt_template.py`` of the VideoAlign repository, which belongs beside ``model_config.json``. With another
+wording the numbers would not be on the published scale.
 
 References:
     [1] Liu et al., 2025, arXiv:2501.13918, section 3 (VideoReward).
@@ -260,8 +260,8 @@ def _template(folder: Path) -> str:
     places = [template.find(part) for part in (TOKENS[0], TOKENS[1], PROMPT_PLACE, TOKENS[2])]
     if -1 in places or places != sorted(places):
         raise ValueError(
-            f"Expected {TOKENS[0]}, {TOKENS[1]}, {PROMPT_PLACE} and {TOKENS[2]} in this order in {file}, but it differs; "
-            "quality and motion must be asked for before the prompt is seen."
+            f"Expected {TOKENS[0]}, {TOKENS[1]}, {PROMPT_PLACE} and {TOKENS[2]} in this order in {file}, but it "
+            "differs; quality and motion must be asked for before the prompt is seen."
         )
     return template
 

@@ -121,8 +121,8 @@ class SharedForward(ABC):
 class RewardHooks:
     """What a reward may have besides ``axes`` and ``__call__``, filled in where it does not.
 
-    Give a reward attributes of these names. With the statistics and recommendations, weights and strengths mean the same
-    for every reward.
+    Give a reward attributes of these names. With the statistics and recommendations, weights and strengths mean the
+    same for every reward.
 
     Args:
         axes: Names of the axes.
@@ -130,8 +130,8 @@ class RewardHooks:
         std: Its standard deviation there, the unit of a calibrated reward; 1 by default.
         recommended_scale: The default strength, in units of which calibrated scales are given: one number, or one per
             axis; 1 by default.
-        recommended_damping: For each axis the power of ``1 - sigma`` by which its gradient is to be trusted less in noise,
-            see :mod:`nrg_sampler.guidance.trust`; 1 by default.
+        recommended_damping: For each axis the power of ``1 - sigma`` by which its gradient is to be trusted less in
+            noise, see :mod:`nrg_sampler.guidance.trust`; 1 by default.
         recommended_fading: The same of ``sigma``, by which it is to be trusted less near the end; 0 by default.
         needs_velocity: Whether it wants the velocity of the step in the conditioning; ``False`` by default.
         num_members: How many members it has; above 1 it takes ``members=True`` and returns each member's reward, shape
@@ -141,8 +141,8 @@ class RewardHooks:
             :mod:`nrg_sampler.rewards.gate`.
         prepare: ``prepare(conditioning)`` returns it with what can be worked out of the prompts once for all steps, in
             ``prepared``; returned as it is by default.
-        check_compatible: ``check_compatible(pipe)`` raises ``ValueError`` for a pipeline whose latents are not its own;
-            none are refused by default.
+        check_compatible: ``check_compatible(pipe)`` raises ``ValueError`` for a pipeline whose latents are not its
+            own; none are refused by default.
     """
 
     axes: tuple[str, ...]
@@ -235,8 +235,8 @@ def check_reward(reward: Any, pipe: Any = None) -> RewardHooks:
     for name in ("recommended_damping", "recommended_fading"):
         if not all(math.isfinite(value) and value >= 0 for value in getattr(hooks, name)):
             raise ValueError(
-                f"Expected `{name}` of the reward to be 0 or more for each axis, but got {getattr(hooks, name)}; 0 trusts "
-                "an axis at any noise level."
+                f"Expected `{name}` of the reward to be 0 or more for each axis, but got {getattr(hooks, name)}; 0 "
+                "trusts an axis at any noise level."
             )
     if not all(math.isfinite(value) and value > 0 for value in hooks.recommended_scale):
         raise ValueError(

@@ -11,7 +11,7 @@ UNKNOWN = "not stated"
 
 
 def model_card(config: Mapping[str, Any]) -> str:
-    """Describe a latent reward from its config: base model, axes, normalisation, accuracy by noise level, data, licence.
+    """Describe a latent reward from its config: base model, axes, normalisation, accuracy, data, licence.
 
     Args:
         config: Of a ``LatentReward``; what its ``about`` leaves out is said to be not stated.
@@ -31,7 +31,7 @@ def model_card(config: Mapping[str, Any]) -> str:
         "",
         "# A noise-aware latent reward",
         "",
-        f"Scores noisy latents on {', '.join(axes)}, without decoding them, to guide or rank samples with `nrg-sampler`.",
+        f"Scores noisy latents on {', '.join(axes)}, without decoding them, to guide or rank samples.",
         "",
         f"- **Base model:** {about.get('base_model', UNKNOWN)}; the trunk is its first {config['num_blocks']} "
         f"transformer blocks, read by {reads} ({config['pooling']} pooling).",

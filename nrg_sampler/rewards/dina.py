@@ -1,7 +1,7 @@
 r"""The published DiNa-LRM: a reward on noisy Stable Diffusion 3.5 latents, to guide that pipeline with.
 
-The trunk is the first blocks of the pipeline's own transformer with adapters merged in; features of several of them are
-modulated by the noise level, joined, and read by a few learned queries. A folder as published holds
+The trunk is the first blocks of the pipeline's own transformer with adapters merged in; features of several of them
+are modulated by the noise level, joined, and read by a few learned queries. A folder as published holds
 
 .. code-block:: text
 
@@ -123,8 +123,8 @@ class DiNaReward(nn.Module):
         config = getattr(transformer, "config", {})
         if type(transformer).__name__ != "SD3Transformer2DModel":
             raise ValueError(
-                f"Expected a Stable Diffusion 3 pipeline, as this reward was trained on, but {type(pipe).__name__} has "
-                f"{type(transformer).__name__}; use a reward that was trained for this pipeline's latents."
+                f"Expected a Stable Diffusion 3 pipeline, as this reward was trained on, but {type(pipe).__name__} "
+                f"has {type(transformer).__name__}; use a reward that was trained for this pipeline's latents."
             )
         for name, value in self._expected.items():
             if config[name] != value:

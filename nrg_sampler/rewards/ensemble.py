@@ -1,11 +1,12 @@
 r"""Rewards with several members: what they agree on can be trusted further than what only one of them says.
 
-A push that climbs the mean of several rewards also climbs what one of them alone has got wrong. The lower confidence bound
+A push that climbs the mean of several rewards also climbs what one of them alone has got wrong. The lower confidence
+bound
 
 .. math:: \bar r_k - \lambda \sqrt{\tfrac1M \sum_m (r_{m,k} - \bar r_k)^2}
 
-of each axis k takes from it what the members disagree about. With two members and :math:`\lambda = 1` it is the smaller of
-the two; beyond 1 the most optimistic member of two counts against itself.
+of each axis k takes from it what the members disagree about. With two members and :math:`\lambda = 1` it is the
+smaller of the two; beyond 1 the most optimistic member of two counts against itself.
 
 References:
     [1] Coste et al., 2023, arXiv:2310.02743 (conservative optimisation of ensembles of reward models).

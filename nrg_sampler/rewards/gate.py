@@ -107,8 +107,8 @@ def require_gate(reward: Any) -> Callable[[Conditioning], Tensor]:
     hooks = RewardHooks.of(reward)
     if not hooks.has_gate or hooks.propose is None:
         raise ValueError(
-            f"Expected a reward with a gate for weights='auto', but {type(reward).__name__} has none; give one weight per "
-            "axis, or train a gate (`nrg_sampler.training.gate`)."
+            f"Expected a reward with a gate for weights='auto', but {type(reward).__name__} has none; give one weight "
+            "per axis, or train a gate (`nrg_sampler.training.gate`)."
         )
     return hooks.propose
 

@@ -192,6 +192,6 @@ def _check_output(raw: Any, latents: Tensor, reward: Reward, members: bool = Fal
         )
     if not raw.requires_grad:
         raise ValueError(
-            "Expected a reward that is differentiable with respect to the latents, but its output carries no gradient; "
-            "compute it without `detach`, `no_grad` or `item`."
+            "Expected a reward that is differentiable with respect to the latents, but its output carries no "
+            "gradient; compute it without `detach`, `no_grad` or `item`."
         )

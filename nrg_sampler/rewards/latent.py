@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from nrg_sampler.files import replacing
 from nrg_sampler.rewards.base import Conditioning
 from nrg_sampler.rewards.card import model_card
+from nrg_sampler.rewards.configured import ConfiguredAxes
 from nrg_sampler.rewards.gate import WeightGate, pool_prompts, shares
 from nrg_sampler.rewards.latent_space import check_latent_space
 from nrg_sampler.rewards.reads import (
@@ -33,7 +34,7 @@ from nrg_sampler.rewards.recompute import recomputed
 from nrg_sampler.rewards.trunk import TRUNK_OPTIONS, WanTrunk
 
 
-class LatentReward(WanTrunk, ModelMixin, ConfigMixin):
+class LatentReward(WanTrunk, ConfiguredAxes, ModelMixin, ConfigMixin):
     r"""Score noisy latents on named axes, without decoding them.
 
     The trunk is the first ``num_blocks`` blocks of the video model's own transformer, run without the prompt. One
@@ -53,20 +54,20 @@ class LatentReward(WanTrunk, ModelMixin, ConfigMixin):
             features are the video model's own, which ``RewardGuidance(forward="shared")`` needs.
         pooling: How queries read the features: ``query`` (attention), ``mean`` or ``max``.
         separate_queries: One query per axis; otherwise one for all, which sees the prompt if any axis may.
-        num_members: Members of the ensemble. Each has queries, reads and heads of its own on the one trunk and its keys
-            and values; the reward is their mean, and where they disagree it knows little, see
+        num_members: Members of the ensemble. Each has queries, reads and heads of its own on the one trunk and its
+            keys and values; the reward is their mean, and where they disagree it knows little, see
             ``RewardGuidance(disagreement=...)``.
         gate_width: Width of the gate that proposes weights from the prompt, 0 for none; see
             :mod:`nrg_sampler.rewards.gate`.
         mean: Mean of each raw reward over the base model's samples.
         std: Its standard deviation there: the unit of a calibrated reward.
-        recommended_scale: The default guidance strength, in units of which calibrated scales are given; one number, or one
-            per axis.
-        recommended_damping: For each axis the power of ``1 - sigma`` by which guidance is to trust its gradient less in
-            noise, 0 or more; 1 for each by default. See :mod:`nrg_sampler.guidance.trust`.
+        recommended_scale: The default guidance strength, in units of which calibrated scales are given; one number, or
+            one per axis.
+        recommended_damping: For each axis the power of ``1 - sigma`` by which guidance is to trust its gradient less
+            in noise, 0 or more; 1 for each by default. See :mod:`nrg_sampler.guidance.trust`.
         recommended_fading: The same of ``sigma``, by which it is to trust it less near the end; 0 for each by default.
-        latent_space: What :func:`nrg_sampler.rewards.latent_space.latent_space` returns for the VAE it was trained on; not
-            checked if left out.
+        latent_space: What :func:`nrg_sampler.rewards.latent_space.latent_space` returns for the VAE it was trained on;
+            not checked if left out.
         about: For the model card: ``base_model``, ``data``, ``license`` and ``accuracy`` by noise bin and axis.
         patch_size, num_attention_heads, ...: As in ``WanTransformer3DModel``.
 
@@ -185,34 +186,26 @@ class LatentReward(WanTrunk, ModelMixin, ConfigMixin):
         super().enable_gradient_checkpointing(gradient_checkpointing_func or recomputed)
 
     @property
-    def axes(self) -> tuple[str, ...]:
-        return tuple(self.config.axes)
-
-    @property
-    def mean(self) -> tuple[float, ...]:
-        return tuple(self.config.mean or (0.0,) * len(self.axes))
-
-    @property
-    def std(self) -> tuple[float, ...]:
-        return tuple(self.config.std or (1.0,) * len(self.axes))
-
-    @property
     def recommended_scale(self) -> float | tuple[float, ...]:
+        """The default guidance strength, one number or one per axis."""
         scale = self.config.recommended_scale
         return tuple(map(float, scale)) if isinstance(scale, Sequence) else float(scale)
 
     @property
     def recommended_damping(self) -> tuple[float, ...] | None:
+        """Powers of ``1 - sigma``, one per axis."""
         damping = self.config.recommended_damping
         return None if damping is None else tuple(damping)
 
     @property
     def recommended_fading(self) -> tuple[float, ...] | None:
+        """Powers of ``sigma``, one per axis."""
         fading = self.config.recommended_fading
         return None if fading is None else tuple(fading)
 
     @property
     def num_members(self) -> int:
+        """How many members the ensemble has."""
         return int(self.config.num_members)
 
     @property
@@ -268,7 +261,7 @@ class LatentReward(WanTrunk, ModelMixin, ConfigMixin):
         return self._score(self._features(latents, sigma, conditioning, prompt), prompt, members)
 
     def features(self, latents: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
-        """Return the output of the last block of the trunk, shape ``(B, N, D)``; arguments and errors as of ``forward``."""
+        """Return the output of the trunk, shape ``(B, N, D)``; arguments and errors as of ``forward``."""
         self.check_latents(latents)
         self._check_prompt(conditioning)
         return self._features(latents, sigma, conditioning, self._prompt(conditioning))

@@ -30,7 +30,7 @@ def load_reward(name: str | os.PathLike[str], **kwargs: Any) -> LatentReward:
             ) from error
         if kind != "LatentReward":
             raise ValueError(
-                f"Expected a LatentReward in {source!r}, but got {kind}; load another kind of reward yourself and pass it."
+                f"Expected a LatentReward in {source!r}, but got {kind}; load another kind yourself and pass it."
             )
         reward: LatentReward = LatentReward.from_pretrained(source, **kwargs)
     return reward

@@ -154,8 +154,8 @@ class PixelReward(nn.Module):
         if velocity is None:
             if bool((sigma > 0).any()):
                 raise ValueError(
-                    "Expected the velocity of the step in the conditioning of a pixel reward, but got none; guide with "
-                    "`attach` or `guided_velocity`, or pass `Conditioning(velocity=...)`."
+                    "Expected the velocity of the step in the conditioning of a pixel reward, but got none; guide "
+                    "with `attach` or `guided_velocity`, or pass `Conditioning(velocity=...)`."
                 )
             return latents
         clean = clean_from(latents, velocity.detach().to(latents.dtype), sigma)
@@ -200,7 +200,7 @@ class _Decoder(nn.Module):
 
 
 def decoded(vae: Any, clean: Tensor) -> Tensor:
-    """Decode clean latents as the pipeline has them, ``(B, C, T, H, W)``, to frames ``(B, 3, T', H', W')`` in [0, 1]."""
+    """Decode clean latents ``(B, C, T, H, W)`` of a pipeline to frames ``(B, 3, T', H', W')`` in [0, 1]."""
     weight = next(vae.parameters())
     latents = _denormalised(clean, vae.config).to(weight.device, weight.dtype)
     frames: Tensor = vae.decode(latents, return_dict=False)[0].to(clean.dtype)
@@ -208,7 +208,7 @@ def decoded(vae: Any, clean: Tensor) -> Tensor:
 
 
 def _denormalised(latents: Tensor, config: Any) -> Tensor:
-    """Undo what the pipeline did to the VAE's latents: per channel (Wan), or by one factor and shift (HunyuanVideo)."""
+    """Undo the pipeline's normalisation of latents: per channel (Wan), or one factor and shift (HunyuanVideo)."""
     means, deviations = getattr(config, "latents_mean", None), getattr(config, "latents_std", None)
     if means is not None and deviations is not None:
         shape = (1, -1, *[1] * (latents.ndim - 2))

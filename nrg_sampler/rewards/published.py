@@ -1,4 +1,4 @@
-"""Weights as a PEFT training published them, under the names of the installed transformers and with adapters merged."""
+"""Weights as a PEFT training published them, with the names of the installed transformers and merged adapters."""
 
 from __future__ import annotations
 

@@ -106,7 +106,7 @@ class QueryRead(nn.Module):
         self.mlp = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, 2 * dim), nn.SiLU(), nn.Linear(2 * dim, dim))
 
     def forward(self, queries: Tensor, features: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Update queries ``(B, A, D)`` from features ``(B, N, D)``, of which those count where ``mask`` ``(B, N)`` is True."""
+        """Update queries ``(B, A, D)`` from features ``(B, N, D)``, those where ``mask`` ``(B, N)`` is True."""
         return self.update(queries, *self.attend([self.query(queries)], features, mask))
 
     def query(self, queries: Tensor) -> Tensor:
@@ -212,4 +212,4 @@ def member_rewards(members: Sequence[Any], queries: Sequence[Tensor], features: 
 
 def _raw(heads: nn.ModuleList, queries: Tensor) -> Tensor:
     queries = queries.expand(-1, len(heads), -1)  # a shared query serves every axis
-    return torch.cat([head(query) for head, query in zip(heads, queries.unbind(1))], dim=1).float()
+    return torch.cat([head(query) for head, query in zip(heads, queries.unbind(1), strict=True)], dim=1).float()

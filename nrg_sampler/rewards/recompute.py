@@ -5,8 +5,8 @@ back. At the sizes of videos attention is most of that work, and what it gives i
 Kept, only the linear layers and what stands between them are computed again [1].
 
 Reference:
-    [1] Korthikanti et al., 2022, arXiv:2205.05198 (selective activation recomputation), there the other way round: with
-    short sequences and attention that keeps its scores, attention is what is cheap to compute and large to keep.
+    [1] Korthikanti et al., 2022, arXiv:2205.05198 (selective activation recomputation), there the other way round:
+    with short sequences and attention that keeps its scores, attention is what is cheap to compute and large to keep.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 def recomputed(block: nn.Module, *args: Any) -> Any:
     """Call a block so that its gradient costs less memory and gives the same.
 
-    Serves diffusers' ``enable_gradient_checkpointing(recomputed)``, and is what rewards of this package use by default.
+    Serves diffusers' ``enable_gradient_checkpointing(recomputed)``, and is what rewards of this package use by
+    default.
 
     Args:
         block: A transformer block, or any other module.

@@ -25,7 +25,7 @@ TRUNK_OPTIONS = (
 
 
 class WanTrunk:
-    """The forward pass through the first blocks; the modules are those of a ``WanTransformer3DModel``, by their names."""
+    """The forward pass through the first blocks; modules have their names in ``WanTransformer3DModel``."""
 
     config: Any
     rope: Any
@@ -37,7 +37,9 @@ class WanTrunk:
 
     def rotary(self, latents: Tensor, frame_stride: int) -> tuple[Tensor, ...]:
         """Rotary embedding of each token, where frames are ``frame_stride`` apart, shape ``(1, N, 1, D / heads)``."""
-        rows, columns = (size // patch for size, patch in zip(latents.shape[3:], self.config.patch_size[1:]))
+        rows, columns = (
+            size // patch for size, patch in zip(latents.shape[3:], self.config.patch_size[1:], strict=True)
+        )
         frames = frame_stride * (latents.shape[2] - 1) + 1
         whole = self.rope(latents[:, :, :1].expand(-1, -1, frames, -1, -1))  # which uses the shape alone
         return tuple(part.unflatten(1, (-1, rows * columns))[:, ::frame_stride].flatten(1, 2) for part in whole)

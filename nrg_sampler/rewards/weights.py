@@ -38,7 +38,7 @@ class RewardWeights:
 
     @classmethod
     def parse(cls, weights: Any) -> RewardWeights:
-        """Read weights from ``"1:1:1"``, ``"VQ=1,TA=0.5"``, a mapping, a sequence, ``None`` (1 for every axis) or ``"auto"``.
+        """Read weights from ``"1:1:1"``, ``"VQ=1,TA=0.5"``, ``"auto"``, a mapping, a sequence or ``None`` (all 1).
 
         Raises:
             ValueError: If they do not parse or are negative.
@@ -56,8 +56,8 @@ class RewardWeights:
             if str(error).startswith("Expected"):
                 raise
             raise ValueError(
-                f"Expected reward weights like '1:1:1', 'VQ=1,TA=0.5', a dict or a list of numbers, but got {weights!r}; "
-                "write one number per axis."
+                f"Expected reward weights like '1:1:1', 'VQ=1,TA=0.5', a dict or a list of numbers, but got "
+                f"{weights!r}; write one number per axis."
             ) from None
 
     def require_some(self) -> None:
@@ -90,9 +90,9 @@ class RewardWeights:
         unknown = [name for name in self.names if name not in axes]
         if unknown:
             raise ValueError(
-                f"Expected weights for the axes {', '.join(axes)}, but got {', '.join(unknown)}; use the reward's own axes."
+                f"Expected weights for the axes {', '.join(axes)}, but got {', '.join(unknown)}; use the reward's own."
             )
-        named = dict(zip(self.names, self.values))
+        named = dict(zip(self.names, self.values, strict=True))
         return tuple(named.get(axis, 0.0) for axis in axes)
 
     def __str__(self) -> str:
@@ -102,12 +102,12 @@ class RewardWeights:
             return "1 for every axis"
         if self.names is None:
             return ":".join(f"{value:g}" for value in self.values)
-        return ",".join(f"{name}={value:g}" for name, value in zip(self.names, self.values))
+        return ",".join(f"{name}={value:g}" for name, value in zip(self.names, self.values, strict=True))
 
 
 def _names_and_values(weights: Any) -> tuple[tuple[str, ...] | None, Sequence[Any]]:
     if isinstance(weights, str) and "=" in weights:
-        names, values = zip(*(part.split("=") for part in weights.replace(" ", "").split(",")))
+        names, values = zip(*(part.split("=") for part in weights.replace(" ", "").split(",")), strict=True)
         return names, values
     if isinstance(weights, Mapping):
         return tuple(str(name) for name in weights), list(weights.values())

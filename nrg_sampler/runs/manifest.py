@@ -69,7 +69,7 @@ class Manifest:
     format: int = FORMAT
 
     def weighted_axes(self) -> tuple[str, ...]:
-        """Return the axes that the guidance gives a weight, of those that the reward's reading of a clip is known for."""
+        """Return the axes with a weight, of those that the reward's score of a clip is known for."""
         axes = tuple(next((clip.scores["reward"] for clip in self.clips if "reward" in clip.scores), {}))
         weights = RewardWeights.parse(self.recipe.guidance.weights)
         if weights.names is None and weights.values is not None and len(weights.values) != len(axes):

@@ -144,8 +144,9 @@ class Plan:
             lines.append(f"A guided step needs about {self.needed_mb:.0f} MB; {self.available_mb:.0f} MB are free.")
         if not self.fits:
             lines.append(
-                "That will not fit: let the reward save memory (`reward.enable_gradient_checkpointing()`, --checkpointing), read "
-                "fewer frames (`frame_stride`) or a part of the picture (`crop`), use bfloat16, or sample a smaller video."
+                "That will not fit: let the reward save memory (`reward.enable_gradient_checkpointing()`, "
+                "--checkpointing), read fewer frames (`frame_stride`) or a part of the picture (`crop`), use "
+                "bfloat16, or sample a smaller video."
             )
         return "\n".join(lines)
 
@@ -275,7 +276,7 @@ def count_memory(pipe: Any, recipe: Recipe) -> Memory | None:
 
 
 def _is_offloaded(part: torch.nn.Module) -> bool:
-    """Whether a part's weights come and go, by accelerate's hooks or by group offloading, which may hook any of its modules."""
+    """Whether a part's weights come and go, by accelerate's hooks or by group offloading of any of its modules."""
     registries = (getattr(module, "_diffusers_hook", None) for module in part.modules())
     return hasattr(part, "_hf_hook") or any(
         "group_offload" in name for found in registries if found for name in found.hooks

@@ -71,7 +71,7 @@ class Recipe:
         return {**vars(self), "guidance": self.guidance_entries()}
 
     def settled(self, pipe: Any) -> Recipe:
-        """Return the same with the weights that the pipeline's reward proposes for the prompt, where they are ``"auto"``.
+        """Return the same with the weights that the pipeline's reward proposes where they are ``"auto"``.
 
         Raises:
             ValueError: If they are and the reward has no gate.

@@ -191,7 +191,7 @@ def load(recipe: Recipe) -> Any:
     if recipe.checkpointing and pipe.reward_model is not None:
         if not isinstance(pipe.reward_model, ModelMixin):
             raise ValueError(
-                f"Expected a latent reward for --checkpointing, but got {type(pipe.reward_model).__name__}; leave it out."
+                f"Expected a latent reward for --checkpointing, but got {type(pipe.reward_model).__name__}; omit it."
             )
         pipe.reward_model.enable_gradient_checkpointing()
     return pipe.to(recipe.device)

@@ -12,6 +12,8 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 from torch.nn import functional
 
+from nrg_sampler.rewards.configured import ConfiguredAxes
+
 LAYOUT = 4  # a frame's features keep where things are on a grid of this side
 
 
@@ -83,7 +85,7 @@ class FrameEncoder(nn.Module):
         return per_clip
 
 
-class PixelJudge(ModelMixin, ConfigMixin):
+class PixelJudge(ConfiguredAxes, ModelMixin, ConfigMixin):
     """Grade finished clips on named axes, from their pixels and the prompt.
 
     A convolutional frame encoder with temporal shift gives one vector per frame; a small transformer lets frames and
@@ -128,18 +130,6 @@ class PixelJudge(ModelMixin, ConfigMixin):
         self.temporal = _transformer(dim, num_heads, depth)
         self.joint = _transformer(dim, num_heads, depth)
         self.grades = nn.ModuleList(nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, 1)) for _ in axes)
-
-    @property
-    def axes(self) -> tuple[str, ...]:
-        return tuple(self.config.axes)
-
-    @property
-    def mean(self) -> tuple[float, ...]:
-        return tuple(self.config.mean or (0.0,) * len(self.axes))
-
-    @property
-    def std(self) -> tuple[float, ...]:
-        return tuple(self.config.std or (1.0,) * len(self.axes))
 
     def check_compatible(self, pipe: Any) -> None:
         """Refuse to guide.
