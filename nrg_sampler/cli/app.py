@@ -23,11 +23,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from nrg_sampler.runs.recipe import present
+    from nrg_sampler.runs.device import require_device
 
     login = _login(arguments.auth)
     models = _models(arguments.model, arguments.reward)
-    device = present(arguments.device) if arguments.device else None
+    device = require_device(arguments.device) if arguments.device else None
     try:
         from nrg_sampler.ui.server import serve
     except ModuleNotFoundError as error:

@@ -77,9 +77,9 @@ def run(arguments: argparse.Namespace) -> int:
 
     from nrg_sampler.cost.rows import cost_rows
     from nrg_sampler.cost.workloads import WORKLOADS
-    from nrg_sampler.runs.recipe import default_device, present
+    from nrg_sampler.runs.device import default_device, require_device
 
-    device = present(arguments.device or default_device())
+    device = require_device(arguments.device or default_device())
     for name, mode in product(arguments.config, arguments.mode):
         half = device != "cpu" or name != "shapes"
         usual = WORKLOADS[name]

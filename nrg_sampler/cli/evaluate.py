@@ -73,7 +73,7 @@ def run(arguments: argparse.Namespace) -> int:
     from nrg_sampler.cli.recipe import guidance_from
     from nrg_sampler.evaluation.panel import panel
     from nrg_sampler.rewards.weights import RewardWeights
-    from nrg_sampler.runs.recipe import present
+    from nrg_sampler.runs.device import require_device
     from nrg_sampler.shapes.scenes import prompts
 
     chosen = prompts(arguments.split)
@@ -81,7 +81,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise ValueError(
             f"Expected --n between 1 and {len(chosen)}, the prompts of that split, but got {arguments.n}."
         )
-    present(arguments.device)
+    require_device(arguments.device)
     guidance = guidance_from(arguments)
     if arguments.weights is None:
         guidance = replace(guidance, weights=EQUAL)

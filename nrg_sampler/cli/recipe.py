@@ -9,7 +9,8 @@ from typing import Any
 from nrg_sampler.checkpoints import BUNDLED
 from nrg_sampler.cli.parser import GUIDANCE, SAMPLING
 from nrg_sampler.guidance.settings import RewardGuidance
-from nrg_sampler.runs.recipe import Recipe, default_device, present
+from nrg_sampler.runs.device import default_device, require_device, weights_dtype
+from nrg_sampler.runs.recipe import Recipe
 
 
 def from_arguments(arguments: argparse.Namespace) -> Recipe:
@@ -21,8 +22,7 @@ def from_arguments(arguments: argparse.Namespace) -> Recipe:
     if not arguments.prompt.strip():
         raise ValueError("Expected a prompt, but got an empty text; say what the video shows.")
     model = arguments.model or BUNDLED
-    device = present(arguments.device or default_device())
-    half = device.startswith("cuda") and model != BUNDLED
+    device = require_device(arguments.device or default_device())
     sampling = {name: getattr(arguments, option) for option, name in SAMPLING.items()}
     return Recipe(
         prompt=arguments.prompt,
@@ -31,7 +31,7 @@ def from_arguments(arguments: argparse.Namespace) -> Recipe:
         model=model,
         reward=arguments.reward,
         device=device,
-        dtype=arguments.dtype or ("bfloat16" if half else "float32"),
+        dtype=arguments.dtype or weights_dtype(model, device),
         fps=arguments.fps,
         scheduler=arguments.scheduler,
         search=_search(arguments),

@@ -8,8 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from nrg_sampler.files import writable_folder
+from nrg_sampler.runs.device import require_device
 from nrg_sampler.runs.manifest import Manifest, differences
-from nrg_sampler.runs.recipe import present
 from nrg_sampler.runs.sampler import Sampler
 from nrg_sampler.runs.writing import MAKERS
 
@@ -39,7 +39,7 @@ def replay(file: Path, out: Path | None, device: str | None, given: Sequence[str
     if old.command not in MAKERS:
         raise ValueError(f"Expected a manifest of {' or '.join(MAKERS)}, but {file} is of {old.command}.")
     path = _output(out, file)
-    sampler = Sampler(replace(old.recipe, device=present(device or old.recipe.device)))
+    sampler = Sampler(replace(old.recipe, device=require_device(device or old.recipe.device)))
     new = MAKERS[old.command](sampler, old.seed, path)
     same = [clip.sha256 for clip in old.clips] == [clip.sha256 for clip in new.clips]
     changed = _changed(old, new)

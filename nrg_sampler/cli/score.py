@@ -27,12 +27,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     from nrg_sampler.judges.base import load_judges
-    from nrg_sampler.runs.recipe import default_device, present
+    from nrg_sampler.runs.device import default_device, require_device
     from nrg_sampler.runs.sampler import judge_scores
     from nrg_sampler.video import read_mp4
 
     prompts = [arguments.prompt or _asked(path) for path in arguments.videos]
-    judges = load_judges(arguments.judge or ["oracle"], present(arguments.device or default_device()))
+    judges = load_judges(arguments.judge or ["oracle"], require_device(arguments.device or default_device()))
     for path, prompt in zip(arguments.videos, prompts, strict=True):
         frames, fps = read_mp4(path)
         scores = judge_scores(judges, _as_sampled(frames, path), prompt, arguments.fps or fps)

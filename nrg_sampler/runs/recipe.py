@@ -97,25 +97,3 @@ class Recipe:
         values = None if weights.values is None else list(weights.values)
         named = values if values is None or weights.names is None else dict(zip(weights.names, values, strict=True))
         return {**self.guidance.to_dict(), "weights": AUTO if weights.auto else named}
-
-
-def default_device() -> str:
-    """Return ``"cuda"`` if there is one, else ``"cpu"``."""
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def present(device: str) -> str:
-    """Return ``device``.
-
-    Raises:
-        ValueError: If it is absent.
-    """
-    import torch
-
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # an absent CUDA is an AssertionError
-        raise ValueError(f"Expected a device that is present, but got {device!r}; try --device cpu.") from error
-    return device

@@ -12,8 +12,9 @@ from typing import Any
 
 from nrg_sampler.checkpoints import BUNDLED
 from nrg_sampler.rewards.gate import weights_for_prompt
+from nrg_sampler.runs.device import default_device, weights_dtype
 from nrg_sampler.runs.plan import Pace, Plan, measure, plan
-from nrg_sampler.runs.recipe import Recipe, default_device
+from nrg_sampler.runs.recipe import Recipe
 from nrg_sampler.runs.sampler import Sampler, load
 from nrg_sampler.ui.presets import EXAMPLES
 from nrg_sampler.ui.settings import Settings
@@ -111,8 +112,8 @@ class Engine:
         if settings.model not in self.models:
             raise ValueError(f"Expected a model from {', '.join(self.models)}, but got {settings.model!r}.")
         model = self.models[settings.model]
-        half = self.device.startswith("cuda") and model.source != BUNDLED
-        return settings.recipe(model.source, model.reward, self.device, "bfloat16" if half else "float32")
+        dtype = weights_dtype(model.source, self.device)
+        return settings.recipe(model.source, model.reward, self.device, dtype)
 
     def sampler(self, settings: Settings) -> Sampler:
         """Return a sampler of a request, loading the model first if need be; only for work in the line.
