@@ -15,7 +15,7 @@ class Peak:
     """What :func:`peak_memory` measured.
 
     Args:
-        mib: In MiB; ``None`` until it is known, or if this system does not tell.
+        mib: In MiB; ``None`` until it is known, or if the system does not report it.
     """
 
     def __init__(self) -> None:
@@ -35,12 +35,12 @@ def peak_memory(device: torch.device) -> Iterator[Peak]:
         yield peak
         peak.mib = torch.cuda.max_memory_allocated(device) / MIB
         return
-    told = _forget_peak()
+    counted = _reset_peak()
     yield peak
-    peak.mib = _peak_of_process() if told else None
+    peak.mib = _peak_of_process() if counted else None
 
 
-def _forget_peak() -> bool:
+def _reset_peak() -> bool:
     """Let the kernel count the process's peak anew; return whether it does."""
     try:
         Path("/proc/self/clear_refs").write_text("5")

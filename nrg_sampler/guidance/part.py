@@ -48,7 +48,7 @@ class Part:
         return tensor[..., self.frames, self.rows, self.columns]
 
     def conditioning(self, whole: Conditioning) -> Conditioning:
-        """Return what belongs to the part of what was said of the whole."""
+        """Return the conditioning of the part from that of the whole."""
         velocity = None if whole.velocity is None else self.cut(whole.velocity)
         return replace(whole, velocity=velocity, frame_stride=self.frames.step)
 

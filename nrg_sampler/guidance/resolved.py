@@ -14,7 +14,7 @@ from nrg_sampler.rewards.gate import require_gate
 
 @dataclass(frozen=True)
 class ResolvedGuidance:
-    """What guides, and how.
+    """A reward and the settings that guide with it.
 
     Args:
         settings: The settings.
@@ -24,8 +24,8 @@ class ResolvedGuidance:
         proposed: Whether the prompts decide.
         floor: Axes that the push must not lower to first order.
         strength: What multiplies the gradient of the score, the ``w`` of the formula.
-        trust: How far all weighted axes are trusted at each noise level.
-        beyond: What each has beyond that.
+        trust: Trust that all weighted axes share, by noise level.
+        beyond: Trust of each weighted axis beyond that.
     """
 
     settings: RewardGuidance
@@ -67,7 +67,7 @@ def resolve(settings: RewardGuidance, reward: Any) -> ResolvedGuidance:
 
     Raises:
         ValueError: If it is no reward, an axis is unknown, the number of weights or powers differs, weights are to be
-            proposed and it cannot, or members that disagree are asked for and there is one only.
+            proposed and it cannot, or a penalty on disagreement needs several members and there is one only.
     """
     hooks = check_reward(reward)
     axes = hooks.axes

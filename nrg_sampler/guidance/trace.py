@@ -16,7 +16,7 @@ from nrg_sampler.guidance.stopwatch import Stopwatch
 
 
 class GuidanceWarning(UserWarning):
-    """Guidance did not do what was asked of it, in some steps or in all."""
+    """Guidance had no effect, or not in every step."""
 
 
 @dataclass(frozen=True)
@@ -62,12 +62,12 @@ class GuidanceStep:
 class GuidanceTrace:
     """Record a guided run step by step.
 
-    Tensors stay on their device until ``rows``, ``to_json`` or ``print`` asks for the numbers, so that recording makes
+    Tensors stay on their device until ``rows``, ``to_json`` or ``print`` needs the numbers, so that recording makes
     no step wait.
 
     Args:
         axes: Names of the reward's axes.
-        scale: The scale guidance was asked for; 0 is none.
+        scale: The scale of the guidance; 0 is none.
         steps: One entry per call of the scheduler.
         alarm: What :func:`nrg_sampler.judges.alarm.hacking_alarm` says of the finished clip, set by whoever compares
             it.

@@ -1,4 +1,4 @@
-"""What the denoiser was told: its arguments, read on the way in."""
+"""The arguments that the denoiser was called with, read by a forward pre-hook."""
 
 from __future__ import annotations
 

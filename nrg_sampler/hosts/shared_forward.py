@@ -1,7 +1,7 @@
 """Share the forward pass: the reward reads the features that the denoiser computes for the prompt anyway.
 
 Only the backward pass through the first blocks is extra. It needs a reward whose blocks are the denoiser's own and
-read the prompt as they do; whatever would make it silently wrong is refused.
+read the prompt as they do; whatever would falsify it silently is refused.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ def following(denoiser: Any, shared: SharedReward) -> Iterator[SharedReward]:
     try:
         if saving:
             denoiser.enable_gradient_checkpointing(recomputed)
-        for weight in tracked:  # else activations would be kept for gradients nobody asks for
+        for weight in tracked:  # else activations would be kept for gradients that are not needed
             weight.requires_grad_(False)
         yield shared
     finally:

@@ -64,7 +64,7 @@ class GuidedSteps:
         """Return the guided output of the model in float32, or ``output`` itself where the step is left alone.
 
         Args:
-            call: What the denoiser was told, its arguments by name.
+            call: Arguments of the denoiser by name.
             output: What the scheduler takes for the velocity, shape of ``latents``.
             latents: Noisy latents in the pipeline's own layout.
             tokenwise: Whether every token has a timestep of its own.

@@ -1,4 +1,4 @@
-"""Judges of finished clips: who grades, by name, so that a command or a table can ask for them."""
+"""Judges of finished clips, and how they are loaded by name."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Judge(Protocol):
 
         Args:
             clips: Shape ``(B, 3, T, H, W)``, in ``[0, 1]``.
-            prompts: What was asked of each.
+            prompts: One for each clip.
             fps: Frames per second of the clips.
         """
         ...
@@ -47,11 +47,11 @@ class OracleJudge:
         from nrg_sampler.shapes.oracle import grade
         from nrg_sampler.shapes.scenes import parse
 
-        asked = [parse(prompt) for prompt in prompts]
-        known = [prompt for prompt in asked if prompt is not None]
-        if len(known) < len(asked):
+        parsed = [parse(prompt) for prompt in prompts]
+        known = [prompt for prompt in parsed if prompt is not None]
+        if len(known) < len(parsed):
             raise ValueError(
-                f"Expected a prompt of the bundled world for the oracle, but got {prompts[asked.index(None)]!r}; "
+                f"Expected a prompt of the bundled world for the oracle, but got {prompts[parsed.index(None)]!r}; "
                 "name another judge for other videos."
             )
         return grade(clips, known)
@@ -113,7 +113,7 @@ def _pixel(source: str, device: str) -> Judge:
 
 
 class FramesJudge:
-    """A module that scores frames without being told what was asked for.
+    """A module that scores frames without their prompts.
 
     Args:
         module: Maps clips ``(B, 3, T, H, W)`` in ``[0, 1]`` to ``(B, axes)``; has ``axes``.
@@ -164,8 +164,7 @@ def _imported(source: str) -> Any:
         ) from error
 
 
-# A judge is made when it is asked for, from what follows its name and a colon, and the device; to add one, name it
-# here.
+# Makes each judge from what follows its name and a colon, and a device; to add a judge, name it here.
 JUDGES: dict[str, Callable[[str, str], Judge]] = {
     "oracle": _oracle,
     "pixel": _pixel,

@@ -106,7 +106,7 @@ class VideoReward:
 
         Args:
             clips: Shape ``(B, 3, T, H, W)``, in ``[0, 1]``.
-            prompts: What was asked of each.
+            prompts: One for each clip.
             fps: Frames per second of the clips; the rate decides which frames are looked at.
 
         Returns:
@@ -261,7 +261,7 @@ def _template(folder: Path) -> str:
     if -1 in places or places != sorted(places):
         raise ValueError(
             f"Expected {TOKENS[0]}, {TOKENS[1]}, {PROMPT_PLACE} and {TOKENS[2]} in this order in {file}, but it "
-            "differs; quality and motion must be asked for before the prompt is seen."
+            "differs; quality and motion have to come before the prompt."
         )
     return template
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["Conditioning", "DiNaReward", "EnsembleReward", "LatentReward", "PixelReward", "Reward", "RewardWeights"]
 
 
-# These bring diffusers in or need it, so only when asked for.
+# These bring diffusers in or need it, so only on demand.
 _LATE = {"DiNaReward": "dina", "LatentReward": "latent", "PixelReward": "pixel"}
 
 

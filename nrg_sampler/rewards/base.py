@@ -1,4 +1,4 @@
-"""What a reward is: a protocol, what it may have besides, and its normalisation.
+"""The protocol of a reward, its optional hooks and its normalisation.
 
 A reward maps noisy latents ``(B, C, T, H, W)``, their ``sigma`` ``(B,)`` and the conditioning to raw numbers
 ``(B, axes)``. Nothing has to be inherited; a class with ``axes`` and ``__call__`` is a reward::
@@ -29,7 +29,7 @@ DAMPING = 1.0  # of a reward that recommends none: sigma / (1 - sigma) times 1 -
 
 @dataclass(frozen=True)
 class Conditioning:
-    """What the model was told about each sample.
+    """What each sample is conditioned on.
 
     Args:
         prompt_embeds: Text features of the positive prompt, shape ``(B, L, D)``.
@@ -37,7 +37,7 @@ class Conditioning:
         velocity: Velocity of the step after classifier-free guidance, shape of the latents; only for a reward with
             ``needs_velocity``.
         pooled: One vector for the positive prompt as a whole, shape ``(B, P)``, where the model has one.
-        prepared: What the reward's own ``prepare`` made of the prompt, if it was asked to.
+        prepared: What the reward's own ``prepare`` made of the prompt, if it was called.
         frame_stride: How far apart in the video the frames of the latents are.
     """
 

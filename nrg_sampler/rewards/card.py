@@ -14,7 +14,7 @@ def model_card(config: Mapping[str, Any]) -> str:
     """Describe a latent reward from its config: base model, axes, normalisation, accuracy, data, licence.
 
     Args:
-        config: Of a ``LatentReward``; what its ``about`` leaves out is said to be not stated.
+        config: Of a ``LatentReward``; what its ``about`` lacks is reported as not stated.
 
     Returns:
         Markdown with the metadata block of a Hub model card.

@@ -105,7 +105,7 @@ class DiNaReward(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where it computes; diffusers asks every component of a pipeline."""
+        """Where it computes; diffusers queries every component of a pipeline."""
         return self.reward_head.query_tokens.device
 
     @property

@@ -30,7 +30,7 @@ def lower_bound(members: Tensor, disagreement: float) -> Tensor:
     """Mean over the members minus a multiple of their standard deviation.
 
     Args:
-        members: What each member says, shape ``(B, members, axes)``.
+        members: Reward of each member, shape ``(B, members, axes)``.
         disagreement: The multiple; a negative one gives the upper bound.
 
     Returns:
@@ -85,8 +85,8 @@ class EnsembleReward(nn.Module):
 
     def forward(self, latents: Tensor, sigma: Tensor, conditioning: Conditioning, members: bool = False) -> Tensor:
         """Return the mean of the normalised rewards, shape ``(B, axes)``, or each of them, ``(B, members, axes)``."""
-        said = [normalised(reward, reward(latents, sigma, conditioning)) for reward in self.rewards]
-        return torch.stack(said, dim=1) if members else torch.stack(said).mean(dim=0)
+        scores = [normalised(reward, reward(latents, sigma, conditioning)) for reward in self.rewards]
+        return torch.stack(scores, dim=1) if members else torch.stack(scores).mean(dim=0)
 
     def check_compatible(self, pipe: Any) -> None:
         """Refuse a pipeline that one of the rewards refuses.

@@ -63,7 +63,7 @@ def shares(deficits: Tensor) -> Tensor:
 
 
 def propose_weights(reward: Any, conditioning: Conditioning | None) -> Tensor:
-    """Ask the reward's gate for the weights of each prompt, to three decimals.
+    """Let the reward's gate propose the weights of each prompt, to three decimals.
 
     Args:
         reward: A reward with ``propose(conditioning)``.
@@ -83,7 +83,7 @@ def propose_weights(reward: Any, conditioning: Conditioning | None) -> Tensor:
 
 @torch.no_grad()
 def weights_for_prompt(pipe: Any, prompt: str) -> RewardWeights:
-    """Ask the gate of a pipeline's reward for the weights of a prompt, before anything is sampled.
+    """Let the gate of a pipeline's reward propose the weights of a prompt, before anything is sampled.
 
     Args:
         pipe: A pipeline with a ``reward_model`` and an ``encode_prompt`` that returns the prompt's tokens first.

@@ -2,7 +2,7 @@ r"""A reward on pixels, for those who have no latent one: through the predicted 
 
 .. math:: r(x_\sigma) = \mathrm{judge}(\mathrm{decode}(\hat x_0)), \qquad \hat x_0 = x_\sigma - \sigma v
 
-It pays for a decoder's backward pass at every guided step and asks a judge of finished clips about blurred ones, so a
+It pays for a decoder's backward pass at every guided step and shows blurred clips to a judge of finished ones, so a
 latent reward trained on noisy latents is both cheaper and better founded where there is one.
 
 References:
@@ -27,7 +27,7 @@ Judge = Callable[[Tensor], Tensor]
 
 
 class PixelReward(nn.Module):
-    r"""Score noisy latents by what a judge says of the frames they are on their way to.
+    r"""Score noisy latents by a judge's score of the predicted frames.
 
     The velocity is taken as constant, so that the video model is not differentiated (skip-gradient). What is left of
     :math:`\partial \hat x_0 / \partial x_\sigma` is then the identity, which does not fade toward pure noise. With
@@ -86,7 +86,7 @@ class PixelReward(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where it computes; diffusers asks every component of a pipeline."""
+        """Where it computes; diffusers queries every component of a pipeline."""
         return next(self.decoder.vae.parameters()).device
 
     @property
@@ -135,7 +135,7 @@ class PixelReward(nn.Module):
         return torch.cat(rows, dim=-2)
 
     def score_frames(self, frames: Tensor) -> Tensor:
-        """Ask the judge about frames ``(B, 3, T, H, W)`` in ``[0, 1]``; shape ``(B, axes)``.
+        """Score frames ``(B, 3, T, H, W)`` in ``[0, 1]``; shape ``(B, axes)``.
 
         Raises:
             ValueError: If it returns another shape.

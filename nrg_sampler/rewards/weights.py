@@ -76,7 +76,7 @@ class RewardWeights:
         """
         if self.auto:
             raise ValueError(
-                "Expected weights that are known, but got 'auto', which a prompt decides; ask `propose_weights` first."
+                "Expected weights that are known, but got 'auto', which a prompt decides; call `propose_weights`."
             )
         if self.values is None:
             return (1.0,) * len(axes)

@@ -1,1 +1,1 @@
-"""One run of a pipeline: what is asked for, the sampling, and the manifest of what came out."""
+"""One run of a pipeline: the recipe, the sampling, and the manifest of the result."""

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from nrg_sampler.runs.sampler import Sampler
 
 BACKWARD = 1.0  # a backward pass to the input alone costs about one forward pass
-# of Wan pipelines when nothing else is said
+# of Wan pipelines
 WAN_DEFAULTS = {
     "num_inference_steps": 50,
     "guidance_scale": 5.0,
@@ -227,7 +227,7 @@ def _workload(pipe: Any, sampling: dict[str, Any]) -> Workload | None:
         transformer="WanTransformer3DModel",
         config=config,
         latents=(1, config["in_channels"], frames, *sides),
-        about="what a recipe asks for",
+        about="a recipe",
         prompt_tokens=sampling["max_sequence_length"],
         evaluations=2 if sampling["guidance_scale"] > 1 else 1,
         reward=_reading(pipe.reward_model) if isinstance(pipe.reward_model, LatentReward) else {},

@@ -1,4 +1,4 @@
-"""What to sample: everything but the seed, as a command line, a page or the manifest of an earlier run says it."""
+"""What to sample: everything but the seed, from a command line, a page or the manifest of an earlier run."""
 
 from __future__ import annotations
 
@@ -77,17 +77,17 @@ class Recipe:
             ValueError: If they are and the reward has no gate.
         """
         search = self.search or {}
-        asked = [RewardWeights.parse(weights).auto for weights in (self.guidance.weights, search.get("weights"))]
-        asked[0] = asked[0] and self.guidance.scale != 0
-        if not any(asked) or pipe.reward_model is None:
+        automatic = [RewardWeights.parse(weights).auto for weights in (self.guidance.weights, search.get("weights"))]
+        automatic[0] = automatic[0] and self.guidance.scale != 0
+        if not any(automatic) or pipe.reward_model is None:
             return self
         weights = weights_for_prompt(pipe, self.prompt)
-        guidance = replace(self.guidance, weights=weights) if asked[0] else self.guidance
+        guidance = replace(self.guidance, weights=weights) if automatic[0] else self.guidance
         values = list(weights.values or ())
         return replace(
             self,
             guidance=guidance,
-            search={**search, "weights": values} if asked[1] else self.search,
+            search={**search, "weights": values} if automatic[1] else self.search,
             proposed=True,
         )
 

@@ -145,12 +145,12 @@ class Sampler:
 
 
 def judge_scores(judges: Mapping[str, Judge], frames: Frames, prompt: str, fps: float) -> Scores:
-    """Ask judges about one video.
+    """Let judges grade one video.
 
     Args:
         judges: Who grades, by name.
         frames: Shape ``(T, H, W, 3)``.
-        prompt: What was asked for.
+        prompt: The text of the video.
         fps: Frames per second.
     """
     clip = torch.from_numpy(frames.copy()).permute(3, 0, 1, 2)[None] / 255  # (1, 3, T, H, W)
@@ -162,16 +162,16 @@ def oracle_scores(frames: Frames, prompt: str) -> dict[str, float] | None:
 
     Args:
         frames: Shape ``(T, H, W, 3)``.
-        prompt: What was asked for.
+        prompt: The text of the video.
     """
     from nrg_sampler.shapes.oracle import grade
     from nrg_sampler.shapes.scenes import parse
 
-    asked = parse(prompt)
-    if asked is None:
+    scene = parse(prompt)
+    if scene is None:
         return None
     clip = torch.from_numpy(frames.copy()).permute(3, 0, 1, 2)[None] / 255  # (1, 3, T, H, W)
-    return _by_axis(("VQ", "MQ", "TA"), grade(clip, [asked])[0])
+    return _by_axis(("VQ", "MQ", "TA"), grade(clip, [scene])[0])
 
 
 def _by_axis(axes: Sequence[str], values: torch.Tensor) -> dict[str, float]:
