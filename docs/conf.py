@@ -40,7 +40,9 @@ nitpick_ignore_regex = [
     ("py:.*", r"(torch|numpy|diffusers|accelerate)\..*"),
     # Read as text rather than resolved: arguments after a default factory, and names imported for types alone.
     ("py:class", r"(tuple|dict|list)\[str"),
-    ("py:class", r"(.*\.)?T|Tensor|Accelerator"),
+    ("py:class", r"Tensor|Accelerator"),
+    # Type variables.
+    ("py:(class|obj)", r".*\.(T|Result)"),
     # Aliases of types, which autodoc writes by name.
     ("py:class", r"Call|ClipScore|Judge|WeightsLike"),
 ]

@@ -37,7 +37,7 @@ class BlockCost:
 
     @property
     def backward(self) -> float:
-        """Of a backward pass to the input alone: a frozen layer once, attention five products instead of two."""
+        """Of a backward pass to the input alone, a frozen layer once, attention five products instead of two."""
         return self.linear + 2.5 * self.attention
 
 

@@ -85,7 +85,7 @@ def dtype_name(wanted: str, device: str) -> str:
     """Return ``wanted``, or for ``"auto"`` the name of :func:`fast_dtype`.
 
     Args:
-        wanted: One of :data:`DTYPES`.
+        wanted: One of ``DTYPES``.
         device: A torch device that is present.
 
     Raises:

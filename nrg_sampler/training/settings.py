@@ -28,7 +28,7 @@ class EncodingSettings:
         width: Likewise.
         num_frames: Frames of a clip; shorter files cannot be used.
         fps: Frames a second to sample.
-        dtype: Of the pipeline's weights, a name in :data:`DTYPES`.
+        dtype: Of the pipeline's weights, a name in ``DTYPES``.
         cache: Folder for encoded clips; by default ``cache`` in the output folder of the run.
 
     Raises:
@@ -203,7 +203,7 @@ class RewardTraining:
         description: What the pairs are, for the model card.
         license: Of the reward, for the model card.
         cpu: Use no accelerator.
-        mixed_precision: Arithmetic of the training, a name in :data:`MIXED_PRECISIONS`.
+        mixed_precision: Arithmetic of the training, a name in ``MIXED_PRECISIONS``.
         accumulate: Parts that a batch is processed in, one after the other.
         tensorboard: Log to ``out/tensorboard`` as well.
 
