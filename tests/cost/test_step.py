@@ -41,6 +41,13 @@ def shallow(name: str) -> workloads.Workload:
     return replace(workload, config={**workload.config, **counts})
 
 
+@pytest.fixture
+def shallow_shapes(monkeypatch):
+    """Let `bench` count and time the bundled workload with half of its blocks, four, of which a reward has one."""
+    monkeypatch.setitem(WORKLOADS, "shapes", replace(SHAPES, config={**SHAPES.config, "num_layers": 4}))
+    return WORKLOADS["shapes"]
+
+
 @pytest.mark.parametrize("name", WORKLOADS)
 def test_counted_operations_agree_with_the_formula(name):
     unguided, guided, predicted = cost.count_step(shallow(name), 1, False, torch.bfloat16)
@@ -70,9 +77,9 @@ def test_a_measured_ratio_is_the_median_of_pairs_with_its_interval():
     assert set(cost_table._timed_ratios(None, 1).values()) == {None}
 
 
-def test_counting_with_fake_tensors_is_counting_the_real_ones():
-    unguided, guided, _ = cost.count_step(SHAPES, 2, False, torch.float32)
-    step = cost.Step(SHAPES, 2, False, "cpu", torch.float32)
+def test_counting_with_fake_tensors_is_counting_the_real_ones(shallow_shapes):
+    unguided, guided, _ = cost.count_step(shallow_shapes, 1, False, torch.float32)
+    step = cost.Step(shallow_shapes, 1, False, "cpu", torch.float32)
     assert step.conditioning.prepared  # once a run, so it is no part of a step
     real = counting.count(step.guided, step.modules)
     assert real.flops == guided.flops
@@ -119,9 +126,9 @@ def test_views_and_weights_count_once():
 
 
 def test_checkpointing_halves_the_memory_of_a_deep_reward():
-    workload = replace(SHAPES, config={**SHAPES.config, "num_layers": 8}, latents=(1, 16, 21, 32, 32))
-    plain = cost.count_step(workload, 8, False, torch.float32)[1]
-    saving = cost.count_step(workload, 8, True, torch.float32)[1]
+    workload = replace(SHAPES, config={**SHAPES.config, "num_layers": 5}, latents=(1, 16, 21, 32, 32))
+    plain = cost.count_step(workload, 5, False, torch.float32)[1]
+    saving = cost.count_step(workload, 5, True, torch.float32)[1]
     assert saving.peak_bytes < 0.5 * plain.peak_bytes
     assert plain.flops < saving.flops < 1.1 * plain.flops  # attention is not computed again
 
@@ -143,7 +150,7 @@ def test_block_costs_leave_out_what_does_not_act_on_tokens():
     assert block.attention == 4 * 100 * 100 * 16
 
 
-def test_rows_tell_time_operations_and_memory(capsys):
+def test_rows_tell_time_operations_and_memory(shallow_shapes, capsys):
     assert cli.main(["bench", "--n", "2", "--json", "--device", "cpu"]) == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [row["every"] for row in rows] == [1, 2]
@@ -164,14 +171,14 @@ def test_the_table_says_what_was_not_measured(capsys):
     )
 
 
-def test_the_table_names_the_part_that_is_read(capsys):
+def test_the_table_names_the_part_that_is_read(shallow_shapes, capsys):
     options = ["--mode", "strided", "--frame-stride", "3", "--crop", "0.5", "--every", "1", "--n", "1"]
     assert cli.main(["bench", *options, "--device", "cpu"]) == 0
     line = capsys.readouterr().out.splitlines()[-1]
-    assert line.startswith("| shapes, 64x64, 13 frames | strided, frame stride 3, crop 0.5 | 1 | 2 | ") and "[" in line
+    assert line.startswith("| shapes, 64x64, 13 frames | strided, frame stride 3, crop 0.5 | 1 | 1 | ") and "[" in line
 
 
-def test_several_videos_at_once_cost_in_proportion(capsys):
+def test_several_videos_at_once_cost_in_proportion(shallow_shapes, capsys):
     rows = {}
     for batch in ("1", "4"):
         assert cli.main(["bench", "--batch", batch, "--n", "0", "--every", "1", "--json", "--device", "cpu"]) == 0
@@ -208,14 +215,13 @@ def test_a_video_of_another_size():
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems do not tell the peak of a process")
-def test_the_process_grows_by_what_is_counted():
-    command = ["bench", "--config", "shapes", "--batch", "96", "--every", "1", "--n", "0", "--json"]
+def test_the_process_grows_by_what_is_counted(capsys):
+    command = ["bench", "--config", "shapes", "--batch", "48", "--every", "1", "--n", "0", "--json"]
+    assert cli.main(command) == 0
+    counted = json.loads(capsys.readouterr().out)
     giving_back = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}  # freed memory goes to the system at once
-    rows = []
-    for options in ([], ["--weigh"]):
-        run = [sys.executable, "-m", "nrg_sampler", *command, *options]
-        rows.append(json.loads(subprocess.run(run, check=True, capture_output=True, env=giving_back).stdout))
-    counted, measured = rows
+    run = [sys.executable, "-m", "nrg_sampler", *command, "--weigh"]
+    measured = json.loads(subprocess.run(run, check=True, capture_output=True, env=giving_back).stdout)
     assert (counted["memory"], measured["memory"]) == ("counted", "measured")
     assert measured["k_time"] is None and measured["k_flops"] == counted["k_flops"]
     assert measured["peak_memory_mib"] == pytest.approx(counted["peak_memory_mib"], rel=0.15)
@@ -232,10 +238,11 @@ def test_a_size_that_is_none_is_refused(capsys):
 def test_what_is_compiled_before_it_is_timed(compiled, expected, monkeypatch):
     calls = []
     monkeypatch.setattr(torch.nn.Module, "compile", lambda module: calls.append(type(module).__name__))
-    rows = list(cost_table.cost_rows(SHAPES, 2, compiled=compiled, dtype=torch.float32, n=1))
+    workload = shallow("shapes")
+    rows = list(cost_table.cost_rows(workload, 1, compiled=compiled, dtype=torch.float32, n=1))
     assert calls == ["LatentReward", "WanTransformer3DModel"][:expected]
     assert [row.compiled for row in rows] == [compiled] * 2
-    assert all(row.compiled is None for row in cost_table.cost_rows(SHAPES, 2, compiled=compiled, n=0))
+    assert all(row.compiled is None for row in cost_table.cost_rows(workload, 1, compiled=compiled, n=0))
 
 
 def test_a_compiled_graph_takes_no_hooks():

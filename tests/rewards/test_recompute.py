@@ -19,7 +19,7 @@ from nrg_sampler.rewards.gradient import reward_gradient
 from nrg_sampler.rewards.latent import LatentReward
 
 LONG = replace(
-    WORKLOADS["shapes"], config={**WORKLOADS["shapes"].config, "num_layers": 8}, latents=(1, 16, 21, 32, 32)
+    WORKLOADS["shapes"], config={**WORKLOADS["shapes"].config, "num_layers": 4}, latents=(1, 16, 21, 32, 32)
 )
 
 
@@ -87,7 +87,7 @@ def test_it_saves_most_of_the_memory_for_few_operations():
     _, saving, predicted = cost.count_step(LONG, 4, True, torch.float32)
     assert saving.peak_bytes < 0.6 * plain.peak_bytes
     linear_again = saving.flops - plain.flops
-    forward = unguided.flops / LONG.evaluations / 2  # of 4 of the 8 blocks
+    forward = unguided.flops / LONG.evaluations  # of all 4 blocks
     assert 0 < linear_again < 0.8 * forward  # attention is the rest
     assert saving.flops / unguided.flops == pytest.approx(predicted, rel=0.1)
 

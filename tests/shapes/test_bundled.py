@@ -132,7 +132,8 @@ def test_guidance_raises_the_reward_it_follows(shapes):
     def final_reward(scale):
         for seed, one in enumerate(seeds):
             one.manual_seed(seed)
-        shapes(texts, reward_weights="0:0:1", reward_scale=scale, generator=seeds, output_type="latent")
+        settings = {"reward_weights": "0:0:1", "num_inference_steps": 8, "output_type": "latent"}
+        shapes(texts, reward_scale=scale, generator=seeds, **settings)
         return shapes.trace.rows()[-1]["reward"]["TA"] if scale else None
 
     assert final_reward(1.0) > final_reward(-1.0)
