@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 
 from nrg_sampler.flow import noised
 from nrg_sampler.rewards.base import Conditioning
@@ -20,6 +21,7 @@ from nrg_sampler.training.ensemble import LEVEL_PULL, align_members, bootstrap_w
 from nrg_sampler.training.losses import LOSSES, Comparison
 from nrg_sampler.training.objective import Objective
 from nrg_sampler.training.pairs import PairBatch, PairData
+from nrg_sampler.training.schedule import warmup_cosine
 from nrg_sampler.training.trunk import TRUNK_MODULES, merge_trunk, open_trunk
 
 if TYPE_CHECKING:
@@ -101,7 +103,6 @@ def train(
     Raises:
         ValueError: If the batch cannot be shared evenly, or the checkpoints are of another run.
     """
-    from diffusers.optimization import get_cosine_schedule_with_warmup
     from diffusers.training_utils import EMAModel
 
     parts = accelerator.num_processes * accelerator.gradient_accumulation_steps
@@ -114,7 +115,7 @@ def train(
     torch.manual_seed(settings.seed)  # adapters begin with random numbers
     open_trunk(reward, objective.trunk, objective.lora_rank)
     optimizer = _optimizer(reward, settings)
-    schedule = get_cosine_schedule_with_warmup(optimizer, settings.warmup, settings.steps)
+    schedule = LambdaLR(optimizer, lambda done: warmup_cosine(done, settings.warmup, settings.steps))
     model, prepared = accelerator.prepare(reward, optimizer)
     average = EMAModel(reward.parameters(), decay=settings.ema)
     step = _resume(folder, reward, optimizer, schedule, average, _identity(objective, settings, data))
@@ -136,7 +137,7 @@ def train(
                 "identity": _identity(objective, settings, data),
             }
             save_checkpoint(folder, step, state)
-        numbers |= {"lr": schedule.get_last_lr()[0], "seconds": time.monotonic() - started}
+        numbers |= {"lr": float(schedule.get_last_lr()[0]), "seconds": time.monotonic() - started}
         yield {"step": step, **numbers}
     average.copy_to(reward.parameters())
     merge_trunk(reward)

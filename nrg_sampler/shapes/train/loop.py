@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -13,6 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+
+from nrg_sampler.training.schedule import warmup_cosine
 
 LossFunction = Callable[[int, torch.Generator], tuple[Tensor, dict[str, float]]]
 
@@ -43,9 +44,7 @@ class LoopSettings:
 
     def rate(self, step: int) -> float:
         """Learning-rate factor at a step, in ``[0, 1]``."""
-        if step < self.warmup:
-            return (step + 1) / self.warmup
-        return 0.5 * (1 + math.cos(math.pi * (step - self.warmup) / max(1, self.steps - self.warmup)))
+        return warmup_cosine(step, self.warmup, self.steps, first=1)
 
 
 def fit(
