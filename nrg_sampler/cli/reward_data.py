@@ -50,7 +50,7 @@ def add_pairs(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object, for programs")
     group = parser.add_argument_group(
         "clips (default: as the model was made for)",
-        "Frame k is the one nearest to k / fps seconds; it is scaled until it covers the size and cut around the centre.",
+        "Frame k is the one nearest to k / fps seconds, scaled to cover the size and cropped around the centre.",
     )
     group.add_argument("--height", type=whole_number(1), metavar="PX")
     group.add_argument("--width", type=whole_number(1), metavar="PX")
@@ -62,8 +62,8 @@ def add_teacher(parser: argparse.ArgumentParser) -> None:
     """Add the teacher whose scores replace labels, and its clips."""
     group = parser.add_argument_group(
         "teacher (instead of labels)",
-        "Clips are samples of the model (--prompts), video files (a CSV with path and prompt, or a folder, in place of "
-        "PAIRS.csv), or both.",
+        "Clips are samples of the model (--prompts), video files (a CSV with path and prompt, or a folder, in place "
+        "of PAIRS.csv), or both.",
     )
     group.add_argument(
         "--teacher",
@@ -73,7 +73,8 @@ def add_teacher(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--prompts",
         metavar="FILE",
-        help="sample clips of these prompts, one a line; 'shapes', 'shapes:validation' or 'shapes:test': the bundled world's",
+        help="sample clips of these prompts, one a line; the bundled world's are 'shapes', 'shapes:validation' and "
+        "'shapes:test'",
     )
     group.add_argument("--clips", type=whole_number(1), metavar="N", help="how many to sample (1000)")
     group.add_argument("--clips-per-prompt", type=whole_number(1), metavar="N", help="of those (4)")

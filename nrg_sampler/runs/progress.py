@@ -45,6 +45,7 @@ class Run(Iterator[Progress], Generic[Result]):
     """
 
     def __init__(self, steps: Generator[Progress, None, Result], is_main_process: bool = True) -> None:
+        """Start nothing yet: the work begins with the first step."""
         self.is_main_process = is_main_process
         self._steps = steps
         self._results: list[Result] = []  # one at the end, which may be None

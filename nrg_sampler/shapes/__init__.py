@@ -1,0 +1,1 @@
+"""The bundled world of shapes: scenes, renderer, oracle and judge."""

@@ -1,7 +1,8 @@
-"""A judge that shares nothing with the rewards that guide: it looks at pixels, with an architecture of its own."""
+"""A judge that shares nothing with the rewards that guide: it grades pixels, with an architecture of its own."""
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -43,6 +44,7 @@ class ShiftedBlock(nn.Module):
     """A residual block of two convolutions whose input has been shifted in time."""
 
     def __init__(self, width: int) -> None:
+        """Build the layers."""
         super().__init__()
         self.first = nn.Sequential(nn.GroupNorm(8, width), nn.SiLU(), nn.Conv2d(width, width, 3, padding=1))
         self.second = nn.Sequential(nn.GroupNorm(8, width), nn.SiLU(), nn.Conv2d(width, width, 3, padding=1))
@@ -58,6 +60,7 @@ class FrameEncoder(nn.Module):
     """Frames ``(B, 3, T, H, W)`` to one vector each, ``(B, T, dim)``."""
 
     def __init__(self, widths: Sequence[int], dim: int) -> None:
+        """Build the layers."""
         super().__init__()
         self.stem = nn.Sequential(
             nn.Conv2d(3, widths[0] // 2, 5, stride=2, padding=2),
@@ -65,7 +68,7 @@ class FrameEncoder(nn.Module):
             nn.Conv2d(widths[0] // 2, widths[0], 3, stride=2, padding=1),
         )
         self.blocks = nn.ModuleList(ShiftedBlock(width) for width in widths)
-        steps = zip(widths, widths[1:])
+        steps = itertools.pairwise(widths)
         self.downs = nn.ModuleList(nn.Conv2d(low, high, 3, stride=2, padding=1) for low, high in steps)
         self.normalize = nn.Sequential(nn.GroupNorm(8, widths[-1]), nn.SiLU())
         self.squeeze = nn.Conv2d(widths[-1], dim // 4, 1)
@@ -73,13 +76,14 @@ class FrameEncoder(nn.Module):
         self.what = nn.Linear(widths[-1], dim)
 
     def forward(self, clips: Tensor) -> Tensor:
+        """Encode clips ``(B, 3, T, H, W)`` in ``[0, 1]`` to one vector a frame, ``(B, T, dim)``."""
         count = clips.shape[2]
         frames = self.stem(clips.transpose(1, 2).flatten(0, 1) * 2 - 1)  # (B * T, C, H / 4, W / 4)
         for index, block in enumerate(self.blocks):
             frames = block(frames if index == 0 else self.downs[index - 1](frames), count)
         frames = self.normalize(frames)
         layout = functional.adaptive_avg_pool2d(self.squeeze(frames), LAYOUT)
-        # The strongest answer anywhere says what is there without having to learn it for every place.
+        # Max pooling detects content wherever it is, without learning it for every place.
         features = self.where(layout.flatten(1)) + self.what(frames.amax(dim=(2, 3)))
         per_clip: Tensor = features.unflatten(0, (-1, count))
         return per_clip
@@ -95,7 +99,7 @@ class PixelJudge(ConfiguredAxes, ModelMixin, ConfigMixin):
     Args:
         axes: Names of the axes, in output order.
         text_axes: Those that see the prompt.
-        words: The words it knows, in lower case.
+        words: The vocabulary, in lower case.
         widths: Channels of the frame encoder at 1/4, 1/8, ... of the resolution, multiples of 8.
         dim: Width of the transformers.
         num_heads: Their attention heads.
@@ -120,6 +124,7 @@ class PixelJudge(ConfiguredAxes, ModelMixin, ConfigMixin):
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
     ) -> None:
+        """Build the layers."""
         super().__init__()
         if unknown := set(text_axes) - set(axes):
             raise ValueError(f"Expected `text_axes` to be some of {', '.join(axes)}, but got {', '.join(unknown)}.")
@@ -147,7 +152,7 @@ class PixelJudge(ConfiguredAxes, ModelMixin, ConfigMixin):
 
         Args:
             clips: Shape ``(B, 3, T, H, W)``, in ``[0, 1]``; sides of at least 16 pixels.
-            prompts: What was asked for, one text per clip.
+            prompts: One text per clip.
 
         Returns:
             Raw grades (logits), float32, shape ``(B, axes)``.
@@ -194,8 +199,8 @@ class PixelJudge(ConfiguredAxes, ModelMixin, ConfigMixin):
         queries = self.text_queries.expand(len(frames), -1, -1)
         together = torch.cat([queries, frames, words], dim=1)
         padding = functional.pad(ids == 0, (together.shape[1] - ids.shape[1], 0), value=False)
-        read: Tensor = self.joint(together, src_key_padding_mask=padding)[:, : queries.shape[1]]
-        return read
+        attended: Tensor = self.joint(together, src_key_padding_mask=padding)[:, : queries.shape[1]]
+        return attended
 
     def word_ids(self, prompts: Sequence[str]) -> Tensor:
         """Number the words of prompts, shape ``(B, L)``; 0 pads the shorter ones.
@@ -203,9 +208,9 @@ class PixelJudge(ConfiguredAxes, ModelMixin, ConfigMixin):
         Raises:
             ValueError: If a word is not among those the judge was trained on.
         """
-        known = {word: index for index, word in enumerate(self.config.words, start=1)}
+        indices = {word: index for index, word in enumerate(self.config.words, start=1)}
         split = [re.sub(r"[.,;:!?\"'()]", " ", prompt.lower()).split() for prompt in prompts]
-        unknown = list(dict.fromkeys(word for words in split for word in words if word not in known))
+        unknown = list(dict.fromkeys(word for words in split for word in words if word not in indices))
         if unknown:
             raise ValueError(
                 f"Expected words that the judge was trained on, but got {', '.join(map(repr, unknown))}; "
@@ -213,7 +218,7 @@ class PixelJudge(ConfiguredAxes, ModelMixin, ConfigMixin):
             )
         ids = torch.zeros(len(prompts), max((len(words) for words in split), default=0), dtype=torch.long)
         for row, words in enumerate(split):
-            ids[row, : len(words)] = torch.tensor([known[word] for word in words], dtype=torch.long)
+            ids[row, : len(words)] = torch.tensor([indices[word] for word in words], dtype=torch.long)
         return ids
 
 

@@ -1,8 +1,8 @@
 """The oracle: measure a clip of the shapes world without a network.
 
-Shapes are saturated and backgrounds are not, so one look at the colours separates them. Everything else is a fit:
+Shapes are saturated and backgrounds are not, so their chroma separates them. Everything else is a fit:
 five outlines to the mask, nine paths to its centre and size, four patterns to what lies behind, and last a clean
-rendering of all that was found to the clip itself. The scores are continuous, so ties between two clips are rare.
+rendering of the fitted attributes to the clip itself. The scores are continuous, so ties between two clips are rare.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ ATTRIBUTE_WEIGHTS = {"shape": 0.25, "color": 0.25, "motion": 0.30, "background":
 
 @dataclass
 class ClipMeasurement:
-    """What the oracle found in ``B`` clips.
+    """Measurements of ``B`` clips.
 
     Args:
         attributes: For each attribute (and ``size``) how well each value fits, ``(B, values)``, rows sum to 1.
         details: Single measurements, each ``(B,)`` in ``[0, 1]``, 1 is best: what VQ and MQ are made of.
-        visible: Share of frames in which a shape was found, ``(B,)``.
+        visible: Share of frames in which a shape is visible, ``(B,)``.
     """
 
     attributes: dict[str, Tensor]
@@ -52,25 +52,28 @@ class ClipMeasurement:
     @property
     def visual_quality(self) -> Tensor:
         """VQ, ``(B,)`` in ``[0, 1]``: clean outline, sharp edge, quiet surface, quiet background."""
-        found = self.details
+        details = self.details
         return self.visible * (
-            0.35 * found["outline"] + 0.25 * found["sharpness"] + 0.2 * found["surface"] + 0.2 * found["backdrop"]
+            0.35 * details["outline"]
+            + 0.25 * details["sharpness"]
+            + 0.2 * details["surface"]
+            + 0.2 * details["backdrop"]
         )
 
     @property
     def motion_quality(self) -> Tensor:
         """MQ, ``(B,)`` in ``[0, 1]``: a smooth path, steady colour, size and background, and movement at all."""
-        found = self.details
+        details = self.details
         steady = (
-            0.4 * found["path"]
-            + 0.2 * found["steady_size"]
-            + 0.2 * found["steady_color"]
-            + 0.2 * found["steady_background"]
+            0.4 * details["path"]
+            + 0.2 * details["steady_size"]
+            + 0.2 * details["steady_color"]
+            + 0.2 * details["steady_background"]
         )
-        return self.visible * found["movement"] * steady
+        return self.visible * details["movement"] * steady
 
     def text_alignment(self, prompts: Sequence[Prompt]) -> Tensor:
-        """TA, ``(B,)`` in ``[0, 1]``: how well the asked attributes fit, averaged; unasked ones do not count."""
+        """Return TA, ``(B,)`` in ``[0, 1]``: the mean fit of the attributes that each prompt names."""
         scores = []
         for row, prompt in enumerate(prompts):
             total = weight = 0.0
@@ -89,15 +92,16 @@ def grade(clips: Tensor, prompts: Sequence[Prompt]) -> Tensor:
 
     Args:
         clips: Shape ``(B, 3, T, H, W)``, in ``[0, 1]``.
-        prompts: What was asked of each clip.
+        prompts: One for each clip.
 
     Returns:
         VQ, MQ and TA, shape ``(B, 3)``, each in ``[0, 1]``, 1 is best.
     """
     if len(prompts) != len(clips):
         raise ValueError(f"Expected one prompt for each of {len(clips)} clips, but got {len(prompts)} prompts.")
-    found = measure(clips)
-    return torch.stack([found.visual_quality, found.motion_quality, found.text_alignment(prompts)], dim=1)
+    measured = measure(clips)
+    columns = [measured.visual_quality, measured.motion_quality, measured.text_alignment(prompts)]
+    return torch.stack(columns, dim=1)
 
 
 @torch.no_grad()
@@ -319,8 +323,8 @@ def _beside(mask: Tensor) -> Tensor:
 def _sharpness(mask: Tensor, outline: Tensor) -> Tensor:
     """How narrow the shape's edge is: half-covered pixels of the clean outline over those of the clip, at most 1."""
     clean = (outline * (1 - outline)).sum(dim=(1, 2, 3))
-    found = (mask * (1 - mask)).sum(dim=(1, 2, 3))
-    return ((clean + 1) / (found + 1)).clamp(max=1.0)
+    measured = (mask * (1 - mask)).sum(dim=(1, 2, 3))
+    return ((clean + 1) / (measured + 1)).clamp(max=1.0)
 
 
 def _surface_error(

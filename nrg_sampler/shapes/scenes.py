@@ -60,7 +60,7 @@ OPENINGS = ("", "a video of ", "an animation of ")
 
 @dataclass(frozen=True)
 class Prompt:
-    """What a caption asks for; ``None`` leaves an attribute open.
+    """The attributes that a caption names; ``None`` leaves one open.
 
     Args:
         shape: One of ``SHAPES``.
@@ -77,6 +77,7 @@ class Prompt:
     size: str | None = None
 
     def __post_init__(self) -> None:
+        """Check the values."""
         for name, allowed in ATTRIBUTES.items():
             value = getattr(self, name)
             if value not in allowed and not (name == "background" and value is None):
@@ -86,6 +87,7 @@ class Prompt:
 
     @property
     def combination(self) -> tuple[str, str, str]:
+        """Shape, colour and motion, which decide the split."""
         return self.shape, self.color, self.motion
 
 
@@ -94,7 +96,7 @@ class Scene:
     """Everything the renderer needs to draw one clip.
 
     Args:
-        prompt: The attributes; ``background`` and ``size`` are set here, whatever the caption says.
+        prompt: The attributes; ``background`` and ``size`` are set here, also where the caption leaves them open.
         radius: Circumscribed radius of the shape at mid-clip, in picture sides.
         place: Centre of the path, ``(x, y)``.
         amount: Strength of the motion: distance travelled, orbit radius, half-width of the sway, or growth factor.
@@ -132,7 +134,7 @@ def vocabulary() -> list[str]:
 
 
 def split_of(prompt: Prompt) -> str:
-    """Tell which split a prompt belongs to: ``train`` (80 %), ``validation`` (5 %) or ``test`` (15 %).
+    """Return the split that a prompt belongs to: ``train`` (80 %), ``validation`` (5 %) or ``test`` (15 %).
 
     The split is decided by the whole (shape, colour, motion) combination, so no caption, clip or preference pair of
     a held-out combination is ever trained on: ``validation`` may tune settings, ``test`` only grades.
@@ -206,13 +208,13 @@ def words_of(text: str) -> list[str]:
 
 
 def unknown_words(text: str) -> list[str]:
-    """List the words of a prompt that the bundled model never saw, each once, in order."""
+    """List the words of a prompt outside the vocabulary of the bundled model, each once, in order."""
     known = set(vocabulary())
     return list(dict.fromkeys(word for word in words_of(text) if word not in known))
 
 
 def parse(text: str) -> Prompt | None:
-    """Read a caption back into what it asks for; ``None`` unless shape, colour and motion are each named once."""
+    """Parse a caption into its attributes; ``None`` unless shape, colour and motion are each named once."""
     words = words_of(text)
     sentence = f" {' '.join(words)} "
 
@@ -222,15 +224,15 @@ def parse(text: str) -> Prompt | None:
     nouns = sentence  # a "clockwise circle" is a motion, not a shape
     for phrase in itertools.chain(*MOTION_PHRASES.values()):
         nouns = nouns.replace(f" {phrase} ", " ")
-    found = {
+    named_values = {
         "shape": [shape for shape in SHAPES if f" {shape} " in nouns],
         "color": [color for color in COLORS if color in words],
         "motion": named(MOTION_PHRASES),
         "background": named(BACKGROUND_PHRASES),
         "size": [size for size in SIZES if size in words],
     }
-    if any(len(found[name]) != 1 for name in ("shape", "color", "motion")):
+    if any(len(named_values[name]) != 1 for name in ("shape", "color", "motion")):
         return None
-    if any(len(found[name]) > 1 for name in ("background", "size")):
+    if any(len(named_values[name]) > 1 for name in ("background", "size")):
         return None
-    return Prompt(**{name: values[0] for name, values in found.items() if values})
+    return Prompt(**{name: values[0] for name, values in named_values.items() if values})

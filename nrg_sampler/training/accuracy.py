@@ -14,13 +14,17 @@ from torch import Tensor
 
 
 def accuracy_without_ties(difference: Tensor, preference: Tensor) -> float:
-    """Share of decided pairs ranked right; tied pairs are left out and a difference of 0 is wrong. NaN without pairs."""
+    """Return the share of decided pairs ranked right; a difference of 0 is wrong, tied pairs are left out.
+
+    Returns:
+        The share; NaN without decided pairs.
+    """
     decided = preference != 0
     return (difference.sign() == preference)[decided].double().mean().item()
 
 
 def accuracy_with_ties(difference: Tensor, preference: Tensor, threshold: float) -> float:
-    """Share of all pairs predicted right when differences up to ``threshold`` are called a tie; NaN without pairs."""
+    """Return the share of pairs predicted right, a tie up to a difference of ``threshold``; NaN without pairs."""
     predicted = difference.sign() * (difference.abs() > threshold)
     return (predicted == preference).double().mean().item()
 
@@ -65,7 +69,7 @@ def calibrate_threshold(difference: Tensor, preference: Tensor) -> Threshold:
 
 
 def expected_calibration_error(probability: Tensor, outcome: Tensor, bins: int = 10) -> float:
-    """Mean gap between how sure a prediction is and how often it is right, over bins of equal width.
+    """Return the mean gap between confidence and accuracy, over bins of equal width.
 
     Args:
         probability: Of the outcome, in ``[0, 1]``, shape ``(n,)``.

@@ -21,8 +21,8 @@ INDEX = "index.json"
 class LatentCache:
     """Tensors by name in safetensors shards, in a folder of their own for each model and setting.
 
-    A shard appears when it is complete, and its checksum is kept beside it: what an interruption cut off or a disk
-    damaged is found when the cache is opened, dropped and encoded again.
+    A shard appears when it is complete, and its checksum is kept beside it: truncated and damaged shards are detected
+    when the cache is opened, dropped and encoded again.
 
     Args:
         folder: Where caches are kept.
@@ -33,6 +33,7 @@ class LatentCache:
     """
 
     def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
+        """Open the folder and drop damaged shards."""
         self.settings = dict(settings)
         digest = hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()
         self.folder = writable_folder(folder / digest[:16])
@@ -41,13 +42,15 @@ class LatentCache:
         self.dropped = self._open()
 
     def __contains__(self, name: str) -> bool:
+        """Return whether a tensor is cached."""
         return name in self._place
 
     def __len__(self) -> int:
+        """Return the number of tensors."""
         return len(self._place)
 
     def missing(self, names: Iterable[str]) -> list[str]:
-        """Those of ``names`` that are not there yet, each once, in order."""
+        """Return those of ``names`` that are not cached yet, each once, in order."""
         return [name for name in dict.fromkeys(names) if name not in self._place]
 
     def add(self, tensors: Mapping[str, Tensor]) -> None:
@@ -72,7 +75,7 @@ class LatentCache:
         return tensor
 
     def _open(self) -> list[str]:
-        """Read the index and return the shards that are not what they were."""
+        """Read the index and return the shards that are missing or damaged."""
         file = self.folder / INDEX
         try:
             shards = json.loads(file.read_text())["shards"] if file.exists() else {}
@@ -111,5 +114,5 @@ def _sha256(file: Path) -> str:
 
 
 def half(tensor: Tensor) -> Tensor:
-    """What is kept: half precision, on the CPU."""
+    """Convert to what is cached: half precision, on the CPU."""
     return tensor.detach().to("cpu", torch.float16)

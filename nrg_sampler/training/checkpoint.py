@@ -1,4 +1,4 @@
-"""Training checkpoints that are whole or ignored: two are kept, each with its checksum."""
+"""Training checkpoints with checksums, so that a damaged one is ignored; the newest two are kept."""
 
 from __future__ import annotations
 
@@ -62,8 +62,8 @@ def load_checkpoint(folder: Path) -> dict[str, Any] | None:
 
 def _checkpoints(folder: Path) -> list[tuple[int, Path]]:
     """Steps and files, newest first."""
-    found = [(re.fullmatch(r"checkpoint-(\d+)\.pt", file.name), file) for file in folder.glob("checkpoint-*.pt")]
-    return sorted(((int(match[1]), file) for match, file in found if match), reverse=True)
+    matches = [(re.fullmatch(r"checkpoint-(\d+)\.pt", file.name), file) for file in folder.glob("checkpoint-*.pt")]
+    return sorted(((int(match[1]), file) for match, file in matches if match), reverse=True)
 
 
 def _checksum_file(file: Path) -> Path:

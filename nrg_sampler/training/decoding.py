@@ -22,8 +22,8 @@ from torch.nn import functional
 from nrg_sampler.training.preferences import FPS_TOLERANCE, PreferencePair, PreferenceTable
 
 
-class UnreadableClip(ValueError):
-    """Why a video file cannot be used."""
+class UnreadableClipError(ValueError):
+    """A video file that cannot be used; the message is the reason."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class ClipSettings:
     """How a video file becomes a clip.
 
     Frame ``k`` is the one nearest to ``k / fps`` seconds, from the start of the file. Every frame is scaled, with
-    antialiasing, until it just covers the size, and what sticks out is cut off evenly.
+    antialiasing, until it just covers the size, and cropped around the centre.
 
     Args:
         height: Of the clip, in pixels.
@@ -49,6 +49,7 @@ class ClipSettings:
     fps: float
 
     def __post_init__(self) -> None:
+        """Check the values."""
         for name, value in vars(self).items():
             if not (value > 0 and math.isfinite(value)):
                 raise ValueError(f"Expected `{name}` to be above 0, but got {value}.")
@@ -61,7 +62,7 @@ def read_clip(file: Path, settings: ClipSettings) -> Tensor:
         The clip, shape ``(3, T, H, W)``, float32 in ``[0, 1]``.
 
     Raises:
-        UnreadableClip: If it cannot be decoded, is too short or has too few frames a second.
+        UnreadableClipError: If it cannot be decoded, is too short or has too few frames a second.
     """
     frames: list[Tensor] = []
     with _decoded(file) as video:
@@ -72,7 +73,7 @@ def read_clip(file: Path, settings: ClipSettings) -> Tensor:
             if index >= wanted[-1]:
                 break
     if len(frames) < settings.num_frames:
-        raise UnreadableClip(
+        raise UnreadableClipError(
             f"{file.name} is too short: {len(frames)} of {settings.num_frames} frames at {settings.fps:g} a second"
         )
     return torch.stack(frames, dim=1)
@@ -84,7 +85,7 @@ def inspect_pairs(table: PreferenceTable, settings: ClipSettings) -> Iterator[in
     for clip in dict.fromkeys(path for pair in table.pairs for path in (pair.first, pair.second)):
         try:
             reasons[clip] = _inspect(clip, settings), None
-        except UnreadableClip as reason:
+        except UnreadableClipError as reason:
             reasons[clip] = math.nan, str(reason)
         yield len(reasons)
 
@@ -94,7 +95,7 @@ def inspect_pairs(table: PreferenceTable, settings: ClipSettings) -> Iterator[in
             if reason is not None:
                 return reason
             if abs(stated - fps) > FPS_TOLERANCE * fps:
-                return f"says {stated:g} frames a second of {clip.name}, which has {fps:g}"
+                return f"states {stated:g} frames a second for {clip.name}, which has {fps:g}"
         return None
 
     table.keep(is_bad)
@@ -105,7 +106,7 @@ def _inspect(file: Path, settings: ClipSettings) -> float:
     with _decoded(file) as video:
         _check_fps(file, video.fps, settings)
         if round(min(video.seconds, 1e6) * video.fps) <= _wanted(video.fps, settings)[-1]:
-            raise UnreadableClip(
+            raise UnreadableClipError(
                 f"{file.name} is too short: {video.seconds:g} seconds for {settings.num_frames} frames at "
                 f"{settings.fps:g} a second"
             )
@@ -119,7 +120,7 @@ def _wanted(fps: float, settings: ClipSettings) -> list[int]:
 
 @dataclass(frozen=True)
 class _Video:
-    """A file that is being decoded; ``seconds`` is infinite where the header does not say."""
+    """A file that is being decoded; ``seconds`` is infinite where the header does not state it."""
 
     fps: float
     seconds: float
@@ -150,14 +151,16 @@ def _decoded(file: Path) -> Iterator[_Video]:
             pictures = _pictures(process.stdout)
             first = next(pictures, None)
             log.seek(0)
-            said = log.read().decode(errors="replace")  # about the input, once there is output
-            rate = re.search(r"Video:.* ([\d.]+) fps", said)
+            text = log.read().decode(errors="replace")  # about the input, once there is output
+            rate = re.search(r"Video:.* ([\d.]+) fps", text)
             if first is None or rate is None:
-                reason = said.strip().splitlines()[-1] if said.strip() else "ffmpeg says nothing"
-                raise UnreadableClip(f"{file.name} cannot be decoded ({reason[:120]})")
-            length = re.search(r"Duration: (\d+):(\d+):([\d.]+)", said)
+                reason = text.strip().splitlines()[-1] if text.strip() else "no message from ffmpeg"
+                raise UnreadableClipError(f"{file.name} cannot be decoded ({reason[:120]})")
+            length = re.search(r"Duration: (\d+):(\d+):([\d.]+)", text)
             seconds = (
-                sum(float(part) * unit for part, unit in zip(length.groups(), (3600, 60, 1))) if length else math.inf
+                sum(float(part) * unit for part, unit in zip(length.groups(), (3600, 60, 1), strict=True))
+                if length
+                else math.inf
             )
             yield _Video(float(rate[1]), seconds, itertools.chain([first], pictures))
         finally:
@@ -177,7 +180,9 @@ def _pictures(stream: Any) -> Iterator[NDArray[np.uint8]]:
 
 def _check_fps(file: Path, fps: float, settings: ClipSettings) -> None:
     if fps < settings.fps * (1 - FPS_TOLERANCE):
-        raise UnreadableClip(f"{file.name} has {fps:g} frames a second, fewer than the {settings.fps:g} to sample")
+        raise UnreadableClipError(
+            f"{file.name} has {fps:g} frames a second, fewer than the {settings.fps:g} to sample"
+        )
 
 
 def _resized(picture: NDArray[np.uint8], settings: ClipSettings) -> Tensor:

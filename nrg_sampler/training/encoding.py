@@ -1,4 +1,4 @@
-"""Clips and prompts as a pipeline's own VAE and text encoder see them."""
+"""Encode clips and prompts with a pipeline's own VAE and text encoder."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from torch import Tensor
 from nrg_sampler.hosts.families import family_of, require_flow
 from nrg_sampler.hosts.vocabulary import is_closed, require_known_words
 from nrg_sampler.training.cache import LatentCache, clip_name, half, prompt_name
-from nrg_sampler.training.decoding import ClipSettings, UnreadableClip, read_clip
+from nrg_sampler.training.decoding import ClipSettings, UnreadableClipError, read_clip
 from nrg_sampler.training.preferences import PreferenceTable
 
 SHARD = 32  # tensors; what an interruption costs at most
 
 
 class PairEncoder:
-    """Encode what a preference table names.
+    """Encode the clips and prompts of a preference table.
 
     Args:
         pipe: A pipeline with a Wan transformer.
@@ -31,6 +31,7 @@ class PairEncoder:
     """
 
     def __init__(self, pipe: Any, settings: ClipSettings, max_sequence_length: int = 512) -> None:
+        """Check that the pipeline can encode such clips."""
         from diffusers import WanTransformer3DModel
 
         family_of(type(pipe))
@@ -95,16 +96,16 @@ class PairEncoder:
             *((prompt, name, self.prompt) for prompt, name in prompts.items()),
             *((file, name, lambda file: self.clip(read_clip(file, self.settings))) for file, name in names.items()),
         ]
-        for count, (what, name, encode) in enumerate(todo, start=1):
+        for count, (source, name, encode) in enumerate(todo, start=1):
             if name not in cache and name not in waiting:
                 try:
-                    waiting[name] = half(encode(what))
-                except UnreadableClip as reason:
-                    unusable[what] = str(reason)
+                    waiting[name] = half(encode(source))
+                except UnreadableClipError as reason:
+                    unusable[source] = str(reason)
                 except ValueError as reason:
-                    if what not in prompts:
+                    if source not in prompts:
                         raise
-                    unusable[what] = f"has a prompt the model does not know ({reason})"
+                    unusable[source] = f"has a prompt with words outside the model's vocabulary ({reason})"
             if len(waiting) >= SHARD or (waiting and count == len(todo)):
                 cache.add(waiting)
                 waiting = {}

@@ -1,8 +1,8 @@
-r"""What makes the members of an ensemble differ where the data says little, and comparable where it says much.
+r"""Make the members of an ensemble differ where the data is sparse, and comparable elsewhere.
 
-Each member is trained on a bootstrap resample of the comparisons: a comparison counts a Poisson(1) number of times, drawn
-once for each member. Comparisons tell a reward only up to a function of the prompt and the noise, which no pair ever
-contradicts; a light pull takes that freedom away from the members, so that what is left between them is disagreement.
+Each member is trained on a bootstrap resample of the comparisons: a comparison counts a Poisson(1) number of times,
+drawn once for each member. Comparisons determine a reward only up to a function of the prompt and the noise; a weak
+penalty on that offset keeps the members' levels together, so that what differs between them is disagreement.
 
 References:
     [1] Osband et al., 2016, arXiv:1602.04621 (bootstrapped heads on one trunk).
@@ -21,7 +21,7 @@ LEVEL_PULL = 0.1  # of the members' levels to each other; it changes no ranking
 
 
 def bootstrap_weights(count: int, num_members: int, seed: int) -> Tensor:
-    """How often each of ``count`` comparisons counts for each member [2], shape ``(count, num_members)``.
+    """Draw how often each of ``count`` comparisons counts for each member [2], shape ``(count, num_members)``.
 
     A single member is trained on every comparison once.
     """
@@ -32,7 +32,7 @@ def bootstrap_weights(count: int, num_members: int, seed: int) -> Tensor:
 
 
 def level_spread(raw: Tensor) -> Tensor:
-    """Mean square distance of the members' levels from their mean, a scalar.
+    """Return the mean square distance of the members' levels from their mean, a scalar.
 
     Args:
         raw: Raw rewards of clips that are compared with each other, under one prompt and one noise, shape

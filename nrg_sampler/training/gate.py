@@ -1,4 +1,4 @@
-"""Train a gate that proposes weights from the prompt, on where unguided samples fall short. It takes seconds."""
+"""Train a gate that proposes weights from the prompt, on the deficits of unguided samples. It takes seconds."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ ATTAINABLE = 0.95  # quantile of a score over all samples
 
 
 def deficits(scores: Tensor, group: Tensor) -> tuple[Tensor, Tensor]:
-    """How far the mean sample of each prompt falls below what is attainable, in standard deviations of the axis.
+    """Measure how far the mean sample of each prompt is below what is attainable, in standard deviations of the axis.
 
     What is attainable is the ``ATTAINABLE`` quantile over all samples of all prompts.
 
@@ -30,13 +30,13 @@ def deficits(scores: Tensor, group: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def train_gate(
-    pooled: Tensor, wanted: Tensor, steps: int = 150, lr: float = 3e-3, weight_decay: float = 0.3, seed: int = 0
+    pooled: Tensor, targets: Tensor, steps: int = 150, lr: float = 3e-3, weight_decay: float = 0.3, seed: int = 0
 ) -> WeightGate:
     """Fit a gate to the deficits of prompts, by squared error.
 
     Args:
         pooled: Prompts as `rewards.gate.pool_prompts` gives them, shape ``(prompts, text_dim)``.
-        wanted: Their deficits, shape ``(prompts, axes)``.
+        targets: Their deficits, shape ``(prompts, axes)``.
         steps: Of AdamW, each on all prompts.
         lr: Its learning rate.
         weight_decay: Its weight decay; high, for the deficits of a few samples are noisy.
@@ -45,16 +45,16 @@ def train_gate(
     Raises:
         ValueError: If the numbers of prompts differ.
     """
-    if len(pooled) != len(wanted):
-        raise ValueError(f"Expected the deficits of {len(pooled)} prompts, but got {len(wanted)}; give one row each.")
+    if len(pooled) != len(targets):
+        raise ValueError(f"Expected the deficits of {len(pooled)} prompts, but got {len(targets)}; give one row each.")
     torch.manual_seed(seed)
-    gate = WeightGate(pooled.shape[1], wanted.shape[1])
+    gate = WeightGate(pooled.shape[1], targets.shape[1])
     mean, std = pooled.mean(dim=0), pooled.std(dim=0).clamp(min=1e-4)
     inputs = (pooled - mean) / std
     optimizer = torch.optim.AdamW(gate.parameters(), lr=lr, weight_decay=weight_decay)
     for _ in range(steps):
         optimizer.zero_grad()
-        (gate(inputs) - wanted).square().mean().backward()
+        (gate(inputs) - targets).square().mean().backward()
         optimizer.step()
     standardised(gate, mean, std)
     return gate.requires_grad_(False).eval()

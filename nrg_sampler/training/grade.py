@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ SIGMA_BINS = ((0.0, 0.2), (0.2, 0.4), (0.4, 0.6), (0.6, 0.8), (0.8, 1.0))
 
 
 def bin_name(bounds: tuple[float, float]) -> str:
+    """Return how a noise bin is called in reports, as ``0.2-0.4``."""
     return f"{bounds[0]:.1f}-{bounds[1]:.1f}"
 
 
@@ -60,20 +62,20 @@ def score_differences(
         generators = [torch.Generator().manual_seed(seed * 1_000_003 + index) for index in indices]
         noise = torch.stack([torch.randn(data.shape, generator=g) for g in generators]).to(device)
         noise = noise[:, None].expand(-1, 2, *noise.shape[1:])
-        found, levels = [], []
+        parts, levels = [], []
         for low, high in bins:
             sigma = low + (high - low) * torch.cat([torch.rand(1, generator=g) for g in generators])
             raw = score_pairs(reward, pairs.clean, noise, sigma.to(device), pairs.conditioning)
             scores = normalised(reward, raw).cpu()  # (b, 2, axes)
-            found.append(scores[:, 0] - scores[:, 1])
+            parts.append(scores[:, 0] - scores[:, 1])
             levels.append(sigma)
-        yield torch.stack(found, dim=1), torch.stack(levels, dim=1)
+        yield torch.stack(parts, dim=1), torch.stack(levels, dim=1)
 
 
 def accuracy_by_bin(
     differences: Tensor, data: PairData, bins: Sequence[tuple[float, float]] = SIGMA_BINS
 ) -> dict[str, dict[str, dict[str, float]]]:
-    """Accuracy without ties of each noise bin and axis with decided pairs, as a model card shows it.
+    """Return the accuracy without ties of each noise bin and axis with decided pairs, as a model card shows it.
 
     Args:
         differences: Shape ``(pairs, bins, axes)``.
@@ -84,10 +86,10 @@ def accuracy_by_bin(
     for place, bounds in enumerate(bins):
         table[bin_name(bounds)] = {}
         for index, axis in enumerate(data.axes):
-            said = data.preference[:, index].nan_to_num(0)  # what nobody said is left out as a tie is
-            if said.any():
-                accuracy = accuracy_without_ties(differences[:, place, index], said)
-                table[bin_name(bounds)][axis] = {"accuracy": accuracy, "pairs": int(said.abs().sum())}
+            preference = data.preference[:, index].nan_to_num(0)  # unlabelled pairs are left out as ties are
+            if preference.any():
+                accuracy = accuracy_without_ties(differences[:, place, index], preference)
+                table[bin_name(bounds)][axis] = {"accuracy": accuracy, "pairs": int(preference.abs().sum())}
     return table
 
 
@@ -101,7 +103,7 @@ def held_out_accuracy(
 def grade_differences(
     differences: Tensor, sigma: Tensor, data: PairData, calibration: Tensor, loss: str, std: Sequence[float]
 ) -> dict[str, Any]:
-    """Everything that is reported of a reward.
+    """Compute all figures that are reported of a reward.
 
     Args:
         differences: Normalised, shape ``(pairs, bins, axes)``.
@@ -119,34 +121,37 @@ def grade_differences(
     columns = [(axis, differences[..., index], data.preference[:, index]) for index, axis in enumerate(data.axes)]
     if data.overall.isfinite().any():
         columns.append((OVERALL, differences.sum(dim=-1), data.overall))
-    for index, (axis, found, said) in enumerate(columns):
+    for index, (axis, difference, preference) in enumerate(columns):
         scale = std[index] if axis != OVERALL else None
-        known = said.isfinite()
-        report[axis] = _figures(found, sigma, said, calibration, known, loss, scale)
+        labelled = _Labels(preference, preference.isfinite(), calibration)
+        report[axis] = _figures(difference, sigma, labelled, loss, scale)
         report[axis]["by_sigma"] = {
-            bin_name(bounds): _figures(found[:, [place]], sigma[:, [place]], said, calibration, known, loss, scale)
+            bin_name(bounds): _figures(difference[:, [place]], sigma[:, [place]], labelled, loss, scale)
             for place, bounds in enumerate(SIGMA_BINS)
         }
     return report
 
 
-def _figures(
-    difference: Tensor,
-    sigma: Tensor,
-    said: Tensor,
-    calibration: Tensor,
-    known: Tensor,
-    loss: str,
-    scale: float | None,
-) -> dict[str, Any]:
-    """Figures of one axis over some bins, ``difference`` and ``sigma`` of shape ``(pairs, bins)``."""
-    said = said[:, None].expand_as(difference)
-    chosen, tested = (rows & known for rows in (calibration, ~calibration))
-    flat = {name: (difference[rows].flatten(), said[rows].flatten()) for name, rows in
-            (("all", known), ("calibration", chosen), ("test", tested))}  # fmt: skip
+@dataclass(frozen=True)
+class _Labels:
+    """The labels of one axis, which pairs have one, and on which the tie threshold is chosen; each ``(pairs,)``."""
+
+    preference: Tensor
+    known: Tensor
+    calibration: Tensor
+
+
+def _figures(difference: Tensor, sigma: Tensor, labels: _Labels, loss: str, scale: float | None) -> dict[str, Any]:
+    """Compute the figures of one axis over some bins, ``difference`` and ``sigma`` of shape ``(pairs, bins)``."""
+    known, preference = labels.known, labels.preference[:, None].expand_as(difference)
+    chosen, tested = (rows & known for rows in (labels.calibration, ~labels.calibration))
+    flat = {
+        name: (difference[rows].flatten(), preference[rows].flatten())
+        for name, rows in (("all", known), ("calibration", chosen), ("test", tested))
+    }
     figures: dict[str, Any] = {
         "pairs": int(known.sum()),
-        "ties": int((said[:, 0] == 0).sum()),
+        "ties": int((labels.preference == 0).sum()),
         "without_ties": accuracy_without_ties(*flat["all"]),
         "with_ties": math.nan,
         "with_ties_in_sample": calibrate_threshold(*flat["all"]).accuracy if known.any() else math.nan,
@@ -155,19 +160,19 @@ def _figures(
         threshold = calibrate_threshold(*flat["calibration"]).value
         figures |= {"threshold": threshold, "with_ties": accuracy_with_ties(*flat["test"], threshold)}
     if scale is not None:
-        figures["ece"] = _calibration_error(difference * scale, sigma, said, known, loss)
+        figures["ece"] = _calibration_error(difference * scale, sigma, preference, known, loss)
     return figures
 
 
-def _calibration_error(difference: Tensor, sigma: Tensor, said: Tensor, known: Tensor, loss: str) -> float:
-    """Error of the probability that the clip called better is, given that it is no tie."""
+def _calibration_error(difference: Tensor, sigma: Tensor, preference: Tensor, known: Tensor, loss: str) -> float:
+    """Compute the error of the probability that the predicted winner wins, given that the pair is no tie."""
     likelihood = LIKELIHOODS.get(loss, LIKELIHOODS["bradley-terry"])
-    decided = known[:, None] & (said != 0)
+    decided = known[:, None] & (preference != 0)
     log_a, log_b, _ = likelihood(difference[decided], sigma[decided])
-    sure = (log_a - log_b).sigmoid()
-    sure_of_choice = torch.maximum(sure, 1 - sure)
-    right = (difference[decided].sign() == said[decided]).float()
-    return expected_calibration_error(sure_of_choice, right)
+    win_a = (log_a - log_b).sigmoid()
+    confidence = torch.maximum(win_a, 1 - win_a)
+    right = (difference[decided].sign() == preference[decided]).float()
+    return expected_calibration_error(confidence, right)
 
 
 def plot_differences(differences: Tensor, data: PairData, file: Path) -> None:
@@ -183,9 +188,9 @@ def plot_differences(differences: Tensor, data: PairData, file: Path) -> None:
     """
     figure, panels = _figure(len(data.axes))
     for index, (axis, panel) in enumerate(zip(data.axes, panels, strict=True)):
-        said = data.preference[:, index]
-        decided, tied = said.abs() == 1, said == 0
-        preferred = (differences[decided][..., index] * said[decided][:, None]).flatten()
+        preference = data.preference[:, index]
+        decided, tied = preference.abs() == 1, preference == 0
+        preferred = (differences[decided][..., index] * preference[decided][:, None]).flatten()
         shown = {"preferred minus other": preferred, "tied pairs": differences[tied][..., index].flatten()}
         for label, values in shown.items():
             if len(values):

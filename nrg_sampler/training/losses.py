@@ -1,8 +1,8 @@
 r"""Losses on preference pairs, one table of functions.
 
 Every model of a comparison maps the difference of two rewards, :math:`d = r_A - r_B`, to the logarithms of
-:math:`P(A), P(B), P(\text{tie})`, which sum to 1. Training minimises the negative log-likelihood of what the annotator
-said; ``regression`` needs no annotator but a teacher's scores.
+:math:`P(A), P(B), P(\text{tie})`, which sum to 1. Training minimises the negative log-likelihood of the labels;
+``regression`` needs no labels but a teacher's scores.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Comparison:
     Args:
         first: Raw reward of A, shape ``(B, axes)``.
         second: Raw reward of B, same shape.
-        preference: 1 where A is preferred, -1 where B is, 0 for a tie, NaN where nobody said; same shape.
+        preference: 1 where A is preferred, -1 where B is, 0 for a tie, NaN without a label; same shape.
         sigma: Noise level of each pair, shape ``(B,)``; 0 by default.
         teacher_first: Scores of A by a teacher, NaN where there is none, shape ``(B, axes)``; for ``regression`` only.
         teacher_second: Those of B.
@@ -45,6 +45,7 @@ class Comparison:
     teacher_second: Tensor | None = None
 
     def __post_init__(self) -> None:
+        """Check the values."""
         for name in ("second", "preference", "teacher_first", "teacher_second"):
             value = getattr(self, name)
             if value is not None and value.shape != self.first.shape:
@@ -55,23 +56,24 @@ class Comparison:
 
     @property
     def difference(self) -> Tensor:
+        """Reward of A minus reward of B."""
         return self.first - self.second
 
 
 @dataclass(frozen=True)
 class LossParts:
-    """What a loss is made of.
+    """The terms of a loss.
 
     Args:
         parts: Terms by name, each ``(B, axes)`` and 0 where it does not apply.
-        counted: Which pairs and axes have a loss at all, bool, same shape.
+        counted: Whether a pair and axis has a loss at all, bool, same shape.
     """
 
     parts: dict[str, Tensor]
     counted: Tensor
 
     def per_axis(self, count: Tensor | None = None) -> Tensor:
-        """Mean over the counted pairs, shape ``(axes,)``; an axis that nothing is known of gives 0.
+        """Average over the counted pairs, shape ``(axes,)``; an axis without labels gives 0.
 
         Args:
             count: Divide by these numbers of pairs instead, shape ``(axes,)``: those of a larger batch that this is
@@ -81,11 +83,11 @@ class LossParts:
         return sum(self.parts.values(), torch.zeros(())).sum(dim=0) / count.clamp(min=1)
 
     def weighted(self, weights: Tensor) -> LossParts:
-        """Count each pair as often as ``weights``, shape ``(B,)``, says; the mean is still over the pairs."""
+        """Weight each pair by ``weights``, shape ``(B,)``; means still divide by the number of pairs."""
         return LossParts({name: weights[:, None] * part for name, part in self.parts.items()}, self.counted)
 
     def means(self, count: Tensor | None = None) -> dict[str, float]:
-        """Each part on its own, averaged over the counted pairs and summed over the axes."""
+        """Average each part over the counted pairs and sum it over the axes."""
         count = self.counted.sum(dim=0) if count is None else count
         return {
             name: (part.detach().sum(dim=0) / count.clamp(min=1)).sum().item() for name, part in self.parts.items()
@@ -95,11 +97,13 @@ class LossParts:
 class Likelihood(Protocol):
     """Logarithms of the probabilities of A, B and a tie, each of the shape of ``difference``."""
 
-    def __call__(self, difference: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]: ...
+    def __call__(self, difference: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return them for raw differences and noise levels."""
+        ...
 
 
 def log_bradley_terry(difference: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    r""":math:`P(A) = \sigma(d)`; knows no ties, so :math:`P(\text{tie}) = 0`. Reference: Bradley and Terry, 1952."""
+    r"""Compare by Bradley and Terry, 1952: :math:`P(A) = \sigma(d)` and, without ties, :math:`P(\text{tie}) = 0`."""
     impossible = torch.full_like(difference, -math.inf)
     return functional.logsigmoid(difference), functional.logsigmoid(-difference), impossible
 
@@ -118,18 +122,18 @@ def log_bradley_terry_ties(difference: Tensor, sigma: Tensor, k: float = K) -> t
         Liu et al., 2025, arXiv:2501.13918, Eq. 2 (k = 5); Rao and Kupper, 1967.
     """
     if not k > 1:
-        raise ValueError(f"Expected `k` above 1 (1 is Bradley-Terry, which knows no ties), but got {k}.")
+        raise ValueError(f"Expected `k` above 1 (1 is Bradley-Terry, which has no ties), but got {k}.")
     log_a = functional.logsigmoid(difference - math.log(k))
     log_b = functional.logsigmoid(-difference - math.log(k))
     return log_a, log_b, log_a + log_b + math.log(k**2 - 1)
 
 
 def log_thurstone(difference: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    r"""Thurstone's model with a variance that grows with the noise: nobody can be sure about what is hidden.
+    r"""Thurstone's model with a variance that grows with the noise, which hides what sets clips apart.
 
     .. math:: P(A) = \Phi\left(d / \sqrt{2 v}\right), \quad v = 2\sigma^2 + 0.05
 
-    Knows no ties. ``sigma`` is the noise level of each pair, ``(B,)`` or broadcastable to ``difference``.
+    It has no ties. ``sigma`` is the noise level of each pair, ``(B,)`` or broadcastable to ``difference``.
 
     Reference:
         DiNa-LRM, arXiv:2602.11146; Thurstone, 1927, case V.
@@ -145,7 +149,7 @@ def _like(sigma: Tensor, difference: Tensor) -> Tensor:
 
 
 def bradley_terry_with_ties(difference: Tensor, preference: Tensor, k: float = K) -> Tensor:
-    """Negative log-likelihood of each pair under :func:`log_bradley_terry_ties`.
+    """Compute the negative log-likelihood of each pair under :func:`log_bradley_terry_ties`.
 
     Args:
         difference: Reward of A minus reward of B, any shape.
@@ -160,19 +164,19 @@ def bradley_terry_with_ties(difference: Tensor, preference: Tensor, k: float = K
 
 
 def negative_log_likelihood(comparison: Comparison, likelihood: Likelihood) -> LossParts:
-    """Parts ``preferred`` and ``tie``; under a model without ties, tied pairs teach nothing and are not counted."""
-    difference, said = comparison.difference, comparison.preference
+    """Compute the parts ``preferred`` and ``tie``; a model without ties does not count tied pairs."""
+    difference, preference = comparison.difference, comparison.preference
     sigma = comparison.sigma if comparison.sigma is not None else torch.zeros_like(difference)
     log_a, log_b, log_tie = likelihood(difference, sigma)
-    nothing = torch.zeros_like(difference)
-    preferred = torch.where(said > 0, -log_a, torch.where(said < 0, -log_b, nothing))
-    possible = log_tie.isfinite()
-    tie = torch.where((said == 0) & possible, -log_tie.where(possible, nothing), nothing)
-    return LossParts({"preferred": preferred, "tie": tie}, (said != 0) & ~said.isnan() | (said == 0) & possible)
+    zero = torch.zeros_like(difference)
+    preferred = torch.where(preference > 0, -log_a, torch.where(preference < 0, -log_b, zero))
+    has_ties, tied = log_tie.isfinite(), preference == 0
+    tie = torch.where(tied & has_ties, -log_tie.where(has_ties, zero), zero)
+    return LossParts({"preferred": preferred, "tie": tie}, ~tied & ~preference.isnan() | tied & has_ties)
 
 
 def regression(comparison: Comparison) -> LossParts:
-    r"""Squared error against a teacher's scores of the clean clips.
+    r"""Compute the squared error against a teacher's scores of the clean clips.
 
     Its minimiser is :math:`E[r(x_0) \mid x_\sigma]`, the exact log-tilt to first order in the guidance strength; no
     preference is needed.

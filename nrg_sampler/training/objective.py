@@ -1,4 +1,4 @@
-"""How a reward is trained: every choice that an ablation varies, by name."""
+"""What a reward is trained to do: every choice that an ablation varies, by name."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ TRUNKS = ("full", "lora", "frozen")
 
 
 def uniform(count: int, generator: torch.Generator, shift: float) -> Tensor:
-    """Every noise level equally often."""
+    """Draw noise levels uniformly from ``[0, 1)``."""
     return torch.rand(count, generator=generator)
 
 
 def shifted(count: int, generator: torch.Generator, shift: float) -> Tensor:
-    r"""Uniform, then moved toward noise as a sampler's schedule is: :math:`s u / (1 + (s - 1) u)`.
+    r"""Draw uniform noise levels and shift them toward noise, :math:`s u / (1 + (s - 1) u)`, as samplers do.
 
     Reference:
         Esser et al., 2024, arXiv:2403.03206, Eq. 23 (the shift); PRFL, arXiv:2511.21541 (5, for a reward).
@@ -32,7 +32,11 @@ def shifted(count: int, generator: torch.Generator, shift: float) -> Tensor:
 
 
 def logit_normal(count: int, generator: torch.Generator, shift: float) -> Tensor:
-    """The logistic function of a standard normal: mostly middle levels. Reference: Esser et al., 2024, Eq. 19."""
+    """Draw logistic functions of standard normals, mostly middle levels.
+
+    Reference:
+        Esser et al., 2024, arXiv:2403.03206, Eq. 19.
+    """
     return torch.randn(count, generator=generator).sigmoid()
 
 
@@ -81,6 +85,7 @@ class Objective:
     prompt_dropout: float = 0.0
 
     def __post_init__(self) -> None:
+        """Check the values."""
         for name, known in (
             ("loss", tuple(LOSSES)),
             ("pooling", POOLINGS),
@@ -100,7 +105,7 @@ class Objective:
             raise ValueError(f"Expected `prompt_dropout` from 0 to below 1, but got {self.prompt_dropout}.")
 
     def reward_options(self) -> dict[str, Any]:
-        """What of this ``LatentReward.from_transformer`` is told."""
+        """Return the choices that are arguments of ``LatentReward.from_transformer``."""
         names = ("num_blocks", "num_token_reads", "pooling", "separate_queries", "num_members")
         return {name: getattr(self, name) for name in names}
 
@@ -116,5 +121,5 @@ class Objective:
         return torch.randn(groups, members, *shape, generator=generator)
 
     def sample_dropped(self, count: int, generator: torch.Generator) -> Tensor:
-        """Draw whose prompt is withheld, bool, shape ``(count,)``."""
+        """Draw which pairs lose their prompt, bool, shape ``(count,)``."""
         return torch.rand(count, generator=generator) < self.prompt_dropout

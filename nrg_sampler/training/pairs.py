@@ -1,4 +1,4 @@
-"""Preference pairs as tensors: what a training step or an evaluation reads."""
+"""Preference pairs as tensors, batch by batch, for training and evaluation."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ class PairData:
     Args:
         axes: Names of the axes.
         clips: Names of A and B in the cache.
-        prompts: What each pair was judged by; their features are in the cache.
+        prompts: The prompt of each pair; their features are in the cache.
         preference: 1, -1, 0 or NaN, shape ``(N, axes)``.
         cache: Holds the latents and features.
         scores: A teacher's scores, NaN where there is none, shape ``(N, axes, 2)``.
-        overall: The preference as a whole, shape ``(N,)``; nobody knows by default.
+        overall: The preference as a whole, shape ``(N,)``; unlabelled by default.
     """
 
     def __init__(
@@ -54,6 +54,7 @@ class PairData:
         scores: Tensor | None = None,
         overall: Tensor | None = None,
     ) -> None:
+        """Keep the pairs; tensors are read batch by batch."""
         self.axes, self._cache = axes, cache
         self._clips = list(clips)
         self._prompts = [prompt_name(prompt) for prompt in prompts]
@@ -75,11 +76,12 @@ class PairData:
         )
 
     def __len__(self) -> int:
+        """Return the number of pairs."""
         return len(self._clips)
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of one clip's latents."""
+        """Shape of one clip's latents."""
         return tuple(self._cache.get(self._clips[0][0]).shape)
 
     def batch(self, indices: Sequence[int], device: torch.device) -> PairBatch:

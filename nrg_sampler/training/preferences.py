@@ -19,24 +19,24 @@ from torch import Tensor
 
 LABELS = {"A": 1.0, "B": -1.0, "same": 0.0, "invalid": math.nan, "": math.nan}
 REQUIRED = ("path_A", "path_B", "prompt")
-OVERALL = "Overall"  # what annotators said of the whole; the sum of the axes predicts it, no axis of its own does
+OVERALL = "Overall"  # the label of the clip as a whole; the sum of the axes predicts it, it is no axis
 FPS_TOLERANCE = 0.05  # relative: 23.976 is called 24
 FEW_PROMPTS = 10  # fewer cannot be shared out by prompt
 
 
 @dataclass(frozen=True)
 class PreferencePair:
-    """Two clips of one prompt and what was said of them.
+    """Two clips of one prompt and their labels.
 
     Args:
         row: Line of the file, the header is 1.
         first: Clip A.
         second: Clip B.
-        prompt: What was asked for.
-        preference: For each axis 1 (A is better), -1 (B is), 0 (the same) or NaN (nobody knows).
-        overall: The same of the whole.
+        prompt: The prompt of both.
+        preference: For each axis 1 (A is better), -1 (B is), 0 (the same) or NaN (no label).
+        overall: The same for the clip as a whole.
         scores: For each axis a teacher's scores of A and of B; empty without a teacher.
-        fps: Frames a second of A and of B, as the file says; NaN where it does not.
+        fps: Frames a second of A and of B, as stated in the file; NaN where it is not.
     """
 
     row: int
@@ -62,12 +62,13 @@ class BadRow:
     reason: str
 
     def __str__(self) -> str:
+        """Return the row and the reason."""
         return f"row {self.row}: {self.reason}"
 
 
 @dataclass
 class PreferenceTable:
-    """What a CSV file holds.
+    """The content of a preference file.
 
     Args:
         axes: Names of the axes, in the order of the columns.
@@ -92,7 +93,7 @@ class PreferenceTable:
         """Stop if nothing is left or, if ``strict``, if any row is bad.
 
         Raises:
-            ValueError: Saying how many rows are bad and what is wrong with the first.
+            ValueError: With the number of bad rows and the reason of the first.
         """
         if self.bad and (strict or not self.pairs):
             raise ValueError(
@@ -103,18 +104,18 @@ class PreferenceTable:
             raise ValueError("Expected at least one row in the preference file, but it holds none; add pairs.")
 
     def preferences(self) -> Tensor:
-        """Shape ``(pairs, axes)``: 1, -1, 0 or NaN."""
+        """Return the labels, shape ``(pairs, axes)``: 1, -1, 0 or NaN."""
         return torch.tensor([pair.preference for pair in self.pairs])
 
     def scores(self) -> Tensor | None:
-        """A teacher's scores, shape ``(pairs, axes, 2)``, or ``None`` without a teacher."""
+        """Return a teacher's scores, shape ``(pairs, axes, 2)``, or ``None`` without a teacher."""
         if not self.pairs or not self.pairs[0].scores:
             return None
         return torch.tensor([pair.scores for pair in self.pairs])
 
 
 def read_preferences(file: Path, axes: Sequence[str] | None = None, videos: Path | None = None) -> PreferenceTable:
-    """Read a preference file. Clips are looked for but not opened; see `decoding.inspect_pairs` for that.
+    """Read a preference file, without opening its clips; see `decoding.inspect_pairs` for that.
 
     Args:
         file: A CSV file with a header.
@@ -141,8 +142,8 @@ def read_preferences(file: Path, axes: Sequence[str] | None = None, videos: Path
         try:
             pair = _pair(number, row, chosen, scored, videos or file.parent)
             if pair.identity in seen:
-                raise _Unusable(f"repeats the pair of row {seen[pair.identity]}")
-        except _Unusable as reason:
+                raise _UnusableRowError(f"repeats the pair of row {seen[pair.identity]}")
+        except _UnusableRowError as reason:
             table.bad.append(BadRow(number, str(reason)))
             continue
         seen[pair.identity] = number
@@ -150,7 +151,7 @@ def read_preferences(file: Path, axes: Sequence[str] | None = None, videos: Path
     return table
 
 
-class _Unusable(Exception):
+class _UnusableRowError(Exception):
     """Why a row is left out."""
 
 
@@ -169,37 +170,37 @@ def csv_rows(file: Path) -> list[tuple[int, dict[str, str]]]:
 
 
 def _find_axes(rows: Sequence[tuple[int, dict[str, str]]], columns: Sequence[str]) -> tuple[str, ...]:
-    """Columns at least half of whose values are labels, so that one unknown label is a bad row and not a lost axis."""
-    found = []
+    """Find the columns with labels in at least half of their rows: an unknown label costs a row, not an axis."""
+    labelled = []
     for column in columns:
         if column not in (*REQUIRED, OVERALL) and not column.endswith(("_A", "_B")):
             values = [row[column] for _, row in rows if row.get(column)]
             if values and 2 * sum(value in LABELS for value in values) >= len(values):
-                found.append(column)
+                labelled.append(column)
     scored = {column.removesuffix("_score_A") for column in columns if column.endswith("_score_A")}
-    return tuple(found) or tuple(column for column in sorted(scored))
+    return tuple(labelled) or tuple(sorted(scored))
 
 
 def _pair(number: int, row: dict[str, str], axes: tuple[str, ...], scored: bool, videos: Path) -> PreferencePair:
     if not row["prompt"]:
-        raise _Unusable("has no prompt")
+        raise _UnusableRowError("has no prompt")
     clips = []
     for side in "AB":
         if not row[f"path_{side}"]:
-            raise _Unusable(f"has no path_{side}")
+            raise _UnusableRowError(f"has no path_{side}")
         clips.append(videos / row[f"path_{side}"])
     if clips[0] == clips[1]:
-        raise _Unusable(f"compares {clips[0].name} with itself")
+        raise _UnusableRowError(f"compares {clips[0].name} with itself")
     preference = tuple(_label(row, axis) for axis in axes)
     scores = tuple((_score(row, f"{axis}_score_A"), _score(row, f"{axis}_score_B")) for axis in axes) if scored else ()
     if all(map(math.isnan, preference)) and not any(math.isfinite(value) for both in scores for value in both):
-        raise _Unusable("says nothing about any axis")
+        raise _UnusableRowError("has no label on any axis")
     fps = tuple(_positive(row, f"fps_{side}") for side in "AB")
     for side in "AB":
         _positive(row, f"num_frames_{side}")
     for clip in clips:
         if not clip.is_file():
-            raise _Unusable(f"names {clip.name}, which does not exist")
+            raise _UnusableRowError(f"names {clip.name}, which does not exist")
     overall = LABELS.get(row.get(OVERALL, ""), math.nan)
     return PreferencePair(number, clips[0], clips[1], row["prompt"], preference, overall, scores, (fps[0], fps[1]))
 
@@ -207,7 +208,7 @@ def _pair(number: int, row: dict[str, str], axes: tuple[str, ...], scored: bool,
 def _label(row: dict[str, str], axis: str) -> float:
     label = row.get(axis, "")
     if label not in LABELS:
-        raise _Unusable(f"has the label {label!r} for {axis}; known are A, B, same and invalid")
+        raise _UnusableRowError(f"has the label {label!r} for {axis}; known are A, B, same and invalid")
     return LABELS[label]
 
 
@@ -220,7 +221,7 @@ def _positive(row: dict[str, str], column: str) -> float:
         return math.nan
     value = _number(row, column)
     if not value > 0:
-        raise _Unusable(f"has {column} {row[column]}")
+        raise _UnusableRowError(f"has {column} {row[column]}")
     return value
 
 
@@ -230,12 +231,12 @@ def _number(row: dict[str, str], column: str) -> float:
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise _Unusable(f"has {column} {row[column]!r}, which is no number")
+        raise _UnusableRowError(f"has {column} {row[column]!r}, which is no number")
     return value
 
 
 def split_pairs(pairs: Sequence[PreferencePair], share: float, salt: str) -> Iterator[bool]:
-    """Say of each pair whether it belongs to a share that is the same in every run and on every machine.
+    """Draw a share of the pairs, the same in every run and on every machine; yields for each pair whether it is drawn.
 
     The share is drawn by prompt, so that no prompt is on both sides; where there are fewer than ten prompts, by pair.
     """
@@ -247,6 +248,6 @@ def split_pairs(pairs: Sequence[PreferencePair], share: float, salt: str) -> Ite
 
 
 def in_share(name: str, share: float, salt: str) -> bool:
-    """Say whether a name is among a share of all names; a larger share holds all of a smaller one."""
+    """Return whether a name is in a share of all names; a larger share holds all of a smaller one."""
     digest = hashlib.sha256(f"{salt}\0{name}".encode()).digest()
     return int.from_bytes(digest[:8], "big") < share * 2**64

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -44,6 +44,7 @@ class EncodingSettings:
     cache: Path | None = None
 
     def __post_init__(self) -> None:
+        """Check the values."""
         if self.dtype not in DTYPES:
             raise ValueError(f"Expected `dtype` to be one of {', '.join(DTYPES)}, but got {self.dtype!r}.")
         for name, value in self.clip.items():
@@ -79,6 +80,7 @@ class LabelledPairs:
     strict: bool = False
 
     def __post_init__(self) -> None:
+        """Check the values."""
         check_share("fraction", self.fraction)
 
 
@@ -100,7 +102,7 @@ class TeacherClips:
         other_prompts: Under how many prompts of other clips each clip is scored besides its own.
         batch: Clips sampled and scored together.
         seed: Of the first sample.
-        identity: Unique for a teacher that is a callable, such as its name and version; its scores are cached under it.
+        identity: Unique for a callable, such as its name and version; the scores are cached under it.
 
     Raises:
         ValueError: If there are no clips, a number is too small, or a callable has no identity.
@@ -120,6 +122,7 @@ class TeacherClips:
     identity: str | None = None
 
     def __post_init__(self) -> None:
+        """Check the values."""
         if self.files is None and self.prompts is None:
             raise ValueError(
                 "Expected clips for the teacher, but got none; give a CSV file or a folder of videos, or prompts to "
@@ -166,6 +169,7 @@ class Recommendation:
     fading: PowersLike = None
 
     def __post_init__(self) -> None:
+        """Check the values."""
         for name, value in vars(self).items():
             read_powers(f"recommended_{name}", value)
 
@@ -213,12 +217,12 @@ class RewardTraining:
 
     data: DataSettings
     out: Path
-    encoding: EncodingSettings = EncodingSettings()
+    encoding: EncodingSettings = field(default_factory=EncodingSettings)
     objective: Objective | None = None
-    trainer: TrainerSettings = TrainerSettings()
+    trainer: TrainerSettings = field(default_factory=TrainerSettings)
     hold_out: float = 0.1
     text_axes: tuple[str, ...] | None = None
-    recommended: Recommendation = Recommendation()
+    recommended: Recommendation = field(default_factory=Recommendation)
     description: str | None = None
     license: str = "other"
     cpu: bool = False
@@ -227,6 +231,7 @@ class RewardTraining:
     tensorboard: bool = False
 
     def __post_init__(self) -> None:
+        """Check the values."""
         check_share("hold_out", self.hold_out)
         if self.mixed_precision not in MIXED_PRECISIONS:
             raise ValueError(
@@ -263,12 +268,13 @@ class RewardEvaluation:
     rewards: tuple[str | Path, ...]
     data: DataSettings
     out: Path
-    encoding: EncodingSettings = EncodingSettings()
+    encoding: EncodingSettings = field(default_factory=EncodingSettings)
     held_out: float | None = None
     seed: int = 0
     cpu: bool = False
 
     def __post_init__(self) -> None:
+        """Check the values."""
         if not self.rewards:
             raise ValueError("Expected at least one reward to evaluate, but got none; name its folder.")
         if self.held_out is not None:

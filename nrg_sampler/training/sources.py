@@ -1,4 +1,4 @@
-"""Where clips for a teacher come from: samples of the model itself, or video files with their prompts."""
+"""Sources of the clips that a teacher scores: samples of the model itself, or video files with their prompts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from nrg_sampler.rewards.pixel import decoded
 from nrg_sampler.training.cache import clip_name
-from nrg_sampler.training.decoding import ClipSettings, UnreadableClip, read_clip
+from nrg_sampler.training.decoding import ClipSettings, UnreadableClipError, read_clip
 from nrg_sampler.training.encoding import PairEncoder
 from nrg_sampler.training.preferences import BadRow, csv_rows
 
@@ -25,7 +25,10 @@ PATHS = ("path", "path_A", "path_B")
 class ClipSource(Protocol):
     """Clips that a teacher can score.
 
-    ``names`` are those of the latents in a cache, ``prompts`` what each clip was made for.
+    Args:
+        names: Of the clips' latents in a cache.
+        prompts: The prompt of each clip.
+        bad: Rows and files that cannot be used.
     """
 
     names: list[str]
@@ -33,28 +36,28 @@ class ClipSource(Protocol):
     bad: list[BadRow]
 
     def batches(self) -> list[list[int]]:
-        """Return which clips are made together; each of them once."""
+        """Return the indices of clips that are made together; each of them once."""
         ...
 
     def make(self, indices: Sequence[int], latents: Tensor | None) -> tuple[list[int], Tensor, Tensor]:
         """Make some clips of one batch.
 
         Args:
-            indices: Which.
-            latents: Theirs, shape ``(B, C, T', H', W')``, if they are known already.
+            indices: Of the clips.
+            latents: Of the clips, shape ``(B, C, T', H', W')``, if they are cached.
 
         Returns:
-            Which of them could be made, their latents, and their pixels ``(B, 3, T, H, W)`` in ``[0, 1]``.
+            Indices of those that could be made, their latents, and their pixels ``(B, 3, T, H, W)`` in ``[0, 1]``.
         """
         ...
 
 
 @dataclass(frozen=True)
 class Sample:
-    """What a clip of the model depends on, apart from the model and the size.
+    """All that a sample of the model depends on, apart from the model and the size.
 
     Args:
-        prompt: What is asked for.
+        prompt: The prompt.
         seed: Of the initial noise.
         steps: Denoising steps.
         guidance_scale: Of classifier-free guidance.
@@ -67,6 +70,7 @@ class Sample:
 
     @property
     def name(self) -> str:
+        """Unique for the settings; the latents are cached under it."""
         return f"sample/{hashlib.sha256(json.dumps(vars(self), sort_keys=True).encode()).hexdigest()}"
 
 
@@ -81,7 +85,7 @@ def plan_samples(
     """Plan samples at various settings; a larger ``count`` begins with those of a smaller one.
 
     Args:
-        prompts: What to ask for; after the last one the first comes again.
+        prompts: Taken in turn; after the last one the first comes again.
         count: How many samples.
         per_prompt: How many of a prompt before the next one.
         steps: Step counts to draw from.
@@ -112,13 +116,14 @@ class GeneratedClips:
     """
 
     def __init__(self, pipe: Any, samples: Sequence[Sample], settings: ClipSettings, batch: int = 8) -> None:
+        """Keep the plan; nothing is sampled yet."""
         self.samples, self.bad = list(samples), list[BadRow]()
         self.names = [sample.name for sample in samples]
         self.prompts = [sample.prompt for sample in samples]
         self._pipe, self._settings, self._batch = pipe, settings, batch
 
     def batches(self) -> list[list[int]]:
-        """Samples with the same settings of the sampler, in the order of the first of each batch."""
+        """Return batches of samples with the same settings of the sampler, in the order of the first of each."""
         alike: dict[tuple[int, float], list[int]] = {}
         for index, sample in enumerate(self.samples):
             alike.setdefault((sample.steps, sample.guidance_scale), []).append(index)
@@ -127,7 +132,7 @@ class GeneratedClips:
 
     @torch.no_grad()
     def make(self, indices: Sequence[int], latents: Tensor | None) -> tuple[list[int], Tensor, Tensor]:
-        """Sample clips with the same settings, unless their latents are known, and decode them."""
+        """Sample clips with the same settings, unless their latents are cached, and decode them."""
         if latents is None:
             chosen = [self.samples[index] for index in indices]
             latents = self._pipe(
@@ -162,8 +167,9 @@ class VideoFiles:
     """
 
     def __init__(self, encoder: PairEncoder, source: Path, videos: Path | None = None, batch: int = 8) -> None:
+        """List the files; none is decoded yet."""
         self._encoder, self._batch, self.bad = encoder, batch, list[BadRow]()
-        found: dict[tuple[Path, str], int] = {}  # the same clip may be in several pairs
+        rows: dict[tuple[Path, str], int] = {}  # the same clip may be in several pairs
         for row, file, prompt in _in_folder(source) if source.is_dir() else _in_table(source, videos or source.parent):
             reason = (
                 "has no prompt"
@@ -173,26 +179,26 @@ class VideoFiles:
                 else f"names {file.name}, which does not exist"
             )
             if reason is None:
-                found.setdefault((file, prompt), row)
+                rows.setdefault((file, prompt), row)
             else:
                 self.bad.append(BadRow(row, reason))
-        self._files = [file for file, _ in found]
-        self._rows = list(found.values())
+        self._files = [file for file, _ in rows]
+        self._rows = list(rows.values())
         self.names = [clip_name(file) for file in self._files]
-        self.prompts = [prompt for _, prompt in found]
+        self.prompts = [prompt for _, prompt in rows]
 
     def batches(self) -> list[list[int]]:
-        """Files in order."""
+        """Return batches of files, in order."""
         rows = list(range(len(self.names)))
         return [rows[at : at + self._batch] for at in range(0, len(rows), self._batch)]
 
     def make(self, indices: Sequence[int], latents: Tensor | None) -> tuple[list[int], Tensor, Tensor]:
-        """Read files and, unless their latents are known, encode them; what cannot be used joins the bad rows."""
+        """Read files and, unless their latents are cached, encode them; unusable files join the bad rows."""
         read: dict[int, Tensor] = {}  # by place
         for place, index in enumerate(indices):
             try:
                 read[place] = read_clip(self._files[index], self._encoder.settings)
-            except UnreadableClip as reason:
+            except UnreadableClipError as reason:
                 self.bad.append(BadRow(self._rows[index], str(reason)))
         if not read:
             return [], torch.empty(0), torch.empty(0)
@@ -220,7 +226,7 @@ def _in_folder(folder: Path) -> Iterator[tuple[int, Path, str]]:
     """Place, file and prompt of each video in a folder."""
     files = sorted(folder.glob("*.mp4"))
     if not files:
-        raise ValueError(f"Expected videos (*.mp4) in {folder}, but found none; name the folder that holds them.")
+        raise ValueError(f"Expected videos (*.mp4) in {folder}, but there are none; name the folder that holds them.")
     for place, file in enumerate(files, start=1):
         yield place, file, _beside(file)
 
@@ -234,5 +240,5 @@ def _beside(video: Path) -> str:
         return ""
     from nrg_sampler.runs.manifest import Manifest
 
-    found = Manifest.read(manifest)
-    return found.recipe.prompt if found.command == "generate" else ""  # others show several clips side by side
+    stored = Manifest.read(manifest)
+    return stored.recipe.prompt if stored.command == "generate" else ""  # others show several clips side by side

@@ -54,6 +54,7 @@ class PromptPool:
     """
 
     def __init__(self, prompts: Sequence[str]) -> None:
+        """Index the prompts by their words."""
         self._prompts = sorted(set(prompts))
         self._words = [frozenset(prompt.lower().split()) for prompt in self._prompts]
         self._nearest: dict[str, list[str]] = {}
@@ -109,6 +110,7 @@ class TeacherScores:
     """
 
     def __init__(self, teacher: Teacher, identity: str, cache: LatentCache, fps: float) -> None:
+        """Keep the teacher and the cache; nothing is scored yet."""
         self.axes, self.cache = tuple(teacher.axes), cache
         self._teacher, self._identity, self._fps = teacher, identity, fps
 

@@ -1,4 +1,4 @@
-"""Train a latent reward on preference pairs, through accelerate: a generator that yields what happened."""
+"""Train a latent reward on pairs through accelerate: a generator that yields the numbers of each step."""
 
 from __future__ import annotations
 
@@ -63,6 +63,7 @@ class TrainerSettings:
     save_every: int = 100
 
     def __post_init__(self) -> None:
+        """Check the values."""
         for name in ("steps", "batch", "save_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"Expected `{name}` to be at least 1, but got {getattr(self, name)}.")
@@ -92,8 +93,8 @@ def train(
     Args:
         reward: As ``LatentReward.from_transformer`` made it; a merged, plain reward again at the end.
         data: The pairs.
-        objective: What to train on and how.
-        settings: For how long.
+        objective: The loss and how pairs are noised.
+        settings: Steps, batch and learning rates.
         folder: Where checkpoints are kept.
         accelerator: Decides devices, processes, precision and accumulation.
 
@@ -105,12 +106,12 @@ def train(
     """
     from diffusers.training_utils import EMAModel
 
-    parts = accelerator.num_processes * accelerator.gradient_accumulation_steps
-    if settings.batch % parts:
+    shares = accelerator.num_processes * accelerator.gradient_accumulation_steps
+    if settings.batch % shares:
         raise ValueError(
             f"Expected a batch that {accelerator.num_processes} processes with "
             f"{accelerator.gradient_accumulation_steps} accumulated parts each can share evenly, but got "
-            f"{settings.batch} pairs; use a multiple of {parts}."
+            f"{settings.batch} pairs; use a multiple of {shares}."
         )
     torch.manual_seed(settings.seed)  # adapters begin with random numbers
     open_trunk(reward, objective.trunk, objective.lora_rank)
@@ -156,7 +157,7 @@ def _optimizer(reward: LatentReward, settings: TrainerSettings) -> torch.optim.O
 
 
 def _identity(objective: Objective, settings: TrainerSettings, data: PairData) -> str:
-    """What a checkpoint may only be continued with."""
+    """Return the settings and data that a resumed run must share with its checkpoint."""
     fixed = {name: value for name, value in vars(settings).items() if name != "save_every"}
     return repr((vars(objective), fixed, data.axes, len(data)))
 
@@ -167,8 +168,8 @@ def _resume(folder: Path, reward: LatentReward, optimizer: Any, schedule: Any, a
         return 0
     if state["identity"] != identity:
         raise ValueError(
-            f"Expected checkpoints of this objective and these pairs in {folder}, but they are of {state['identity']}; "
-            f"repeat those settings, or name another folder."
+            f"Expected checkpoints of this objective and these pairs in {folder}, but they are of "
+            f"{state['identity']}; repeat those settings, or name another folder."
         )
     reward.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
@@ -192,7 +193,7 @@ def _step(
     members = reward.num_members
     count = members * _counted(data, objective, drawn).to(
         accelerator.device
-    )  # of the whole step: every process knows it
+    )  # of the whole step, the same in every process
     weights = bootstrap_weights(len(data), members, settings.seed).to(accelerator.device)
     accumulated, processes = accelerator.gradient_accumulation_steps, accelerator.num_processes
     size = settings.batch // (accumulated * processes)
@@ -204,10 +205,10 @@ def _step(
         batch = data.batch([drawn[place] for place in places], accelerator.device)
         with accelerator.accumulate(model):
             comparison = compare(model, batch, objective, settings.seed, step, places)
-            found = LOSSES[objective.loss](comparison).weighted(weights[[drawn[place] for place in places]].flatten())
+            parts = LOSSES[objective.loss](comparison).weighted(weights[[drawn[place] for place in places]].flatten())
             raw = torch.stack([comparison.first, comparison.second], dim=1)  # (size * members, 2, axes)
             pull = PULL * raw.square().mean() + LEVEL_PULL * level_spread(_by_member(raw, members))
-            share = found.per_axis(count).sum() + pull * size / settings.batch
+            share = parts.per_axis(count).sum() + pull * size / settings.batch
             # accelerate divides by the accumulated parts, and processes average their gradients
             accelerator.backward(share * accumulated * processes)
             if accelerator.sync_gradients:
@@ -215,13 +216,13 @@ def _step(
             if not accelerator.sync_gradients or torch.isfinite(norm):
                 optimizer.step()
             optimizer.zero_grad()
-        for name, value in {"loss": share.item(), **found.means(count), **_right(comparison)}.items():
+        for name, value in {"loss": share.item(), **parts.means(count), **_right(comparison)}.items():
             totals[name] = totals.get(name, 0.0) + value
     return {**_reduced(totals, accelerator), "grad_norm": float(norm)}
 
 
 def draw_indices(count: int, settings: TrainerSettings, step: int) -> list[int]:
-    """Pairs of a step: every pair once before any comes again, in an order of its own each time."""
+    """Draw the pairs of a step: every pair once before any comes again, in a new order each time."""
     start = step * settings.batch
     order: list[int] = []
     while len(order) < settings.batch:
@@ -232,22 +233,21 @@ def draw_indices(count: int, settings: TrainerSettings, step: int) -> list[int]:
 
 
 def _counted(data: PairData, objective: Objective, drawn: Sequence[int]) -> Tensor:
-    """How many pairs of a step have a loss on each axis, ``(axes,)``."""
+    """Count the pairs of a step that have a loss on each axis, ``(axes,)``."""
     rows = torch.as_tensor(drawn)
-    said, scores = data.preference[rows], None if data.scores is None else data.scores[rows].unbind(-1)
-    nothing = torch.zeros_like(said)
-    return LOSSES[objective.loss](Comparison(nothing, nothing, said, nothing[:, 0], *(scores or ()))).counted.sum(
-        dim=0
-    )
+    preference, scores = data.preference[rows], () if data.scores is None else data.scores[rows].unbind(-1)
+    zero = torch.zeros_like(preference)
+    comparison = Comparison(zero, zero, preference, zero[:, 0], *scores)
+    return LOSSES[objective.loss](comparison).counted.sum(dim=0)
 
 
 def compare(
     model: Any, batch: PairBatch, objective: Objective, seed: int, step: int, places: Sequence[int]
 ) -> Comparison:
-    """Score both clips of each pair as the objective shows them; every member compares them on its own, in rows one by one.
+    """Score both clips of each pair, noised as the objective has it; one row of the result for each pair and member.
 
     Args:
-        model: The reward, or what a process wraps it in.
+        model: The reward, or its wrapper in a distributed run.
         batch: The pairs.
         objective: Noise level, noise and prompt dropout.
         seed: Of the run.
@@ -261,12 +261,13 @@ def compare(
     noise = torch.cat([objective.sample_noise(1, 2, shape, generator) for generator in generators]).to(device)
     dropped = torch.cat([objective.sample_dropped(1, generator) for generator in generators]).to(device)
     embeds, mask = batch.conditioning.prompt_embeds, batch.conditioning.prompt_mask
-    assert embeds is not None and mask is not None  # PairData gives both
+    assert embeds is not None  # PairData gives both
+    assert mask is not None
     conditioning = Conditioning(embeds * ~dropped[:, None, None], mask & ~dropped[:, None])
     raw = score_pairs(model, batch.clean, noise, sigma, conditioning, members=True)  # (B, 2, M, axes)
-    said = (batch.preference, sigma, *(() if batch.scores is None else batch.scores.unbind(-1)))
+    targets = (batch.preference, sigma, *(() if batch.scores is None else batch.scores.unbind(-1)))
     first, second = raw.transpose(1, 2).flatten(0, 1).unbind(1)  # each (B * M, axes)
-    return Comparison(first, second, *(part.repeat_interleave(raw.shape[2], dim=0) for part in said))
+    return Comparison(first, second, *(part.repeat_interleave(raw.shape[2], dim=0) for part in targets))
 
 
 def _by_member(raw: Tensor, members: int) -> Tensor:
@@ -278,7 +279,7 @@ def _by_member(raw: Tensor, members: int) -> Tensor:
 def score_pairs(
     model: Any, clean: Tensor, noise: Tensor, sigma: Tensor, conditioning: Conditioning, members: bool = False
 ) -> Tensor:
-    """Raw rewards of pairs, shape ``(B, 2, axes)``, in one call of the model.
+    """Compute raw rewards of pairs, shape ``(B, 2, axes)``, in one call of the model.
 
     Args:
         model: The reward.
@@ -286,7 +287,7 @@ def score_pairs(
         noise: Same shape.
         sigma: Shape ``(B,)``.
         conditioning: One prompt a pair.
-        members: Return what each member says, shape ``(B, 2, members, axes)``.
+        members: Return the raw rewards of each member, shape ``(B, 2, members, axes)``.
     """
     embeds, mask = conditioning.prompt_embeds, conditioning.prompt_mask
     both = Conditioning(
@@ -301,7 +302,7 @@ def score_pairs(
 
 
 def _right(comparison: Comparison) -> dict[str, float]:
-    """How many preferences are ranked right, and of how many."""
+    """Count the preferences that are ranked right, and all of them."""
     decided = comparison.preference.abs() == 1
     right = (comparison.difference.detach().sign() == comparison.preference) & decided
     return {"right": float(right.sum()), "decided": float(decided.sum())}
@@ -333,8 +334,8 @@ def calibrate(reward: LatentReward, data: PairData, device: torch.device, seed: 
         batch = data.batch([index], device)
         sigma = low + (high - low) * torch.rand(1, generator=generator)
         noise = torch.randn(batch.clean.shape, generator=generator)
-        found = score_pairs(reward, batch.clean, noise.to(device), sigma.to(device), batch.conditioning, members=True)
-        raw.append(found[0])
+        scored = score_pairs(reward, batch.clean, noise.to(device), sigma.to(device), batch.conditioning, members=True)
+        raw.append(scored[0])
     values = align_members(reward, torch.cat(raw)).mean(dim=1)  # (2 * pairs, axes)
     spread = values.std(dim=0).clamp(min=1e-6)
     reward.register_to_config(mean=values.mean(dim=0).tolist(), std=spread.tolist())

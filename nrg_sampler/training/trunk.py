@@ -1,4 +1,4 @@
-"""What of a reward's trunk is trained: all of it, a low-rank change of it, or nothing."""
+"""Choose which part of a reward's trunk is trained: all of it, a low-rank change of it, or nothing."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def open_trunk(reward: LatentReward, trunk: str, lora_rank: int = 16) -> None:
         lora_rank: Rank of the adapters.
 
     Raises:
-        ImportError: If LoRA is asked for and ``peft`` is not installed.
+        ImportError: If ``peft``, which LoRA needs, is not installed.
     """
     reward.requires_grad_(True)
     if trunk == "full":

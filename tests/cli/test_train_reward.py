@@ -83,18 +83,22 @@ def test_trains_on_what_is_good_and_lists_the_rest(folder, trained, capsys):
     captured = capsys.readouterr()
     report = json.loads(captured.out)
     reasons = " ".join(bad["reason"] for bad in report["bad_rows"])
-    for words in ("gone.mp4, which does not exist", "says 25 frames", "broken.mp4 cannot be decoded", "'green'"):
+    for words in ("gone.mp4, which does not exist", "states 25 frames", "broken.mp4 cannot be decoded", "'green'"):
         assert words in reasons
     assert captured.err.count("left out: row") == len(report["bad_rows"]) >= 4
-    assert report["pairs"] > 4 and report["held_out"] > 0
+    assert report["pairs"] > 4
+    assert report["held_out"] > 0
     assert len(losses(trained)) == 4
 
 
 def test_writes_a_reward_that_guides_and_says_where_it_comes_from(folder, trained):
     reward = LatentReward.from_pretrained(trained / "reward")
-    assert reward.axes == ("VQ", "MQ", "TA") and all(std > 0 for std in reward.std)
+    assert reward.axes == ("VQ", "MQ", "TA")
+    assert all(std > 0 for std in reward.std)
     card = (trained / "reward" / "README.md").read_text()
-    assert "tiny; the trunk is its first 1" in card and "pairs.csv" in card and "| sigma | VQ | MQ | TA |" in card
+    assert "tiny; the trunk is its first 1" in card
+    assert "pairs.csv" in card
+    assert "| sigma | VQ | MQ | TA |" in card
     assert str(folder) not in card
     pipe = NRGFlowPipeline.from_pretrained(folder / "tiny", reward_model=reward)
     pipe.set_progress_bar_config(disable=True)
@@ -110,7 +114,8 @@ def test_the_same_command_gives_the_same_losses(folder, trained):
 def test_strict_stops_instead(folder, capsys):
     assert train(folder, "strict", "--strict") == 2
     error = capsys.readouterr().err
-    assert error.count("\n") == 1 and "Expected every row of the preference file to be usable" in error
+    assert error.count("\n") == 1
+    assert "Expected every row of the preference file to be usable" in error
 
 
 @pytest.mark.parametrize(
@@ -133,7 +138,8 @@ def test_other_axes_and_lora_on_clean_latents(folder):
     more = ["--axes", "MQ", "--trunk", "lora", "--lora-rank", "2", "--clean", "--pooling", "mean", "--shared-query"]
     assert train(folder, "lora", *more) == 0
     reward = LatentReward.from_pretrained(folder / "lora" / "reward")
-    assert reward.axes == ("MQ",) and reward.config.about["training"]["trunk"] == "lora"
+    assert reward.axes == ("MQ",)
+    assert reward.config.about["training"]["trunk"] == "lora"
     assert not any("lora_" in name for name in reward.state_dict())
 
 
@@ -144,7 +150,9 @@ def test_evaluates_with_and_without_ties(folder, trained, capsys):
     assert cli.main([*command, "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     figures = result["rewards"][0]["axes"]["VQ"]
-    assert 0 <= figures["without_ties"] <= 1 and 0 <= figures["ece"] <= 1 and figures["ties"] > 0
+    assert 0 <= figures["without_ties"] <= 1
+    assert 0 <= figures["ece"] <= 1
+    assert figures["ties"] > 0
     assert figures["with_ties_in_sample"] >= figures["ties"] / figures["pairs"]
     assert set(figures["by_sigma"]) == {"0.0-0.2", "0.2-0.4", "0.4-0.6", "0.6-0.8", "0.8-1.0"}
     assert (folder / "accuracy" / "differences.png").stat().st_size > 1000

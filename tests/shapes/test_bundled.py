@@ -45,7 +45,7 @@ def test_the_card_of_the_reward_says_what_it_recommends(shapes):
     assert "; ".join(by_axis(values, reward.axes) for values in said) in (WEIGHTS / "reward/README.md").read_text()
 
 
-@pytest.mark.parametrize("weights, early", [("1:0:0", True), ("0:1:0", True), ("0:0:1", False)])
+@pytest.mark.parametrize(("weights", "early"), [("1:0:0", True), ("0:1:0", True), ("0:0:1", False)])
 def test_picture_and_motion_are_pushed_where_noise_is_strong_and_the_prompt_where_it_is_weak(shapes, weights, early):
     shapes("a red circle moving right", reward_weights=weights, generator=generator(), output_type="latent")
     push = {row["sigma"]: row["push_ratio"] for row in shapes.trace.rows() if row["skipped"] is None}

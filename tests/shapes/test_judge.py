@@ -33,14 +33,17 @@ def test_full_size_stays_small():
 def test_shift_moves_channels_one_frame_and_keeps_the_rest():
     features = torch.arange(2 * 3 * 8.0).reshape(1, 6, 8, 1, 1)
     shifted = temporal_shift(features, share=0.25)
-    assert torch.equal(shifted[:, 1:, :2], features[:, :-1, :2]) and not shifted[:, 0, :2].any()
-    assert torch.equal(shifted[:, :-1, 2:4], features[:, 1:, 2:4]) and not shifted[:, -1, 2:4].any()
+    assert torch.equal(shifted[:, 1:, :2], features[:, :-1, :2])
+    assert not shifted[:, 0, :2].any()
+    assert torch.equal(shifted[:, :-1, 2:4], features[:, 1:, 2:4])
+    assert not shifted[:, -1, 2:4].any()
     assert torch.equal(shifted[:, :, 4:], features[:, :, 4:])
 
 
 def test_grades_each_clip_on_its_own(judge, clips):
     both = judge(clips, TEXTS)
-    assert both.shape == (2, 3) and both.dtype == torch.float32
+    assert both.shape == (2, 3)
+    assert both.dtype == torch.float32
     alone = torch.cat([judge(clips[i : i + 1], TEXTS[i : i + 1]) for i in range(2)])
     torch.testing.assert_close(both, alone, atol=1e-5, rtol=1e-4)
 
@@ -65,7 +68,9 @@ def test_round_trip(judge, clips, tmp_path):
     judge.save_pretrained(tmp_path)
     loaded = PixelJudge.from_pretrained(tmp_path).eval()
     torch.testing.assert_close(loaded(clips, TEXTS), judge(clips, TEXTS))
-    assert loaded.axes == ("VQ", "MQ", "TA") and loaded.mean == (1.0, 2.0, 3.0) and loaded.std == (0.5, 1.0, 2.0)
+    assert loaded.axes == ("VQ", "MQ", "TA")
+    assert loaded.mean == (1.0, 2.0, 3.0)
+    assert loaded.std == (0.5, 1.0, 2.0)
 
 
 def test_says_what_is_wrong(judge, clips, wan):
@@ -161,7 +166,8 @@ def assert_pairs_prompts_with_their_grades(stage, folder, monkeypatch):
         (loss,) = kept
         _, numbers = loss(0, torch.Generator().manual_seed(0))
         clips, prompts = compared  # clips under one prompt on every axis, and one clip under two prompts on TA alone
-        assert clips[1].shape[-1] == 3 and prompts[1].shape[-1] == 1
+        assert clips[1].shape[-1] == 3
+        assert prompts[1].shape[-1] == 1
         assert all((said != 0).any() and (said * margin >= 0).all() for margin, said in compared)
         patch.setattr(
             stage, "grade_groups", lambda *given: tuple(part.flip(min(1, part.ndim - 3)) for part in knows(*given))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 
 import pytest
@@ -25,7 +26,7 @@ def mean_grades(clips, asked):
 
 
 def falls(values):
-    return all(later < earlier for earlier, later in zip(values, values[1:], strict=False))
+    return all(later < earlier for earlier, later in itertools.pairwise(values))
 
 
 def test_reads_every_attribute_of_clean_renderings():

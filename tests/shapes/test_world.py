@@ -27,7 +27,10 @@ from nrg_sampler.shapes.scenes import (
 
 
 def test_world_is_large_enough():
-    assert len(SHAPES) >= 5 and len(COLORS) >= 8 and len(MOTIONS) >= 9 and len(BACKGROUNDS) >= 4
+    assert len(SHAPES) >= 5
+    assert len(COLORS) >= 8
+    assert len(MOTIONS) >= 9
+    assert len(BACKGROUNDS) >= 4
 
 
 def test_every_phrasing_reads_back_as_its_prompt():
@@ -60,7 +63,8 @@ def test_vocabulary_covers_every_caption():
 
 def test_splits_hold_out_whole_combinations():
     seen = {split: {prompt.combination for prompt in prompts(split)} for split in ("train", "validation", "test")}
-    assert not seen["train"] & seen["test"] and not seen["train"] & seen["validation"]
+    assert not seen["train"] & seen["test"]
+    assert not seen["train"] & seen["validation"]
     assert not seen["validation"] & seen["test"]
     assert sum(len(combinations) for combinations in seen.values()) == len(SHAPES) * len(COLORS) * len(MOTIONS)
     assert len(prompts("test")) >= 400
@@ -86,14 +90,16 @@ def test_shapes_stay_inside_the_picture():
     scenes = [sample_scene(sample_prompt(rng), rng) for _ in range(300)]
     drawing = draw(scenes)
     reach = drawing.radius[..., None]
-    assert (drawing.center - reach).min() > 0 and (drawing.center + reach).max() < 1
+    assert (drawing.center - reach).min() > 0
+    assert (drawing.center + reach).max() < 1
 
 
 def test_rendering_is_reproducible_and_in_range():
     scenes = [sample_scene(Prompt("star", "cyan", "growing", "striped"), random.Random(4))]
     clip = render(draw(scenes))
     assert clip.shape == (1, 3, 13, 64, 64)
-    assert clip.min() >= 0 and clip.max() <= 1
+    assert clip.min() >= 0
+    assert clip.max() <= 1
     assert torch.equal(clip, render(draw(scenes)))
 
 
@@ -122,8 +128,10 @@ def test_motions_go_where_their_names_say():
 
     for motion, axis, sign in (("right", 0, 1), ("left", 0, -1), ("down", 1, 1), ("up", 1, -1)):
         center, _ = path(motion)
-        assert (sign * center[:, axis].diff() > 0).all() and center[:, 1 - axis].std() < 1e-6
-    assert (path("growing")[1].diff() > 0).all() and (path("shrinking")[1].diff() < 0).all()
+        assert (sign * center[:, axis].diff() > 0).all()
+        assert center[:, 1 - axis].std() < 1e-6
+    assert (path("growing")[1].diff() > 0).all()
+    assert (path("shrinking")[1].diff() < 0).all()
     for motion, sign in (("clockwise", 1), ("counterclockwise", -1)):
         steps = path(motion)[0].diff(dim=0)
         turn = steps[:-1, 0] * steps[1:, 1] - steps[:-1, 1] * steps[1:, 0]

@@ -36,13 +36,15 @@ def test_threshold_lies_between_distinct_differences():
     difference = torch.tensor([0.5, -0.5, 0.5, 2.0, -3.0])
     preference = torch.tensor([0.0, 0.0, 1.0, 1.0, -1.0])
     found = calibrate_threshold(difference, preference)  # splitting the group of 0.5 would get every pair right
-    assert found.value == pytest.approx(1.25) and found.accuracy == pytest.approx(4 / 5)
+    assert found.value == pytest.approx(1.25)
+    assert found.accuracy == pytest.approx(4 / 5)
 
 
 @pytest.mark.parametrize(("preference", "value"), [(torch.ones(3), 0.5), (torch.zeros(3), 3.0)])
 def test_no_pair_or_every_pair_can_be_a_tie(preference, value):
     found = calibrate_threshold(torch.tensor([1.0, 2.0, 3.0]), preference)
-    assert found.value == pytest.approx(value) and found.accuracy == 1.0
+    assert found.value == pytest.approx(value)
+    assert found.accuracy == 1.0
 
 
 def test_threshold_needs_pairs():

@@ -16,7 +16,9 @@ def test_gives_back_what_was_added_also_after_a_restart(tmp_path):
     cache.add({"x": torch.arange(3.0)})
     cache.add({"y": torch.ones(2)})
     again = LatentCache(tmp_path, {"model": "a"})
-    assert again.missing(["x", "y", "z"]) == ["z"] and len(again) == 2 and "x" in again
+    assert again.missing(["x", "y", "z"]) == ["z"]
+    assert len(again) == 2
+    assert "x" in again
     assert torch.equal(again.get("x"), torch.arange(3.0))
 
 
@@ -38,7 +40,8 @@ def test_a_damaged_shard_is_dropped_and_encoded_again(tmp_path, damage):
     else:
         shard.write_bytes(content[:-8] if damage == "truncate" else content[:-1] + b"\1")
     again = LatentCache(tmp_path, {})
-    assert again.dropped == [shard.name] and again.missing(["x", "y"]) == ["x"]
+    assert again.dropped == [shard.name]
+    assert again.missing(["x", "y"]) == ["x"]
     again.add({"x": torch.zeros(64)})
     assert not LatentCache(tmp_path, {}).dropped
 

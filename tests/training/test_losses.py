@@ -74,12 +74,14 @@ def test_the_loss_is_minus_the_logarithm_of_what_was_said(name):
         found = LOSSES[name](compare(said))
         torch.testing.assert_close(found.parts["preferred"][:, 0], -expected)
         torch.testing.assert_close(found.per_axis(), -expected.mean()[None])
-        assert not found.parts["tie"].any() and found.counted.all()
+        assert not found.parts["tie"].any()
+        assert found.counted.all()
     tied = LOSSES[name](compare(0.0))
     if name == "bradley-terry-ties":
         torch.testing.assert_close(tied.parts["tie"][:, 0], -log_tie)
     else:
-        assert not tied.counted.any() and tied.per_axis().item() == 0
+        assert not tied.counted.any()
+        assert tied.per_axis().item() == 0
 
 
 def test_regression_is_half_the_mean_of_two_squared_errors():
@@ -94,7 +96,8 @@ def test_what_nobody_said_has_neither_loss_nor_gradient(name):
     unknown = torch.full((25, 1), math.nan, dtype=torch.float64)
     comparison = compare(math.nan, teacher_first=unknown, teacher_second=unknown)
     found = LOSSES[name](comparison)
-    assert not found.counted.any() and found.per_axis().item() == 0
+    assert not found.counted.any()
+    assert found.per_axis().item() == 0
     (gradient,) = torch.autograd.grad(found.per_axis().sum(), comparison.first)
     assert not gradient.any()
 
@@ -104,7 +107,8 @@ def test_large_differences_keep_loss_and_gradient_finite(name):
     first = torch.tensor([[1e3], [-1e3], [0.0]], requires_grad=True)
     loss = LOSSES[name](Comparison(first, torch.zeros(3, 1), torch.tensor([[-1.0], [0.0], [0.0]]), torch.zeros(3)))
     (gradient,) = torch.autograd.grad(loss.per_axis().sum(), first)
-    assert loss.per_axis().isfinite().all() and gradient.isfinite().all()
+    assert loss.per_axis().isfinite().all()
+    assert gradient.isfinite().all()
 
 
 def test_a_share_of_a_batch_can_be_divided_by_the_whole():

@@ -39,7 +39,8 @@ def test_refuses_unknown_choices(wrong, sentence):
 @pytest.mark.parametrize("name", SIGMA_SAMPLINGS)
 def test_noise_levels_follow_their_distribution(name):
     sigma = Objective(sigma_sampling=name, shift=3.0).sample_sigma(20_000, generator())
-    assert sigma.min() >= 0 and sigma.max() <= 1
+    assert sigma.min() >= 0
+    assert sigma.max() <= 1
     levels = torch.tensor([0.1, 0.3, 0.5, 0.7, 0.9])
     found = (sigma[:, None] <= levels).float().mean(dim=0)
     normal = torch.distributions.Normal(0.0, 1.0)
@@ -101,11 +102,13 @@ def test_only_what_the_objective_opens_is_trained(reward, inputs, trunk):
     open_trunk(reward, trunk, lora_rank=2)
     moved = train(reward, inputs)
     in_trunk = {name for name in moved if name.startswith(TRUNK_MODULES)}
-    assert "queries" in moved and "null_context" in moved
+    assert "queries" in moved
+    assert "null_context" in moved
     if trunk == "full":
         assert any(name.startswith("patch_embedding") for name in in_trunk)
     if trunk == "lora":
-        assert in_trunk and all("lora_" in name for name in in_trunk)
+        assert in_trunk
+        assert all("lora_" in name for name in in_trunk)
     if trunk == "frozen":
         assert not in_trunk
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from tiny_pairs import write_pairs
 
-from nrg_sampler.training.decoding import ClipSettings, UnreadableClip, inspect_pairs, read_clip
+from nrg_sampler.training.decoding import ClipSettings, UnreadableClipError, inspect_pairs, read_clip
 from nrg_sampler.training.preferences import read_preferences, split_pairs
 from nrg_sampler.video import write_mp4
 
@@ -65,13 +65,14 @@ def test_lists_every_bad_row_with_its_reason(videos):
     assert table.axes == ("VQ", "MQ", "TA")
     assert [pair.row for pair in table.pairs] == [2, 17]
     assert table.pairs[0].preference == (1.0, -1.0, 0.0)
-    assert math.isnan(table.pairs[1].preference[0]) and table.pairs[1].preference[1:] == (-1.0, 0.0)
+    assert math.isnan(table.pairs[1].preference[0])
+    assert table.pairs[1].preference[1:] == (-1.0, 0.0)
     reasons = {bad.row: bad.reason for bad in table.bad}
     assert list(reasons) == list(range(3, 17))
     for row, words in {
         3: "gone.mp4, which does not exist",
         4: "has num_frames_A 0",
-        5: "says 30 frames a second of 0.mp4, which has 8",
+        5: "states 30 frames a second for 0.mp4, which has 8",
         6: "has the label 'C' for VQ; known are A, B, same and invalid",
         7: "repeats the pair of row 2",
         8: "codec.mp4 cannot be decoded",
@@ -81,11 +82,11 @@ def test_lists_every_bad_row_with_its_reason(videos):
         12: "slow.mp4 has 2 frames a second, fewer than the 8",
         13: "has no prompt",
         14: "compares 2.mp4 with itself",
-        15: "says nothing about any axis",
+        15: "has no label on any axis",
         16: "has fps_A 'fast', which is no number",
     }.items():
         assert words in reasons[row], row
-    with pytest.raises(ValueError, match="Expected every row .* 14 of 16 are not; the first is row 3: names gone.mp4"):
+    with pytest.raises(ValueError, match=r"Expected every row .* 14 of 16 are not; the first is row 3: names"):
         table.require(strict=True)
     table.require()
 
@@ -95,7 +96,8 @@ def test_reads_videogen_rewardbench_as_published(videos):
     header += ["fps_A", "num_frames_A", "fps_B", "num_frames_B"]
     rows = [["0.mp4", "1.mp4", "Luma", "Gen3", "a red circle", "A", "same", "B", "A", 8.0, 5.0, 8.0, 5.0]]
     table = read_preferences(write_csv(videos / "bench.csv", header, rows))
-    assert table.axes == ("VQ", "MQ", "TA") and table.pairs[0].overall == 1.0
+    assert table.axes == ("VQ", "MQ", "TA")
+    assert table.pairs[0].overall == 1.0
     list(inspect_pairs(table, SETTINGS))
     assert not table.bad
 
@@ -108,7 +110,8 @@ def test_takes_any_number_of_axes_and_a_teachers_scores(videos):
     scored = read_preferences(file, axes=["physics"])
     assert torch.equal(scored.scores()[0], torch.tensor([[0.5, 1.5]]))
     assert scored.scores()[1].isnan().tolist() == [[True, False]]
-    assert scored.preferences().isnan().all() and read_preferences(file).scores() is None
+    assert scored.preferences().isnan().all()
+    assert read_preferences(file).scores() is None
 
 
 @pytest.mark.parametrize(
@@ -122,7 +125,7 @@ def test_takes_any_number_of_axes_and_a_teachers_scores(videos):
 def test_says_what_a_file_lacks(tmp_path, header, rows, sentence):
     with pytest.raises(ValueError, match=sentence):
         read_preferences(write_csv(tmp_path / "x.csv", header, rows))
-    with pytest.raises(ValueError, match="Expected a CSV file, but .* cannot be read"):
+    with pytest.raises(ValueError, match=r"Expected a CSV file, but .* cannot be read"):
         read_preferences(tmp_path / "absent.csv")
 
 
@@ -132,10 +135,12 @@ def test_samples_frames_by_time_and_cuts_around_the_centre(tmp_path):
     frames[:, :, :16] = 255  # cut off: 64x32 covers 16x16 as 32x16
     write_mp4(frames, tmp_path / "wide.mp4", 16)
     clip = read_clip(tmp_path / "wide.mp4", ClipSettings(16, 16, 4, 8))
-    assert clip.shape == (3, 4, 16, 16) and clip.min() >= 0 and clip.max() <= 1
+    assert clip.shape == (3, 4, 16, 16)
+    assert clip.min() >= 0
+    assert clip.max() <= 1
     brightness = clip[:, :, 4:12, 4:12].mean(dim=(0, 2, 3))
     torch.testing.assert_close(brightness, torch.tensor([0.0, 50.0, 100.0, 150.0]) / 255, atol=0.03, rtol=0)
-    with pytest.raises(UnreadableClip, match="too short: 5 of 9 frames at 8 a second"):
+    with pytest.raises(UnreadableClipError, match="too short: 5 of 9 frames at 8 a second"):
         read_clip(tmp_path / "wide.mp4", ClipSettings(16, 16, 9, 8))
     with pytest.raises(ValueError, match="Expected `fps` to be above 0, but got 0"):
         ClipSettings(16, 16, 4, 0)
@@ -147,4 +152,5 @@ def test_shares_are_nested_and_keep_prompts_together(tmp_path):
     small, large = (list(split_pairs(pairs, share, "x")) for share in (0.2, 0.6))
     assert 0 < sum(small) < sum(large) < len(pairs)
     assert all(more for less, more in zip(small, large, strict=True) if less)
-    assert all(split_pairs(pairs, 1.0, "x")) and not any(split_pairs(pairs, 0.0, "x"))
+    assert all(split_pairs(pairs, 1.0, "x"))
+    assert not any(split_pairs(pairs, 0.0, "x"))

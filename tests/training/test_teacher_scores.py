@@ -124,7 +124,7 @@ def test_half_of_the_other_prompts_are_much_like_the_own_one():
 class Numbers:
     """A source whose clips are constant, at their number over ten."""
 
-    bad = []
+    bad = ()
 
     def __init__(self, count):
         self.names = [f"clip/{index}" for index in range(count)]
@@ -170,8 +170,9 @@ def test_an_interruption_costs_a_batch_and_nothing_is_scored_twice(tmp_path):
     assert [rows for rows, _ in source.made] == [[0, 1], [2, 3], [4, 5]]
     scores_of, source, assigned = scores_on(tmp_path, teacher := Recording())
     done = list(scores_of.fill(source, assigned, ENCODER))
-    assert source.made == [([4, 5], False)] and done[-1] == 3 + 6
-    assert sorted(sum((clips for clips, _, _ in teacher.calls), [])) == pytest.approx([0.4, 0.4, 0.5, 0.5])
+    assert source.made == [([4, 5], False)]
+    assert done[-1] == 3 + 6
+    assert sorted(grey for clips, _, _ in teacher.calls for grey in clips) == pytest.approx([0.4, 0.4, 0.5, 0.5])
     assert all(fps == 8.0 for _, _, fps in teacher.calls)
 
     more = assign_prompts(source, [True] * 6, others=2)  # the clips are known, and most of the answers
@@ -195,7 +196,8 @@ def test_pairs_hold_the_teacher_s_scores_under_their_prompt(tmp_path):
     difference = batch.scores[:, 0, 0] - batch.scores[:, 0, 1]
     assert torch.equal(batch.preference[:, 0], difference.sign() * (difference.abs() > 0.25))
     own = scores_of.pairs(assigned, mean, std, own=True)
-    assert len(own) == 4 and all(int(a[-1]) // 2 == int(b[-1]) // 2 for a, b in own._clips)
+    assert len(own) == 4
+    assert all(int(a[-1]) // 2 == int(b[-1]) // 2 for a, b in own._clips)
     with pytest.raises(ValueError, match="Expected clips that the teacher scored, but there are none"):
         scores_of.pairs([ScoredClip("clip/unknown", ("prompt",))], mean, std)
 
@@ -211,12 +213,12 @@ def test_regression_at_a_noise_level_finds_the_expectation_of_the_clean_score():
         weight = torch.zeros(2, requires_grad=True)
         optimizer = torch.optim.LBFGS([weight], max_iter=20)
 
-        def closure():
+        def closure(optimizer=optimizer, noisy=noisy, weight=weight, level=level):
             optimizer.zero_grad()
-            raw, said = (noisy @ weight)[:, None], (clean @ direction)[:, None]
+            raw, scores = (noisy @ weight)[:, None], (clean @ direction)[:, None]
             half = len(raw) // 2
             comparison = Comparison(
-                raw[:half], raw[half:], torch.zeros(half, 1), level[:half], said[:half], said[half:]
+                raw[:half], raw[half:], torch.zeros(half, 1), level[:half], scores[:half], scores[half:]
             )
             loss = LOSSES["regression"](comparison).per_axis().sum()
             loss.backward()
@@ -230,7 +232,7 @@ def test_regression_at_a_noise_level_finds_the_expectation_of_the_clean_score():
 class Grey:
     """Clips of one grey each, whose latents show it under noise of their own."""
 
-    bad = []
+    bad = ()
 
     def __init__(self, numbers):
         self.names = [f"clip/{number}" for number in numbers]
@@ -257,10 +259,10 @@ def test_tells_held_out_clips_apart_and_knows_less_where_there_is_more_noise(tmp
     scores_of = TeacherScores(Recording(), "recording", LatentCache(tmp_path, {}), fps=8.0)
     trained, tested = Grey(range(96)), Grey(range(1000, 1064))
     assigned = [assign_prompts(source, [True] * len(source.names), others=1) for source in (trained, tested)]
-    for source, asked in zip((trained, tested), assigned, strict=True):
-        list(scores_of.fill(source, asked, ENCODER))
+    for source, clips in zip((trained, tested), assigned, strict=True):
+        list(scores_of.fill(source, clips, ENCODER))
     mean, std = scores_of.scores(assigned[0])[1].mean(dim=0), torch.tensor([0.29, 1.0])
-    training, held_out = (scores_of.pairs(asked, mean, std) for asked in assigned)
+    training, held_out = (scores_of.pairs(clips, mean, std) for clips in assigned)
     objective = Objective(loss="regression", num_blocks=1)
     reward = LatentReward.from_transformer(
         tiny_transformer(), **objective.reward_options(), axes=("light", "length"), text_axes=("length",)
@@ -273,11 +275,12 @@ def test_tells_held_out_clips_apart_and_knows_less_where_there_is_more_noise(tmp
     for sigma in (0.1, 0.95):
         with torch.no_grad():
             level = torch.full((len(held_out),), sigma)
-            said = score_pairs(reward, batch.clean, noise, level, batch.conditioning)[..., 0]
+            scores = score_pairs(reward, batch.clean, noise, level, batch.conditioning)[..., 0]
         decided = batch.preference[:, 0] != 0
-        right.append(((said[:, 0] - said[:, 1]).sign() == batch.preference[:, 0])[decided].float().mean().item())
-        spreads.append(said.std().item())
-    assert right[0] > 0.9 and right[0] > right[1] + 0.05
+        right.append(((scores[:, 0] - scores[:, 1]).sign() == batch.preference[:, 0])[decided].float().mean().item())
+        spreads.append(scores.std().item())
+    assert right[0] > 0.9
+    assert right[0] > right[1] + 0.05
     assert spreads[0] > 1.3 * spreads[1]
 
 
@@ -285,13 +288,17 @@ def test_a_command_distils_a_reward_that_ranks_held_out_clips_above_chance(folde
     more = ["--clips", "256", "--clips-per-prompt", "8", "--hold-out", "0.4", "--other-prompts", "1"]
     assert command("train-reward", folder, "light", *more, "--steps", "80", "--batch", "16", "--json") == 0
     report = json.loads(capsys.readouterr().out)
-    assert report["axes"] == ["light"] and report["held_out"] > 30
+    assert report["axes"] == ["light"]
+    assert report["held_out"] > 30
     low = report["accuracy"]["0.0-0.2"]["light"]
-    assert low["pairs"] > 50 and low["accuracy"] > 0.62
+    assert low["pairs"] > 50
+    assert low["accuracy"] > 0.62
     reward = LatentReward.from_pretrained(folder / "light" / "reward")
-    assert reward.config.about["training"]["loss"] == "regression" and reward.std[0] > 0
+    assert reward.config.about["training"]["loss"] == "regression"
+    assert reward.std[0] > 0
     card = (folder / "light" / "reward" / "README.md").read_text()
-    assert "256 clips, sampled for the prompts of prompts.txt, scored by module" in card and "no human labels" in card
+    assert "256 clips, sampled for the prompts of prompts.txt, scored by module" in card
+    assert "no human labels" in card
     assert str(folder) not in card
 
     evaluated = ["--clips", "16", "--other-prompts", "1", "--clip-seed", "1000", "--json"]
@@ -316,13 +323,17 @@ def test_video_files_and_samples_together_under_other_prompts(folder, tmp_path, 
     assert command("train-reward", folder, "both", *more, teacher="Wanted", source=table) == 0
     captured = capsys.readouterr()
     report = json.loads(captured.out)
-    assert report["axes"] == ["VQ", "TA"] and report["pairs"] > 20
+    assert report["axes"] == ["VQ", "TA"]
+    assert report["pairs"] > 20
     reasons = {bad["row"]: bad["reason"] for bad in report["bad_rows"]}
-    assert reasons.keys() == {14, 15, 16} and "broken.mp4 cannot be decoded" in reasons[16]
+    assert reasons.keys() == {14, 15, 16}
+    assert "broken.mp4 cannot be decoded" in reasons[16]
     assert captured.err.count("left out: row") == 3
     reward = LatentReward.from_pretrained(folder / "both" / "reward")
-    assert reward.config.text_axes == ["TA"] and reward.recommended_scale == (40, 40)
-    assert reward.recommended_damping == (0.0, 2.5) and reward.recommended_fading is None
+    assert reward.config.text_axes == ["TA"]
+    assert reward.recommended_scale == (40, 40)
+    assert reward.recommended_damping == (0.0, 2.5)
+    assert reward.recommended_fading is None
 
 
 @pytest.mark.parametrize("given", [["--recommended-damping", "much"], ["--recommended-scale", "-1"]])
@@ -336,10 +347,12 @@ def test_what_cannot_be_recommended_is_refused_before_any_work(folder, capsys, g
 def test_a_folder_of_videos_reads_the_prompts_beside_them(folder, tmp_path):
     encoder = SimpleNamespace(settings=None)
     source = VideoFiles(encoder, folder / "videos", batch=5)
-    assert source.prompts == PROMPTS[:12] and list(map(len, source.batches())) == [5, 5, 2] and not source.bad
+    assert source.prompts == PROMPTS[:12]
+    assert list(map(len, source.batches())) == [5, 5, 2]
+    assert not source.bad
     (tmp_path / "alone.mp4").write_text("")
     assert [str(bad) for bad in VideoFiles(encoder, tmp_path).bad] == ["row 1: has no prompt"]
-    with pytest.raises(ValueError, match=r"Expected videos \(\*.mp4\) in .*, but found none"):
+    with pytest.raises(ValueError, match=r"Expected videos \(\*.mp4\) in .*, but there are none"):
         VideoFiles(encoder, folder)
 
 
@@ -373,7 +386,8 @@ def test_bad_input_is_one_line(folder, tmp_path, capsys, options, more, message)
     where = ["--model", str(folder / "tiny"), "--out", str(tmp_path / "out"), *SHORT, "--steps", "1"]
     assert cli.main(["train-reward", *teacher, *options, *where]) == 2
     error = capsys.readouterr().err
-    assert message in error and error.count("\n") == 1
+    assert message in error
+    assert error.count("\n") == 1
 
 
 def test_the_bundled_prompts_are_those_of_a_split():
@@ -382,4 +396,5 @@ def test_the_bundled_prompts_are_those_of_a_split():
 
     for split in ("train", "validation", "test"):
         texts = bundled_prompts(split, 12)
-        assert len(texts) == 12 and {split_of(parse(text)) for text in texts} == {split}
+        assert len(texts) == 12
+        assert {split_of(parse(text)) for text in texts} == {split}

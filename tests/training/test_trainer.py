@@ -73,7 +73,8 @@ def test_a_truncated_checkpoint_is_noticed_and_the_one_before_used(data, tmp_pat
         CheckpointWarning, match="The checkpoint of step 4 .* is damaged; training goes on from the one"
     ):
         second, resumed, numbers = run(data, tmp_path / "parts")
-    assert numbers[0]["step"] == 3 and second == whole[2:]
+    assert numbers[0]["step"] == 3
+    assert second == whole[2:]
     assert torch.equal(resumed.queries, expected.queries)
 
 
@@ -89,7 +90,7 @@ def test_a_checkpoint_without_its_checksum_is_not_trusted(tmp_path):
 def test_refuses_checkpoints_of_other_settings(data, tmp_path):
     run(data, tmp_path / "run", stop_after=2)
     with pytest.raises(
-        ValueError, match="Expected checkpoints of this objective and these pairs in .*name another folder"
+        ValueError, match=r"Expected checkpoints of this objective and these pairs in .*name another folder"
     ):
         run(data, tmp_path / "run", objective=Objective(num_blocks=1, loss="thurstone"))
 
@@ -118,12 +119,15 @@ def test_accumulating_a_batch_changes_nothing_for_several_members_either(data, t
 
 def test_members_learn_from_resamples_of_their_own(data, tmp_path):
     weights = bootstrap_weights(len(data), 3, seed=0)
-    assert weights.shape == (8, 3) and (weights == weights.round()).all() and weights.std(dim=1).max() > 0
+    assert weights.shape == (8, 3)
+    assert (weights == weights.round()).all()
+    assert weights.std(dim=1).max() > 0
     assert torch.equal(weights, bootstrap_weights(len(data), 3, seed=0))
     assert not torch.equal(weights, bootstrap_weights(len(data), 3, seed=1))
     assert torch.equal(bootstrap_weights(5, 1, seed=0), torch.ones(5, 1))
     many = bootstrap_weights(20_000, 2, seed=0)
-    assert many.mean().item() == pytest.approx(1, abs=0.02) and many.var().item() == pytest.approx(1, abs=0.05)
+    assert many.mean().item() == pytest.approx(1, abs=0.02)
+    assert many.var().item() == pytest.approx(1, abs=0.05)
     settings = TrainerSettings(steps=40, batch=8, lr=1e-2, trunk_lr=1e-3, warmup=5, ema=0.8)
     objective = Objective(num_blocks=1, noised=False, num_members=3)
     _, reward, numbers = run(data, tmp_path / "run", objective=objective, settings=settings)
@@ -145,7 +149,7 @@ def test_the_pull_of_levels_leaves_rankings_alone():
 
 def test_says_how_a_batch_can_be_shared(data, tmp_path):
     with pytest.raises(
-        ValueError, match="1 processes with 3 accumulated parts each.*got 4 pairs; use a multiple of 3"
+        ValueError, match=r"1 processes with 3 accumulated parts each.*got 4 pairs; use a multiple of 3"
     ):
         run(data, tmp_path / "run", accumulate=3)
 
@@ -178,7 +182,8 @@ def test_axes_that_nobody_labelled_are_not_trained(data, tmp_path):
     before = new_reward()
     _, reward, _ = run(data, tmp_path / "run", settings=settings)
     moved = [not torch.equal(a.weight, b.weight) for a, b in zip(_last(before), _last(reward), strict=True)]
-    assert moved[0] and moved[2]
+    assert moved[0]
+    assert moved[2]
     assert (_last(reward)[1].weight - _last(before)[1].weight).abs().max() < 0.05  # the pull to 0 alone
 
 
@@ -190,7 +195,8 @@ def test_learns_to_rank_and_is_calibrated(data, tmp_path):
     settings = TrainerSettings(steps=60, batch=8, lr=1e-2, trunk_lr=1e-3, warmup=5, ema=0.8)
     objective = Objective(num_blocks=1, noised=False)
     _, reward, numbers = run(data, tmp_path / "run", objective=objective, settings=settings)
-    assert numbers[-1]["accuracy"] > 0.9 and numbers[-1]["loss"] < 0.7 * numbers[0]["loss"]
+    assert numbers[-1]["accuracy"] > 0.9
+    assert numbers[-1]["loss"] < 0.7 * numbers[0]["loss"]
     calibrate(reward, data, torch.device("cpu"), seed=0)
     assert all(std > 0 for std in reward.std)
     batch = data.batch(range(8), torch.device("cpu"))

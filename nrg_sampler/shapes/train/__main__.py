@@ -1,6 +1,8 @@
-"""Train the bundled models from nothing, one stage after the other; each resumes where it stopped.
+"""Train the bundled models from scratch, one stage after the other; each resumes where it stopped.
 
-Example: for stage in vae base first-reward clean-reward second-reward third-reward robust-reward reward gate judge bundle; do python -m nrg_sampler.shapes.train $stage --out shapes-training; done
+Example:
+  for stage in vae base first-reward clean-reward second-reward third-reward robust-reward reward gate judge bundle
+  do python -m nrg_sampler.shapes.train $stage --out shapes-training; done
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Which choices make the reward: one changed at a time, several seeds each, accuracy on held-out pairs."""
+"""Ablate the choices of the reward: one changed at a time, several seeds each, accuracy on held-out pairs."""
 
 from __future__ import annotations
 
@@ -66,10 +66,12 @@ class Cell:
 
     @property
     def objective(self) -> Objective:
+        """The default objective with the one choice changed."""
         return DEFAULT if self.factor == "default" else replace(DEFAULT, **{self.factor: self.value})
 
     @property
     def name(self) -> str:
+        """Unique in the ablation; the cell's files are called so."""
         return (
             f"{self.factor}-{self.value}-seed{self.seed}" if self.factor != "default" else f"default-seed{self.seed}"
         )
@@ -106,11 +108,11 @@ def run_ablation(
         seed: The first of the seeds.
         device: Where to train.
         seeds: How many seeds each choice gets.
-        factors: What is varied, one at a time.
+        factors: Choices that are varied, one at a time.
         groups: Held-out groups of each kind and noise level.
 
     Yields:
-        What the training loop says, with the number of the cell.
+        The numbers of the training loop, with the number of the cell.
 
     Raises:
         FileNotFoundError: If there are no pools.
@@ -165,14 +167,14 @@ def _trained(
         raw, sigma = _rate(
             reward, objective, pool, rows, labels, pipe, rng, generator
         )  # (groups, GROUP, 3), (groups,)
-        said = sampler.preferences(rows, labels, generator).to(device)  # (groups, pairs, 3)
-        taught = sampler.ratings(rows, labels)
+        preference = sampler.preferences(rows, labels, generator).to(device)  # (groups, pairs, 3)
+        scores = sampler.ratings(rows, labels)
         comparison = Comparison(
             raw[:, LEFT].flatten(0, 1),
             raw[:, RIGHT].flatten(0, 1),
-            said.flatten(0, 1),
+            preference.flatten(0, 1),
             sigma.repeat_interleave(len(LEFT)),
-            *(taught[:, side].flatten(0, 1).to(device) for side in (LEFT, RIGHT)),
+            *(scores[:, side].flatten(0, 1).to(device) for side in (LEFT, RIGHT)),
         )
         return LOSSES[objective.loss](comparison).per_axis().sum() + PULL * raw.pow(2).mean(), {"cell": number}
 
@@ -192,7 +194,7 @@ def _rate(
     rng: random.Random,
     generator: torch.Generator,
 ) -> tuple[Tensor, Tensor]:
-    """Raw rewards of groups of clips as the objective shows them, and the noise level of each group."""
+    """Compute raw rewards of groups of clips, noised as the objective has it, and the noise level of each group."""
     groups, device = len(rows), reward.queries.device
     clean = pool.latents[rows.flatten()].float().to(device)
     sigma = objective.sample_sigma(groups, generator).to(device)
@@ -239,8 +241,10 @@ def _write_tables(folder: Path, results: Path, planned: Sequence[Cell], settings
             )
         for kind, by_bin in stored["accuracy"].items():
             for level, by_axis in by_bin.items():
-                for axis, found in by_axis.items():
-                    rows.append({**asdict(cell), "pairs_kind": kind, "sigma": level, "axis": axis, **found})
+                rows += [
+                    {**asdict(cell), "pairs_kind": kind, "sigma": level, "axis": axis, **figures}
+                    for axis, figures in by_axis.items()
+                ]
     with replacing(folder / "ablation.csv") as partial, open(partial, "w", newline="") as stream:
         writer = csv.DictWriter(stream, list(rows[0]))
         writer.writeheader()
@@ -302,8 +306,12 @@ def markdown(summary: Sequence[dict[str, Any]]) -> str:
             if row["pairs_kind"] == kind:
                 choice = "default" if row["factor"] == "default" else f"{row['factor']}: {row['value']}"
                 table.setdefault(choice, {})[row["column"]] = row
-        for choice, found in table.items():
-            values = [f"{found[name]['mean']:.1f} ± {found[name]['spread']:.1f}" for name in columns if name in found]
-            lines.append(f"| {choice} | {' | '.join(values)} | {next(iter(found.values()))['seeds']} |")
+        for choice, cells_of in table.items():
+            values = [
+                f"{cells_of[name]['mean']:.1f} ± {cells_of[name]['spread']:.1f}"
+                for name in columns
+                if name in cells_of
+            ]
+            lines.append(f"| {choice} | {' | '.join(values)} | {next(iter(cells_of.values()))['seeds']} |")
         lines.append("")
     return "\n".join(lines).rstrip()

@@ -52,7 +52,7 @@ def assemble_pipeline(folder: Path) -> WanPipeline:
 
 
 def save_bundle(folder: Path, out: Path) -> None:
-    """Write ``out/pipeline``, ``out/reward`` and, if it was trained, ``out/judge`` in half precision, with model cards."""
+    """Write ``out/pipeline``, ``out/reward`` and, if trained, ``out/judge`` in half precision, with model cards."""
     from nrg_sampler.rewards.latent import LatentReward
     from nrg_sampler.rewards.latent_space import latent_space
     from nrg_sampler.shapes.judge import PixelJudge
@@ -76,7 +76,7 @@ def save_bundle(folder: Path, out: Path) -> None:
         (out / "judge" / "README.md").write_text(judge_card(judge, grades))
     for file in out.rglob("config.json"):
         settings = json.loads(file.read_text())
-        settings.pop("_name_or_path", None)  # where the parts were trained is nobody's business
+        settings.pop("_name_or_path", None)  # a path of the machine that trained the parts
         file.write_text(json.dumps(settings, indent=2) + "\n")
 
 
@@ -88,14 +88,15 @@ pipeline_tag: text-to-video
 
 # shapes: a small text-to-video model
 
-A `WanPipeline` that draws one coloured shape moving over a quiet background: 64x64 pixels, 13 frames, 8 frames a second.
-It exists so that guidance can be tried, tested and measured without a download or a GPU.
+A `WanPipeline` that draws one coloured shape moving over a quiet background: 64x64 pixels, 13 frames, 8 frames a
+second. It exists so that guidance can be tried, tested and measured without a download or a GPU.
 
 - **Parts.** `AutoencoderKLWan` (8x in space, 2x in time, 16 channels), a two-layer UMT5 encoder with a word-level
   tokenizer, `WanTransformer3DModel` (8 blocks, width 192), `FlowMatchEulerDiscreteScheduler`.
-- **Words.** Five shapes, eight colours, nine motions, four backgrounds, two sizes, in several phrasings; other words are
-  refused.
-- **Data.** Clips rendered by `nrg_sampler.shapes`; one (shape, colour, motion) combination in five was never trained on.
+- **Words.** Five shapes, eight colours, nine motions, four backgrounds, two sizes, in several phrasings; other words
+  are refused.
+- **Data.** Clips rendered by `nrg_sampler.shapes`; one (shape, colour, motion) combination in five was never trained
+  on.
 - **Training.** `python -m nrg_sampler.shapes.train vae`, then `base`, on two CPU cores; stored in half precision.
 - **Limits.** It knows nothing but this world, and often misses one of the attributes it was asked for.
 - **Licence.** Apache-2.0.
@@ -121,16 +122,18 @@ def reward_card(
             "",
             "# shapes: a noise-aware latent reward",
             "",
-            "Scores noisy latents of the bundled `shapes` pipeline on visual quality (VQ), motion quality (MQ) and text",
-            f"alignment (TA). Its trunk is the first {reward.config.num_blocks} of the pipeline's 8 transformer blocks, trained further.",
+            "Scores noisy latents of the bundled `shapes` pipeline on visual quality (VQ), motion quality (MQ) and",
+            f"text alignment (TA). Its trunk is the first {reward.config.num_blocks} of the pipeline's 8 transformer",
+            "blocks, trained further.",
             "",
-            "- **Data.** Rendered clips with graded faults, samples of the pipeline at several settings and samples guided by",
-            "  the rewards before it, compared and scored by the oracle with annotator noise and ties; all clips of a comparison",
-            "  under the same noise, at last under four prompts, three of them changed. Held-out combinations were not used.",
-            "- **Loss.** Bradley-Terry with ties, k = 5, and half the squared error in the scores. First on clean latents, then",
-            "  with sigma uniform in (0, 1), then with clips that over-optimise the reward so far, half of all clips moved",
-            "  along the reward's own gradient under the same labels; at last it also named what a clip shows (shape, colour,",
-            "  motion, background, size).",
+            "- **Data.** Rendered clips with graded faults, samples of the pipeline at several settings and samples",
+            "  guided by the rewards before it, compared and scored by the oracle with annotator noise and ties; all",
+            "  clips of a comparison under the same noise, at last under four prompts, three of them changed.",
+            "  Held-out combinations were not used.",
+            "- **Loss.** Bradley-Terry with ties, k = 5, and half the squared error in the scores. First on clean",
+            "  latents, then with sigma uniform in (0, 1), then with clips that over-optimise the reward so far, half",
+            "  of all clips moved along the reward's own gradient under the same labels; at last it also named what a",
+            "  clip shows (shape, colour, motion, background, size).",
             f"- **Mean / standard deviation** of the raw reward over samples of the pipeline: {statistics}.",
             "- **Recommended** scale, damping and fading (powers of 1-sigma and sigma), chosen on validation prompts: "
             f"{by_axis(hooks.recommended_scale, axes)}; {by_axis(hooks.recommended_damping, axes)}; "
@@ -154,12 +157,12 @@ def reward_card(
 
 def _gate_lines(gate: dict[str, dict[str, float]]) -> list[str]:
     cells = [
-        f"| {axis} | {found['rank_correlation']:.2f} | {found['ceiling']:.2f} | {found['prompts']} |"
-        for axis, found in gate.items()
+        f"| {axis} | {row['rank_correlation']:.2f} | {row['ceiling']:.2f} | {row['prompts']} |"
+        for axis, row in gate.items()
     ]
     return [
-        'Its gate proposes weights from the prompt (`weights="auto"`): rank correlation of the deficit that it predicts with',
-        "the one that samples of held-out prompts had, and how high that could be with as few samples:",
+        'Its gate proposes weights from the prompt (`weights="auto"`): rank correlation of the deficit that it',
+        "predicts with the one that samples of held-out prompts had, and how high that could be with as few samples:",
         "",
         "| axis | rank correlation | at most | prompts |",
         "|---|---|---|---|",
@@ -185,11 +188,12 @@ def judge_card(judge: PixelJudge, accuracy: dict[str, dict[str, dict[str, float]
     )
     rows = []
     for kind in ("mixed", "same"):
-        for axis, found in accuracy[kind].items():
-            agreement = f"{100 * found['agreement']:.1f}" if "agreement" in found else "-"
-            rows.append(f"| {kind} | {axis} | {100 * found['accuracy']:.1f} | {agreement} | {found['pairs']} |")
-    read = [
-        f"| {name} | {100 * found['accuracy']:.1f} | {found['pairs']} |" for name, found in accuracy["reading"].items()
+        for axis, cell in accuracy[kind].items():
+            agreement = f"{100 * cell['agreement']:.1f}" if "agreement" in cell else "-"
+            rows.append(f"| {kind} | {axis} | {100 * cell['accuracy']:.1f} | {agreement} | {cell['pairs']} |")
+    parameters = sum(value.numel() for value in judge.parameters()) / 1e6
+    by_attribute = [
+        f"| {name} | {100 * cell['accuracy']:.1f} | {cell['pairs']} |" for name, cell in accuracy["reading"].items()
     ]
     return "\n".join(
         [
@@ -200,31 +204,34 @@ def judge_card(judge: PixelJudge, accuracy: dict[str, dict[str, dict[str, float]
             "",
             "# shapes: a pixel judge",
             "",
-            "Grades finished clips of the world of shapes on visual quality (VQ), motion quality (MQ) and text alignment (TA),",
-            "from pixels and prompt. For grading and for choosing the best of several clips, never for guidance.",
+            "Grades finished clips of the world of shapes on visual quality (VQ), motion quality (MQ) and text",
+            "alignment (TA), from pixels and prompt. For grading and for choosing the best of several clips, never",
+            "for guidance.",
             "",
-            "- **Network.** A convolutional frame encoder with temporal shift, a transformer over frames, and one over frames",
-            f"  and words; {sum(value.numel() for value in judge.parameters()) / 1e6:.1f} M parameters, nothing shared with the reward or the video model.",
-            "- **Data.** Rendered clips with graded faults and without, and samples of the pipeline, decoded; compared by the",
-            "  oracle with other seeds and another annotator noise than the reward's; every clip under several prompts, and the",
-            "  prompts of a clip with each other. In training it also named what a clip shows (shape, colour, motion,",
-            "  background, size). Held-out combinations were not used.",
+            "- **Network.** A convolutional frame encoder with temporal shift, a transformer over frames, and one",
+            f"  over frames and words; {parameters:.1f} M parameters, nothing shared with the reward or the video",
+            "  model.",
+            "- **Data.** Rendered clips with graded faults and without, and samples of the pipeline, decoded;",
+            "  compared by the oracle with other seeds and another annotator noise than the reward's; every clip",
+            "  under several prompts, and the prompts of a clip with each other. In training it also named what a",
+            "  clip shows (shape, colour, motion, background, size). Held-out combinations were not used.",
             f"- **Mean / standard deviation** of the raw grades over samples of the pipeline: {statistics}.",
             "- **Licence.** Apache-2.0.",
             "",
-            "Held-out pairs ranked as the oracle ranks them, and as the latent reward does on nearly clean latents, in percent,",
-            "oracle ties left out (`mixed`: clips of several prompts under one of them; `same`: samples of one prompt):",
+            "Held-out pairs ranked as the oracle ranks them, and as the latent reward does on nearly clean latents,",
+            "in percent, oracle ties left out (`mixed`: clips of several prompts under one of them; `same`: samples",
+            "of one prompt):",
             "",
             "| pairs | axis | as the oracle | as the reward | number |",
             "|---|---|---|---|---|",
             *rows,
             "",
-            "Faultless clips of held-out combinations that fit their own prompt better than one with another value of a single",
-            "attribute, in percent:",
+            "Faultless clips of held-out combinations that fit their own prompt better than one with another value of",
+            "a single attribute, in percent:",
             "",
             "| attribute | right | clips |",
             "|---|---|---|",
-            *read,
+            *by_attribute,
             "",
         ]
     )

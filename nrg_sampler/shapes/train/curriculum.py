@@ -50,8 +50,8 @@ CURRICULUM = {
     "second-reward": RewardStage(POOLS, 2400, start="clean-reward"),
     # With clips that the one before has guided, at strengths that over-optimise it.
     "third-reward": RewardStage(FINAL_POOLS, 1200, start="second-reward"),
-    # Unlearns what guidance would exploit. That costs accuracy on unperturbed clips; an average with the weights before
-    # restores the accuracy and keeps most of the rest (Wortsman et al., 2022, arXiv:2109.01903).
+    # Unlearns what guidance would exploit. That costs accuracy on unperturbed clips; an average with the weights
+    # before restores the accuracy and keeps most of the rest (Wortsman et al., 2022, arXiv:2109.01903).
     "robust-reward": RewardStage(FINAL_POOLS, 1700, start="third-reward", disturbance=8.0, kept=0.4),
     # Text alignment: under several prompts, which of a few clips fits a prompt best can hardly be memorised.
     "reward": RewardStage(FINAL_POOLS, 3300, start="robust-reward", disturbance=8.0, prompts=4, naming=0.2),

@@ -1,4 +1,4 @@
-"""Ways in which a clip can be worse than it should be, each with a severity from 0 to 1."""
+"""Faults of rendered clips, each with a severity from 0 to 1."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def grain(clips: Tensor, severity: float) -> Tensor:
 
 
 def ghost(clips: Tensor, severity: float) -> Tensor:
-    """Mix in another scene, as an undecided sampler does."""
+    """Mix in another scene, as a sampler that blends two modes does."""
     rng = random.Random(int(torch.randint(2**31, ())))
     others = render(draw([sample_scene(sample_prompt(rng), rng) for _ in clips], clips.shape[2]))
     return torch.lerp(clips, others, 0.5 * severity)
@@ -74,14 +74,14 @@ PIXEL_FAULTS: tuple[Callable[[Tensor, float], Tensor], ...] = (blur, grain, ghos
 
 
 def faultless_clip(prompt: Prompt, rng: random.Random) -> Tensor:
-    """Render a prompt as it should be, shape ``(1, 3, T, H, W)``."""
+    """Render a prompt without faults, shape ``(1, 3, T, H, W)``."""
     return render(draw([sample_scene(prompt, rng)])).clamp(0, 1)
 
 
 def degraded_clip(prompt: Prompt, rng: random.Random) -> Tensor:
     """Render a prompt with none, one or two faults of random severity, shape ``(1, 3, T, H, W)``.
 
-    One clip in five shows something else than the prompt asks for in one attribute or more.
+    One clip in five differs from the prompt in one attribute or more.
     """
     torch.manual_seed(rng.randrange(2**31))
     shown = sample_prompt(rng) if rng.random() < 0.2 else prompt

@@ -1,4 +1,4 @@
-"""Groups of clips that are compared under one prompt: what training asks of a reward and of a judge."""
+"""Groups of clips that are compared under one prompt, for the training of the reward and of the judge."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from nrg_sampler.shapes.scenes import Prompt, split_of
 from nrg_sampler.shapes.train.pool import GROUP, Pool
 from nrg_sampler.shapes.train.train_text import CHOICES
 
-ANNOTATOR_NOISE = 0.25  # standard deviation of a rater's error, in standard deviations of a score over the pool
+ANNOTATOR_NOISE = 0.25  # standard deviation of an annotator's error, in standard deviations of a score over the pool
 TIE = 0.25  # smaller perceived differences are called a tie, same unit
 COMBINATION = 3  # the first three attributes, (shape, colour, motion), are what the splits hold out
 MIXTURE = {"same": 0.35, "alike": 0.25, "near": 0.2, "mixed": 0.2}  # shares of the kinds of groups in training
 EDITED = 0.5  # share of the groups that are compared under a changed prompt
-LEFT, RIGHT = zip(*combinations(range(GROUP), 2))
+LEFT, RIGHT = zip(*combinations(range(GROUP), 2), strict=True)
 
 
 def to_prompt(row: list[int]) -> Prompt:
@@ -29,7 +29,7 @@ def to_prompt(row: list[int]) -> Prompt:
 
 
 def scores(pool: Pool, rows: Tensor, labels: Tensor) -> Tensor:
-    """Oracle VQ, MQ and TA of clips under prompts that need not be their own, ``(..., 3)``.
+    """Return the oracle's VQ, MQ and TA of clips under prompts that need not be their own, ``(..., 3)``.
 
     Args:
         pool: The clips.
@@ -40,10 +40,10 @@ def scores(pool: Pool, rows: Tensor, labels: Tensor) -> Tensor:
     start = 0
     for index, name in enumerate(CHOICES):
         size = len(CHOICES[name])
-        asked = labels[..., index]
+        value = labels[..., index]
         table = pool.tables[rows, start : start + size]
-        fit_of_value = table.gather(-1, asked.clamp(max=size - 1)[..., None])[..., 0]
-        share = ATTRIBUTE_WEIGHTS[name] * (asked < size)
+        fit_of_value = table.gather(-1, value.clamp(max=size - 1)[..., None])[..., 0]
+        share = ATTRIBUTE_WEIGHTS[name] * (value < size)
         total, weight = total + share * fit_of_value, weight + share
         start += size
     alignment = pool.quality[rows, 2] * total / weight
@@ -57,9 +57,13 @@ class PairSampler:
     - ``"alike"``: clips made for its shape, colour and motion, with faults or without;
     - ``"near"``: clips made for it, and clips that differ from it in one of shape, colour and motion alone;
     - ``"mixed"``: two clips made for it if there are two, and any others.
+
+    Args:
+        pool: The clips.
     """
 
     def __init__(self, pool: Pool) -> None:
+        """Index the clips by prompt and by combination."""
         self.pool = pool
         self.members: dict[int, list[int]] = {}
         self.alike: dict[tuple[int, ...], list[int]] = {}
@@ -73,7 +77,7 @@ class PairSampler:
         self.origin, self.spread = own.mean(dim=0), own.std(dim=0)  # (3,) each
 
     def draw(self, kind: str, rng: random.Random) -> list[int]:
-        """Return the rows of one group; the prompt is the first one's."""
+        """Draw the rows of one group of a kind; the prompt is the first one's."""
         if kind == "same":
             return rng.sample(rng.choice(self.sampled), GROUP)
         first = rng.randrange(len(self.pool.group))
@@ -91,7 +95,7 @@ class PairSampler:
         return [first, *kept, *(rng.randrange(len(self.pool.group)) for _ in range(GROUP - 1 - len(kept)))]
 
     def draw_groups(self, kinds: Sequence[str], rng: random.Random, edited: float = 0.0) -> tuple[Tensor, Tensor]:
-        """Rows ``(groups, GROUP)`` and prompt labels ``(groups, 5)``, one group for each of ``kinds``.
+        """Draw rows ``(groups, GROUP)`` and prompt labels ``(groups, 5)``, one group for each of ``kinds``.
 
         ``edited`` is the share of groups whose prompt is changed, see `edit`.
         """
@@ -105,8 +109,8 @@ class PairSampler:
     def edit(self, labels: list[int], rows: list[int], rng: random.Random) -> list[int]:
         """Change a prompt toward what clips of its group show, or to anything, within the training split.
 
-        Under the prompts they were made for, which of a few clips is the best can be learned by heart; under changed
-        prompts it cannot, and the reward has to look.
+        Under the prompts that clips were made for, a model can memorise which of them is best; under changed prompts
+        it has to judge.
         """
         while True:
             changed = list(labels)
@@ -120,7 +124,7 @@ class PairSampler:
                 return changed
 
     def further_prompts(self, rows: Tensor, labels: Tensor, count: int, rng: random.Random) -> Tensor:
-        """The prompts ``(groups, 5)`` of groups and changed ones, see `edit`, ``count`` in all: ``(groups, count, 5)``."""
+        """Return for each group its prompt ``(5,)`` and changed ones, see `edit`: shape ``(groups, count, 5)``."""
         return torch.tensor(
             [
                 [own, *(self.edit(own, group, rng) for _ in range(count - 1))]
@@ -129,11 +133,11 @@ class PairSampler:
         )
 
     def ratings(self, rows: Tensor, labels: Tensor) -> Tensor:
-        """The oracle's scores of the clips under the group's prompt, standardised over the pool, ``(groups, GROUP, 3)``."""
+        """Return the oracle's scores under the group's prompt, standardised over the pool, ``(groups, GROUP, 3)``."""
         return (scores(self.pool, rows, labels[:, None].expand(-1, GROUP, -1)) - self.origin) / self.spread
 
     def preferences(self, rows: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
-        """What an annotator who errs says of each pair and axis: 1, -1 or 0, ``(groups, pairs, 3)``."""
+        """Simulate the labels of a fallible annotator for each pair and axis: 1, -1 or 0, ``(groups, pairs, 3)``."""
         value = self.ratings(rows, labels)
         difference = value[:, LEFT] - value[:, RIGHT]
         seen = difference + ANNOTATOR_NOISE * torch.randn(difference.shape, generator=generator)
@@ -141,7 +145,7 @@ class PairSampler:
 
 
 def neighbours(combination: tuple[int, ...]) -> list[list[tuple[int, ...]]]:
-    """For shape, colour and motion each, the combinations that differ from one of (shape, colour, motion) in it alone."""
+    """List for shape, colour and motion each the combinations that differ from ``combination`` in it alone."""
     return [
         [
             (*combination[:place], value, *combination[place + 1 :])

@@ -1,4 +1,4 @@
-"""One resumable training loop for every bundled model: a generator that yields what happened."""
+"""One resumable training loop for every bundled model: a generator that yields the numbers of each step."""
 
 from __future__ import annotations
 
@@ -39,11 +39,12 @@ class LoopSettings:
     save_every: float = 180.0
 
     def __post_init__(self) -> None:
+        """Check the values."""
         if self.steps < 1:
             raise ValueError(f"Expected `steps` to be at least 1, but got {self.steps}.")
 
     def rate(self, step: int) -> float:
-        """Learning-rate factor at a step, in ``[0, 1]``."""
+        """Return the learning-rate factor at a step, in ``[0, 1]``."""
         return warmup_cosine(step, self.warmup, self.steps, first=1)
 
 

@@ -1,4 +1,4 @@
-"""Clips with known quality: the material of preference pairs, labelled by the oracle."""
+"""Pools of clips with measured quality, from which preference pairs are drawn and labelled by the oracle."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ GROUP = 4  # clips that are compared under one prompt and one noise: six pairs f
 
 @dataclass
 class Pool:
-    """Clips as latents, with the prompt each was made for and what the oracle measured on its decoded pixels.
+    """Clips as latents, with the prompt each was made for and the oracle's measurements of its decoded pixels.
 
     Args:
         latents: Normalised latents, shape ``(N, C, T, H, W)``.
@@ -54,6 +54,7 @@ class Pool:
     tables: Tensor
 
     def save(self, file: Path) -> None:
+        """Write the pool to a safetensors file, whole or not at all."""
         partial = file.with_suffix(".partial")
         save_file({name: value.contiguous() for name, value in vars(self).items()}, partial)
         partial.replace(file)
@@ -65,7 +66,8 @@ class Pool:
         groups = 0
         for file in files:
             with safe_open(file, framework="pt") as stored:
-                for name in stored.keys():
+                names: list[str] = list(stored.keys())
+                for name in names:
                     value = stored.get_tensor(name)
                     parts.setdefault(name, []).append(value + groups if name == "group" else value)
             groups = int(parts["group"][-1].max()) + 1
@@ -73,10 +75,10 @@ class Pool:
 
 
 def measured(clips: Tensor) -> tuple[Tensor, Tensor]:
-    """Oracle quality ``(N, 3)`` and attribute tables ``(N, values)`` of clips in ``[0, 1]``."""
-    found: ClipMeasurement = measure(clips)
-    quality = torch.stack([found.visual_quality, found.motion_quality, found.visible], dim=1)
-    return quality, torch.cat([found.attributes[name] for name in CHOICES], dim=1)
+    """Measure oracle quality ``(N, 3)`` and attribute tables ``(N, values)`` of clips in ``[0, 1]``."""
+    measurement: ClipMeasurement = measure(clips)
+    quality = torch.stack([measurement.visual_quality, measurement.motion_quality, measurement.visible], dim=1)
+    return quality, torch.cat([measurement.attributes[name] for name in CHOICES], dim=1)
 
 
 def rendered_pool(
@@ -85,15 +87,15 @@ def rendered_pool(
     """Render clips, pass them through the autoencoder, measure what comes out; yields how many are done."""
     rng = random.Random(f"{'faults' if faults else 'faultless'}/{split}/{seed}")
     new_clip = degraded_clip if faults else faultless_clip
-    asked = [sample_prompt(rng, split) for _ in range(count)]
+    chosen = [sample_prompt(rng, split) for _ in range(count)]
     parts = []
     for start in range(0, count, 32):
-        batch = asked[start : start + 32]
+        batch = chosen[start : start + 32]
         latents = encode_clips(pipe.vae, torch.cat([new_clip(prompt, rng) for prompt in batch]))
         parts.append((latents.half(), *measured(decode_latents(pipe, latents))))
         yield start + len(batch)
     latents, quality, tables = (torch.cat(column) for column in zip(*parts, strict=True))
-    Pool(latents, attribute_labels(asked), torch.arange(count), quality, tables).save(file)
+    Pool(latents, attribute_labels(chosen), torch.arange(count), quality, tables).save(file)
 
 
 def sampled_pool(
@@ -109,14 +111,14 @@ def sampled_pool(
     """Sample clips from the base model at various settings and measure them; yields how many are done.
 
     With a reward the samples are guided, at various weights and up to strengths that over-optimise it: a reward that
-    has seen such clips is harder to fool.
+    was trained on such clips is harder to over-optimise.
     """
     rng = random.Random(f"{'guided' if reward else 'samples'}/{split}/{seed}")
     groups = -(-count // per_prompt)
-    asked = [sample_prompt(rng, split) for _ in range(groups)] if split == "train" else prompts(split)[:groups]
+    wanted = [sample_prompt(rng, split) for _ in range(groups)] if split == "train" else prompts(split)[:groups]
     parts, labels, owner = [], [], []
     for start in range(0, groups, batch // per_prompt):
-        chunk = asked[start : start + batch // per_prompt]
+        chunk = wanted[start : start + batch // per_prompt]
         chosen = [prompt for prompt in chunk for _ in range(per_prompt)]
         latents = sample_latents(
             pipe,
@@ -186,7 +188,7 @@ def prepare_pools(
 ) -> Iterator[dict[str, float]]:
     """Make the training and held-out pools that are not there yet: ``rendered`` or ``faultless`` clips, and samples.
 
-    Samples of the kinds in ``guides`` are guided by those rewards. Kinds that are not held out have a seed of their own.
+    Samples of the kinds in ``guides`` are guided by those rewards. Kinds that are not held out have their own seed.
     """
     planned = [("train", kind, count) for kind, count in counts.items()]
     planned += [("validation", kind, count) for kind, count in held_out.items() if kind in counts]

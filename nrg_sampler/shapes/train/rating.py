@@ -51,7 +51,7 @@ def rate_groups(
         disturbance: The noisy clips are perturbed first, see `disturbed`, under the first prompt.
 
     Returns:
-        Raw rewards of the members ``(groups, P, GROUP, M, 3)`` and the features of the trunk ``(groups * GROUP, N, D)``.
+        Raw rewards of the members ``(groups, P, GROUP, M, 3)`` and the trunk's features ``(groups * GROUP, N, D)``.
     """
     groups, prompts = labels.shape[:2]
     device = reward.queries.device
@@ -83,7 +83,7 @@ def rate(
     generator: torch.Generator,
     sigma: tuple[float, float],
 ) -> Tensor:
-    """Return raw rewards ``(groups, GROUP, 3)`` of groups under one prompt each, ``(groups, 5)``; see `rate_groups`."""
+    """Rate groups under one prompt each, ``(groups, 5)``; returns ``(groups, GROUP, 3)``, see `rate_groups`."""
     raw, _ = rate_groups(reward, pool, rows, labels[:, None], pipe, rng, generator, sigma)
     return raw[:, 0].mean(dim=2)
 
@@ -96,10 +96,10 @@ def disturbed(
     largest: float,
     generator: torch.Generator,
 ) -> Tensor:
-    """Perturb noisy latents along the reward's own gradient, up or down, with random weights of the axes for each clip.
+    """Perturb noisy latents along the reward's own gradient, up or down, each with random weights of the axes.
 
-    Such a step raises the reward while hardly changing the clip: an adversarial example. A reward that is trained on it
-    with the clip's unchanged scores learns gradients that change the clip.
+    Such a step raises the reward while hardly changing the clip: an adversarial example. A reward that is trained on
+    it with the clip's unchanged scores learns gradients that change the clip.
 
     Args:
         reward: The reward as it is now.

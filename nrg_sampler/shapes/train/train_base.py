@@ -25,12 +25,13 @@ if TYPE_CHECKING:
 
 BLOCKS = 8
 HEADS, HEAD_DIM = 6, 32
-CONTEXT_LENGTHS = (32, 512)  # prompt lengths the model must not tell apart; 512 is WanPipeline's default
+CONTEXT_LENGTHS = (32, 512)  # prompt lengths that must give the same velocity; 512 is WanPipeline's default
 CAPTION_DROPOUT = 0.1
 TOKENS = 24  # a little more than the longest caption
 
 
 def new_transformer() -> WanTransformer3DModel:
+    """Build the base model with random weights."""
     from diffusers import WanTransformer3DModel
 
     return WanTransformer3DModel(
@@ -48,7 +49,7 @@ def new_transformer() -> WanTransformer3DModel:
 
 
 class TrainingAttention:
-    """Wan's attention, twice as fast to train on a CPU, to a short prompt as if it were padded to a long one.
+    """Wan's attention for training: twice as fast on a CPU, and short prompts count as if padded to a greater length.
 
     With a hundred tokens plain matrix products beat fused attention backward. And ``WanPipeline`` pads every prompt to
     512 positions whose keys are all the same: a padding key that stands for ``n`` of them gets ``log n`` added to its
@@ -65,6 +66,7 @@ class TrainingAttention:
         attention_mask: Tensor | None = None,
         rotary_emb: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
+        """Attend, with the arguments of ``WanAttnProcessor``."""
         context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
         query = attn.norm_q(attn.to_q(hidden_states)).unflatten(2, (attn.heads, -1))  # (B, N, heads, d)
         key = attn.norm_k(attn.to_k(context)).unflatten(2, (attn.heads, -1))
@@ -75,8 +77,8 @@ class TrainingAttention:
         logits = query @ key.mT * query.shape[-1] ** -0.5  # (B, heads, N, L)
         if encoder_hidden_states is not None and self.bias is not None:
             logits = logits + self.bias
-        read = logits.softmax(dim=-1).to(value.dtype) @ value
-        output: Tensor = attn.to_out[0](read.transpose(1, 2).flatten(2))
+        attended = logits.softmax(dim=-1).to(value.dtype) @ value
+        output: Tensor = attn.to_out[0](attended.transpose(1, 2).flatten(2))
         return output
 
 
@@ -88,7 +90,7 @@ def _rotate(tokens: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def padding_bias(mask: Tensor, length: int) -> Tensor:
-    """Logit bias that makes the padding in ``mask`` weigh like padding up to ``length``, shape ``(B, 1, 1, L)``."""
+    """Return the logit bias ``(B, 1, 1, L)`` with which the padding in ``mask`` counts like padding to ``length``."""
     padding = (~mask).sum(dim=1, keepdim=True)
     wanted = length - mask.sum(dim=1, keepdim=True)
     return torch.where(mask, 0.0, (wanted / padding).log())[:, None, None]
@@ -110,6 +112,7 @@ def encode_clips(vae: AutoencoderKLWan, clips: Tensor) -> Tensor:
 
 
 def training_prompts(count: int, seed: int) -> list[Prompt]:
+    """Draw prompts of the training split."""
     rng = random.Random(f"clips/{seed}")
     return [sample_prompt(rng) for _ in range(count)]
 

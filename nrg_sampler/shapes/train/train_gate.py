@@ -1,4 +1,4 @@
-"""Train the bundled reward's gate on where samples of the base model fall short, and measure it on held-out prompts."""
+"""Train the bundled reward's gate on the deficits of unguided samples, and measure it on held-out prompts."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from nrg_sampler.training.gate import deficits, train_gate
 if TYPE_CHECKING:
     from diffusers import WanPipeline
 
-CAPTIONS = 4  # ways to say each prompt
+CAPTIONS = 4  # phrasings of each prompt
 
 
 def fit_gate(folder: Path, seed: int = 0, device: str = "cpu", **options: Any) -> Iterator[dict[str, float]]:
@@ -37,14 +37,14 @@ def fit_gate(folder: Path, seed: int = 0, device: str = "cpu", **options: Any) -
 
     pipe = assemble_pipeline(folder).to(device)
     pool = Pool.load(*sorted(set(folder.glob("pool-sampled*.safetensors")) - set(_held_out(folder))))
-    pooled, wanted = _lessons(pool, pipe, seed)
-    gate = train_gate(pooled, wanted, seed=seed, **options)
-    found = gate_accuracy(gate, Pool.load(*_held_out(folder)), pipe, seed)
-    (folder / "gate-accuracy.json").write_text(json.dumps(found, indent=2))
+    pooled, targets = _prompt_deficits(pool, pipe, seed)
+    gate = train_gate(pooled, targets, seed=seed, **options)
+    accuracy = gate_accuracy(gate, Pool.load(*_held_out(folder)), pipe, seed)
+    (folder / "gate-accuracy.json").write_text(json.dumps(accuracy, indent=2))
     reward = LatentReward.from_pretrained(folder / "reward", dtype=torch.float32)
     reward.add_gate(gate)
     reward.save_pretrained(folder / "reward")
-    yield {"step": 1, **{axis: found[axis]["rank_correlation"] for axis in AXES}}
+    yield {"step": 1, **{axis: accuracy[axis]["rank_correlation"] for axis in AXES}}
 
 
 def _held_out(folder: Path) -> list[Path]:
@@ -52,36 +52,36 @@ def _held_out(folder: Path) -> list[Path]:
 
 
 @torch.no_grad()
-def _lessons(pool: Pool, pipe: WanPipeline, seed: int) -> tuple[Tensor, Tensor]:
-    """Pooled prompts ``(n, text_dim)``, each in several phrasings, and their deficits ``(n, 3)``."""
+def _prompt_deficits(pool: Pool, pipe: WanPipeline, seed: int) -> tuple[Tensor, Tensor]:
+    """Return pooled prompts ``(n, text_dim)``, each in several phrasings, and their deficits ``(n, 3)``."""
     rng = random.Random(seed)
-    wanted, names = deficits(scores(pool, torch.arange(len(pool.group)), pool.labels), pool.group)
+    targets, names = deficits(scores(pool, torch.arange(len(pool.group)), pool.labels), pool.group)
     first = [int((pool.group == name).nonzero()[0]) for name in names]
     texts = [caption(to_prompt(pool.labels[row].tolist()), rng) for row in first for _ in range(CAPTIONS)]
     parts = [encode_text(pipe.tokenizer, pipe.text_encoder, texts[at : at + 64]) for at in range(0, len(texts), 64)]
     pooled = torch.cat([pool_prompts(embeds.float(), mask) for embeds, mask in parts]).cpu()
-    return pooled, wanted.repeat_interleave(CAPTIONS, dim=0)
+    return pooled, targets.repeat_interleave(CAPTIONS, dim=0)
 
 
 def gate_accuracy(gate: WeightGate, pool: Pool, pipe: WanPipeline, seed: int = 0) -> dict[str, dict[str, float]]:
-    """Rank correlation of predicted and actual deficits over the prompts of a pool, by axis.
+    """Measure the rank correlation of predicted and actual deficits over the prompts of a pool, by axis.
 
-    ``ceiling`` is what the actual deficits could be known to at best: the rank correlation between the two halves of the
+    ``ceiling`` bounds what is attainable with so few samples: the rank correlation between the two halves of the
     samples of each prompt, stepped up to all of them by Spearman and Brown's formula.
     """
-    pooled, wanted = _lessons(pool, pipe, seed)
+    pooled, actual = _prompt_deficits(pool, pipe, seed)
     predicted = gate(pooled).unflatten(0, (-1, CAPTIONS)).mean(dim=1)  # (prompts, 3)
-    wanted = wanted[::CAPTIONS]
+    actual = actual[::CAPTIONS]
     place = torch.cat([torch.arange(int(count)) for count in pool.group.unique_consecutive(return_counts=True)[1]])
     value = scores(pool, torch.arange(len(pool.group)), pool.labels)
     halves = [deficits(value[place % 2 == side], pool.group[place % 2 == side])[0] for side in (0, 1)]
     agreement = spearman(halves[0].T, halves[1].T).clamp(min=0)
     return {
         axis: {
-            "rank_correlation": spearman(predicted[:, index], wanted[:, index]).item(),
+            "rank_correlation": spearman(predicted[:, index], actual[:, index]).item(),
             "ceiling": (2 * agreement[index] / (1 + agreement[index])).sqrt().item(),
-            "mean_deficit": wanted[:, index].mean().item(),
-            "prompts": len(wanted),
+            "mean_deficit": actual[:, index].mean().item(),
+            "prompts": len(actual),
         }
         for index, axis in enumerate(AXES)
     }

@@ -1,4 +1,4 @@
-"""Train the pixel judge: on clips, seeds and annotators that the reward has never seen."""
+"""Train the pixel judge, on clips, seeds and annotators that the reward is not trained on."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ MIXTURE = {"same": 0.2, "alike": 0.2, "near": 0.4, "mixed": 0.2}  # more neighbo
 PROMPTS = 6  # that each group is graded under: its own and changed ones
 ANNOTATOR_NOISE = 0.4  # in standard deviations of a score; the reward's annotator errs less
 JUDGE_TIE = 0.15  # and calls a tie more often
-ONE, OTHER = zip(*combinations(range(PROMPTS), 2))
+FIRST, SECOND = zip(*combinations(range(PROMPTS), 2), strict=True)
 TEXT_AXIS = AXES.index("TA")
 KINDS = ("mixed", "same")
 HELD_OUT_GROUPS = 400  # of four clips, for each kind of pairs
@@ -56,7 +56,7 @@ def train_judge(
         folder: Where the other stages saved their models.
         steps: Optimiser steps.
         batch: Clips a step, compared in groups of four.
-        seed: Seed of everything.
+        seed: Seed of all randomness.
         device: Where to train.
     """
     from nrg_sampler.shapes.train.assemble import assemble_pipeline
@@ -72,29 +72,30 @@ def train_judge(
     sampler = PairSampler(pool)
     torch.manual_seed(seed + OTHER_SEED)
     judge = PixelJudge(axes=AXES, text_axes=("TA",), words=vocabulary()).to(device)
-    reader = AttributeClassifier(judge.config.dim).to(device)
+    classifier = AttributeClassifier(judge.config.dim).to(device)
     shown = sampler.shown.to(device)
 
     def loss(step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         rng = random.Random((seed + OTHER_SEED) * 1_000_003 + step)
         kinds = rng.choices(list(MIXTURE), list(MIXTURE.values()), k=batch // GROUP)
         rows, own = sampler.draw_groups(kinds, rng)
-        asked = sampler.further_prompts(rows, own, PROMPTS, rng)
-        raw, frames = grade_groups(judge, pixels, rows, asked, rng)
+        prompts = sampler.further_prompts(rows, own, PROMPTS, rng)
+        raw, frames = grade_groups(judge, pixels, rows, prompts, rng)
         raw = raw.flatten(0, 1)  # (groups * PROMPTS, GROUP, 3)
-        misnamed, named = reader(frames, shown[rows.flatten()])
-        value = sampler.ratings(rows.repeat_interleave(PROMPTS, dim=0), asked.flatten(0, 1))
-        said = perceived(value[:, LEFT] - value[:, RIGHT], generator).to(device)
+        misnamed, named = classifier(frames, shown[rows.flatten()])
+        value = sampler.ratings(rows.repeat_interleave(PROMPTS, dim=0), prompts.flatten(0, 1))
+        preference = perceived(value[:, LEFT] - value[:, RIGHT], generator).to(device)
         first, second = raw[:, LEFT].flatten(0, 1), raw[:, RIGHT].flatten(0, 1)
-        found = LOSSES["bradley-terry-ties"](Comparison(first, second, said.flatten(0, 1)))
-        # The same clip under two prompts: what the words say is all that can tell these apart.
+        clip_loss = LOSSES["bradley-terry-ties"](Comparison(first, second, preference.flatten(0, 1)))
+        # The same clip under two prompts: only the text distinguishes these.
         value, graded = (numbers.unflatten(0, (-1, PROMPTS))[..., TEXT_AXIS] for numbers in (value, raw))
-        said = perceived(value[:, ONE] - value[:, OTHER], generator).to(device)
-        first, second = (graded[:, prompts].flatten()[:, None] for prompts in (ONE, OTHER))
-        read = LOSSES["bradley-terry-ties"](Comparison(first, second, said.flatten()[:, None])).per_axis().sum()
-        return found.per_axis().sum() + read + misnamed + PULL * raw.pow(2).mean(), found.means() | named
+        preference = perceived(value[:, FIRST] - value[:, SECOND], generator).to(device)
+        first, second = (graded[:, chosen].flatten()[:, None] for chosen in (FIRST, SECOND))
+        prompt_loss = LOSSES["bradley-terry-ties"](Comparison(first, second, preference.flatten()[:, None]))
+        total = clip_loss.per_axis().sum() + prompt_loss.per_axis().sum() + misnamed + PULL * raw.pow(2).mean()
+        return total, clip_loss.means() | named
 
-    trained = nn.ModuleDict({"judge": judge, "reader": reader})
+    trained = nn.ModuleDict({"judge": judge, "reader": classifier})  # keys of the checkpoints of earlier runs
     settings = LoopSettings(steps, ema=0.998, seed=seed)
     optimizers = new_optimizers(trained, lr=8e-4, weight_decay=0.05, layers=".layers.")
     yield from fit(trained, loss, optimizers, settings, folder / "judge.pt")
@@ -136,7 +137,7 @@ def _reward(folder: Path, device: str) -> LatentReward | None:
 
 
 def perceived(difference: Tensor, generator: torch.Generator) -> Tensor:
-    """What the judge's own annotator says of differences of scores: 1, -1 or 0."""
+    """Simulate the labels of the judge's own annotator from differences of scores: 1, -1 or 0."""
     seen = difference + ANNOTATOR_NOISE * torch.randn(difference.shape, generator=generator)
     return seen.sign() * (seen.abs() > JUDGE_TIE)
 
@@ -144,7 +145,7 @@ def perceived(difference: Tensor, generator: torch.Generator) -> Tensor:
 def grade_groups(
     judge: PixelJudge, pixels: Tensor, rows: Tensor, labels: Tensor, rng: random.Random
 ) -> tuple[Tensor, Tensor]:
-    """Grade groups of clips, each group under several prompts ``(groups, P, 5)``; every clip is watched once.
+    """Grade groups of clips, each group under several prompts ``(groups, P, 5)``; every clip is encoded once.
 
     Returns:
         Raw grades ``(groups, P, GROUP, 3)`` and the features of the clips' frames ``(groups * GROUP, T, D)``.
@@ -171,7 +172,7 @@ def held_out_accuracy(
     pipe: WanPipeline,
     reward: LatentReward | None = None,
 ) -> dict[str, dict[str, float]]:
-    """How often the judge ranks held-out pairs as the oracle does, and as the reward does.
+    """Measure how often the judge ranks held-out pairs as the oracle does, and as the reward does.
 
     Args:
         judge: The judge.
@@ -180,7 +181,7 @@ def held_out_accuracy(
         kind: Of pairs, see `PairSampler`.
         seed: Of the choice of pairs.
         pipe: Encodes the prompts for the reward.
-        reward: Compared on nearly clean latents, if given.
+        reward: Compared on nearly clean latents, if there is one.
 
     Returns:
         For each axis ``accuracy`` and ``pairs`` (oracle ties left out) and, with a reward, ``agreement`` on them.
@@ -192,7 +193,7 @@ def held_out_accuracy(
     truth = value[:, LEFT] - value[:, RIGHT]
     clear = truth.abs() > TIE
     chunks = list(zip(rows.split(16), labels.split(16), strict=True))
-    ours = torch.cat([grade_groups(judge, pixels, chosen, asked[:, None], rng)[0] for chosen, asked in chunks])
+    ours = torch.cat([grade_groups(judge, pixels, chosen, prompt[:, None], rng)[0] for chosen, prompt in chunks])
     ours = ours[:, 0].cpu()
     ours = (ours[:, LEFT] - ours[:, RIGHT]).sign()
     table = {
@@ -213,7 +214,7 @@ def held_out_accuracy(
 
 @torch.no_grad()
 def reading_accuracy(judge: PixelJudge, pool: Pool, pixels: Tensor, seed: int) -> dict[str, dict[str, float]]:
-    """How often a faultless clip fits its own prompt better than one that differs in a single attribute.
+    """Measure how often a faultless clip scores higher under its own prompt than with one attribute changed.
 
     Returns:
         For each attribute ``accuracy`` and ``pairs``, the clips whose prompts name it.
@@ -229,10 +230,12 @@ def reading_accuracy(judge: PixelJudge, pool: Pool, pixels: Tensor, seed: int) -
         grades = []
         for start in range(0, len(named), 32):
             clips = pixels[named[start : start + 32]].float() / 255
-            told = [
+            texts_of = [
                 [caption(to_prompt(row)) for row in labels[start : start + 32].tolist()] for labels in (own, other)
             ]
-            grades.append(torch.stack([judge(clips.to(judge.device), texts)[:, TEXT_AXIS] for texts in told]).cpu())
+            grades.append(
+                torch.stack([judge(clips.to(judge.device), texts)[:, TEXT_AXIS] for texts in texts_of]).cpu()
+            )
         right, wrong = torch.cat(grades, dim=1)
         table[name] = {"accuracy": (right > wrong).float().mean().item(), "pairs": len(named)}
     return table
@@ -244,7 +247,7 @@ def calibrate_judge(judge: PixelJudge, pool: Pool, pixels: Tensor, seed: int) ->
     rng = random.Random(seed)
     rows, labels = PairSampler(pool).draw_groups(["same"] * CALIBRATION_GROUPS, rng)
     chunks = zip(rows.split(16), labels.split(16), strict=True)
-    raw = torch.cat([grade_groups(judge, pixels, rows, asked[:, None], rng)[0] for rows, asked in chunks]).flatten(
+    raw = torch.cat([grade_groups(judge, pixels, rows, prompt[:, None], rng)[0] for rows, prompt in chunks]).flatten(
         0, 2
     )
     judge.register_to_config(mean=raw.mean(dim=0).tolist(), std=raw.std(dim=0).tolist())

@@ -28,8 +28,8 @@ NUM_BLOCKS = 2  # of the base model's 8
 NUM_MEMBERS = 1  # more make an ensemble, each trained on its own bootstrap sample of the prompts
 SLOPE = math.log(K) / TIE  # logits per standard deviation: a tie is as wide in the likelihood as for the annotator
 SCORE_WEIGHT = 0.5  # of the error in the scores themselves, beside the pairs
-# Chosen by gains on validation prompts. The gradients of VQ and MQ are reliable at high noise, that of TA at low noise;
-# elsewhere they raise the reward more than the clip's quality.
+# Chosen by gains on validation prompts. The gradients of VQ and MQ are reliable at high noise, that of TA at low
+# noise; elsewhere they raise the reward more than the clip's quality.
 RECOMMENDED = {
     "recommended_scale": (100.0, 100.0, 200.0),
     "recommended_damping": (0.0, 0.0, 2.5),

@@ -1,7 +1,7 @@
-"""The text side: a word-level tokenizer and a small UMT5 encoder whose every token knows the whole caption.
+"""Train the text encoder: a small UMT5 with a word-level tokenizer; every output token encodes the whole caption.
 
-The encoder is trained first, alone, to tell the attributes of a caption (or that they are left open) from each of its
-output tokens. Cross-attention then finds the whole request wherever it looks, which a small video model learns fast.
+The encoder is trained first, alone, to predict the attributes of a caption (or that they are left open) from each of
+its output tokens. Cross-attention then gets the whole caption from any token, which a small video model learns fast.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ CHOICES = {**ATTRIBUTES, "size": tuple(SIZES)}
 
 
 def new_tokenizer() -> PreTrainedTokenizerFast:
-    """A closed vocabulary: one token a word, lower case, punctuation dropped, ``</s>`` at the end as UMT5 has it."""
+    """Build a tokenizer of whole words: lower case, punctuation dropped, ``</s>`` at the end as UMT5 has it."""
     from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
@@ -42,6 +42,7 @@ def new_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def new_text_encoder(vocab_size: int) -> UMT5EncoderModel:
+    """Build the encoder with random weights."""
     from transformers import UMT5Config, UMT5EncoderModel
 
     return UMT5EncoderModel(
@@ -68,7 +69,7 @@ def encode_text(
 
 
 def attribute_labels(prompts: list[Prompt]) -> Tensor:
-    """Index of each attribute's value, shape ``(B, attributes)``; one past the last value where it is left open."""
+    """Return the index of each attribute's value, shape ``(B, attributes)``; one past the last where it is open."""
     rows = []
     for prompt in prompts:
         values = [getattr(prompt, name) for name in CHOICES]
@@ -82,9 +83,14 @@ def attribute_labels(prompts: list[Prompt]) -> Tensor:
 
 
 class CaptionClassifier(nn.Module):
-    """The encoder with one linear read-out an attribute; only the encoder is kept."""
+    """The encoder with a linear classifier for each attribute, which is needed in training alone.
+
+    Args:
+        text_encoder: The encoder.
+    """
 
     def __init__(self, text_encoder: nn.Module) -> None:
+        """Add the classifiers to the encoder."""
         super().__init__()
         self.text_encoder = text_encoder
         self.heads = nn.ModuleList(nn.Linear(TEXT_DIM, len(options) + 1) for options in CHOICES.values())
@@ -97,24 +103,24 @@ def train_text(
     torch.manual_seed(seed)
     tokenizer = new_tokenizer()
     text_encoder = new_text_encoder(len(tokenizer))
-    reader = CaptionClassifier(text_encoder).to(device)
+    classifier = CaptionClassifier(text_encoder).to(device)
 
     def loss(step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         rng = random.Random(seed * 1_000_003 + step)
         prompts = [sample_prompt(rng) for _ in range(batch)]
-        embeds, mask = encode_text(tokenizer, reader.text_encoder, [caption(prompt, rng) for prompt in prompts])
+        embeds, mask = encode_text(tokenizer, classifier.text_encoder, [caption(prompt, rng) for prompt in prompts])
         labels = attribute_labels(prompts).to(device)
         total, right = embeds.new_zeros(()), []
-        for index, head in enumerate(reader.heads):
+        for index, head in enumerate(classifier.heads):
             logits = head(embeds)  # (B, L, options)
-            wanted = labels[:, index, None].expand(mask.shape)
-            total = total + nn.functional.cross_entropy(logits[mask], wanted[mask])
-            right.append((logits.argmax(-1) == wanted)[mask].float().mean().item())
+            target = labels[:, index, None].expand(mask.shape)
+            total = total + nn.functional.cross_entropy(logits[mask], target[mask])
+            right.append((logits.argmax(-1) == target)[mask].float().mean().item())
         # Keep the embeddings near unit scale: they feed the transformer as they are.
         total = total + 0.01 * (embeds[mask].pow(2).mean() - 1).abs()
         return total, {"accuracy": min(right)}
 
-    optimizer = torch.optim.AdamW(reader.parameters(), lr=2e-3, weight_decay=1e-3)
-    yield from fit(reader, loss, [optimizer], LoopSettings(steps, ema=0.99, seed=seed), folder / "text.pt")
+    optimizer = torch.optim.AdamW(classifier.parameters(), lr=2e-3, weight_decay=1e-3)
+    yield from fit(classifier, loss, [optimizer], LoopSettings(steps, ema=0.99, seed=seed), folder / "text.pt")
     tokenizer.save_pretrained(folder / "tokenizer")
     text_encoder.to("cpu").save_pretrained(folder / "text_encoder")

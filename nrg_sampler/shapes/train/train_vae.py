@@ -25,7 +25,7 @@ CLIP_FRAMES = 5  # the causal encoder's first chunk (one frame) and one full chu
 
 
 def new_vae() -> AutoencoderKLWan:
-    """A small ``AutoencoderKLWan``: 8x in space (4 by patches, 2 by a stage), 2x in time."""
+    """Build a small ``AutoencoderKLWan``: 8x in space (4 by patches, 2 by a stage), 2x in time."""
     from diffusers import AutoencoderKLWan
 
     return AutoencoderKLWan(
@@ -75,7 +75,7 @@ def train_vae(
 ) -> Iterator[dict[str, float]]:
     """Train on rendered clips of the training split and save to ``folder/vae``.
 
-    The last sixth sees whole clips: in crops of five frames no latent has ever looked back on more than four.
+    The last sixth sees whole clips: in crops of five frames no latent has more than four earlier frames.
     """
     torch.manual_seed(seed)
     vae = new_vae().to(device)
@@ -127,7 +127,7 @@ def decode_unclamped(vae: AutoencoderKLWan, latents: Tensor) -> Tensor:
 
 @torch.no_grad()
 def measure_latents(vae: AutoencoderKLWan, seed: int, device: str) -> None:
-    """Store each latent channel's mean and standard deviation in the config, where ``WanPipeline`` looks for them."""
+    """Store each latent channel's mean and standard deviation in the config, where ``WanPipeline`` reads them."""
     latents = torch.cat(
         [
             vae.encode(clips(-seed - index - 1, 32, crop=None, frames=NUM_FRAMES).to(device)).latent_dist.mode()

@@ -54,7 +54,7 @@ def test_every_cell_changes_one_choice():
     for cell in planned:
         changed = [name for name, value in vars(cell.objective).items() if value != getattr(ablation.DEFAULT, name)]
         assert changed == ([] if cell.factor == "default" else [cell.factor])
-    with pytest.raises(ValueError, match="Expected factors from loss, .* but got colour"):
+    with pytest.raises(ValueError, match=r"Expected factors from loss, .* but got colour"):
         ablation.cells(("colour",), (0,))
 
 
@@ -78,7 +78,7 @@ def test_trains_grades_resumes_and_writes_the_tables(folder, monkeypatch):
     assert {row["seeds"] for row in summary} == {2}
     lines = (folder / "ablation.md").read_text().splitlines()
     assert sum(line.startswith("| trunk: frozen |") for line in lines) == 2
-    with pytest.raises(ValueError, match="Expected cells made with .*'steps': 3.* was made with .*'steps': 2"):
+    with pytest.raises(ValueError, match=r"Expected cells made with .*'steps': 3.* was made with .*'steps': 2"):
         list(ablation.run_ablation(folder, **{**SMALL, "steps": 3}))
 
 
@@ -91,8 +91,10 @@ def test_averages_seeds_over_reliable_noise_levels():
         for level, accuracy in (("0.0-0.2", 0.8 + shift), ("0.6-0.8", 0.6 + shift), ("0.8-1.0", 0.5 + shift))
     ]
     found = {row["column"]: row for row in ablation.summarise(rows)}
-    assert found["VQ"]["mean"] == pytest.approx(75.0) and found["VQ"]["spread"] == pytest.approx(7.07)
-    assert found["0.8-1.0"]["mean"] == pytest.approx(55.0) and found["0.8-1.0"]["seeds"] == 2
+    assert found["VQ"]["mean"] == pytest.approx(75.0)
+    assert found["VQ"]["spread"] == pytest.approx(7.07)
+    assert found["0.8-1.0"]["mean"] == pytest.approx(55.0)
+    assert found["0.8-1.0"]["seeds"] == 2
 
 
 def test_says_which_stage_comes_first(tmp_path):
@@ -115,7 +117,8 @@ def test_the_compared_rewards_differ_in_the_noise_alone(folder, monkeypatch, nam
     monkeypatch.setattr(rating, "noised", noised)
     without_guided_samples(monkeypatch)
     (numbers,) = training.train_reward(folder, name, steps=1, batch=8)
-    assert numbers["step"] == 1 and (folder / name / "config.json").is_file()
+    assert numbers["step"] == 1
+    assert (folder / name / "config.json").is_file()
     ((clean, noise, sigma),) = seen
     assert sigma.eq(0).all() if name == "clean-reward" else sigma.gt(0).all()
     # the rest is drawn alike
@@ -252,16 +255,19 @@ def test_half_of_the_clips_are_moved_along_the_reward_s_gradient():
 
     latents = torch.randn(400, 4, 2, 4, 4, generator=torch.Generator().manual_seed(1))
     moved = disturbed(reward, latents, torch.rand(400), None, 5.0, torch.Generator().manual_seed(2))
-    assert moved.shape == latents.shape and not moved.requires_grad
+    assert moved.shape == latents.shape
+    assert not moved.requires_grad
     moves = (moved - latents).flatten(1)
     norms = moves.norm(dim=1)
     still = norms < 1e-6
     assert 0.4 < still.float().mean() < 0.6
-    assert norms.max() <= 5.0001 and norms[~still].mean() == pytest.approx(2.5, abs=0.4)
+    assert norms.max() <= 5.0001
+    assert norms[~still].mean() == pytest.approx(2.5, abs=0.4)
     # each is a mix of the axes' gradients, which are the patterns, with shares and signs of its own
     shares = torch.linalg.lstsq(patterns.flatten(1).T, moves[~still].T).solution  # (3, moved)
     torch.testing.assert_close(patterns.flatten(1).T @ shares, moves[~still].T, atol=1e-4, rtol=1e-3)
-    assert (0.3 < (shares > 0).float().mean(dim=1)).all() and ((shares > 0).float().mean(dim=1) < 0.7).all()
+    assert ((shares > 0).float().mean(dim=1) > 0.3).all()
+    assert ((shares > 0).float().mean(dim=1) < 0.7).all()
     expected = torch.randn(400, 3, generator=torch.Generator().manual_seed(2))[~still]
     cosine = torch.nn.functional.cosine_similarity(shares.T, expected)
     torch.testing.assert_close(cosine, torch.ones_like(cosine))

@@ -42,9 +42,11 @@ def test_neighbours_differ_in_one_attribute_alone_and_each_attribute_gets_its_tu
     for _ in range(600):
         rows = sampler.draw("near", rng)
         shown = pool.labels[rows, :COMBINATION]
-        assert (shown[1] == shown[0]).all() and len(rows) == GROUP
+        assert (shown[1] == shown[0]).all()
+        assert len(rows) == GROUP
         differs = shown[2:] != shown[0]
-        assert (differs.sum(dim=1) == 1).all() and (differs[0] == differs[1]).all()
+        assert (differs.sum(dim=1) == 1).all()
+        assert (differs[0] == differs[1]).all()
         turns.append(int(differs[0].int().argmax()))
     shares = torch.bincount(torch.tensor(turns), minlength=COMBINATION) / len(turns)
     assert (shares - 1 / COMBINATION).abs().max() < 0.07

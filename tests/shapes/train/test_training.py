@@ -65,7 +65,9 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path):
 def test_learning_rate_rises_and_falls_to_zero():
     settings = LoopSettings(100, warmup=10)
     rates = [settings.rate(step) for step in range(101)]
-    assert rates[0] == pytest.approx(0.1) and max(rates) == pytest.approx(1.0) and rates[100] == pytest.approx(0.0)
+    assert rates[0] == pytest.approx(0.1)
+    assert max(rates) == pytest.approx(1.0)
+    assert rates[100] == pytest.approx(0.0)
 
 
 def test_steps_must_be_positive():
