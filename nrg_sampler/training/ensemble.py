@@ -12,10 +12,14 @@ References:
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
-from nrg_sampler.rewards.latent import LatentReward
+if TYPE_CHECKING:
+    from nrg_sampler.rewards.latent import LatentReward
+
 
 LEVEL_PULL = 0.1  # of the members' levels to each other; it changes no ranking
 

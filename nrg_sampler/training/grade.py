@@ -6,14 +6,13 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from nrg_sampler.files import replacing
 from nrg_sampler.rewards.base import normalised
-from nrg_sampler.rewards.latent import LatentReward
 from nrg_sampler.training.accuracy import (
     accuracy_with_ties,
     accuracy_without_ties,
@@ -24,6 +23,9 @@ from nrg_sampler.training.losses import LIKELIHOODS
 from nrg_sampler.training.pairs import PairData
 from nrg_sampler.training.preferences import OVERALL
 from nrg_sampler.training.trainer import score_pairs
+
+if TYPE_CHECKING:
+    from nrg_sampler.rewards.latent import LatentReward
 
 SIGMA_BINS = ((0.0, 0.2), (0.2, 0.4), (0.4, 0.6), (0.6, 0.8), (0.8, 1.0))
 

@@ -15,7 +15,6 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from nrg_sampler.flow import noised
 from nrg_sampler.rewards.base import Conditioning
-from nrg_sampler.rewards.latent import LatentReward
 from nrg_sampler.training.checkpoint import load_checkpoint, save_checkpoint
 from nrg_sampler.training.ensemble import LEVEL_PULL, align_members, bootstrap_weights, level_spread
 from nrg_sampler.training.losses import LOSSES, Comparison
@@ -26,6 +25,8 @@ from nrg_sampler.training.trunk import TRUNK_MODULES, merge_trunk, open_trunk
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+    from nrg_sampler.rewards.latent import LatentReward
 
 PULL = 1e-3  # logits have no natural origin: a light pull to 0 keeps them where half precision is fine
 NEARLY_CLEAN = (0.02, 0.1)  # noise levels at which mean and standard deviation are measured

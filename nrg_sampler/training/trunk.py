@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from nrg_sampler.rewards.latent import LatentReward
+if TYPE_CHECKING:
+    from nrg_sampler.rewards.latent import LatentReward
+
 
 TRUNK_MODULES = ("patch_embedding", "condition_embedder", "blocks")
 LORA_TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2")
