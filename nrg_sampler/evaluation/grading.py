@@ -12,7 +12,7 @@ import torch
 from nrg_sampler.evaluation.arm_sampler import ArmSampler
 from nrg_sampler.evaluation.arms import Arm
 from nrg_sampler.evaluation.features import FEATURES, diversity
-from nrg_sampler.evaluation.panel import Judge
+from nrg_sampler.evaluation.panel import Grader
 from nrg_sampler.evaluation.table import ResumableTable, read_rows, write_rows
 from nrg_sampler.rewards.weights import RewardWeights
 from nrg_sampler.search import candidate_seeds
@@ -94,7 +94,7 @@ def grade_arms(
     prompts: Sequence[Prompt],
     file: Path,
     batch: int = 20,
-    judges: Mapping[str, Judge] | None = None,
+    judges: Mapping[str, Grader] | None = None,
 ) -> Iterator[Graded]:
     """Yield the grades of every arm and prompt, sampling only what no other arm has sampled.
 
@@ -157,7 +157,7 @@ def _grade_batch(
     source: str,
     prompts: Sequence[Prompt],
     seeds: Mapping[int, int],
-    judges: Mapping[str, Judge],
+    judges: Mapping[str, Grader],
 ) -> list[Graded]:
     """Sample and grade one clip of each prompt in ``seeds``, which holds the seed by the prompt's index."""
     asked = [prompts[index] for index in seeds]

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
@@ -12,17 +11,12 @@ from nrg_sampler.judges import base as judges
 from nrg_sampler.shapes.oracle import grade
 from nrg_sampler.shapes.scenes import Prompt, caption
 
-
-class Judge(Protocol):
-    """Score finished clips of the shapes world on VQ, MQ and TA, higher is better."""
-
-    def __call__(self, clips: Tensor, prompts: Sequence[Prompt]) -> Tensor:
-        """Return scores, shape ``(B, 3)``, of clips ``(B, 3, T, H, W)`` in ``[0, 1]``."""
-        ...
+# Maps clips (B, 3, T, H, W) in [0, 1] and their prompts to scores (B, 3) on VQ, MQ and TA, higher is better.
+Grader = Callable[[Tensor, Sequence[Prompt]], Tensor]
 
 
 class _ByCaption:
-    """A judge that is told the caption of a prompt, and the rate of the bundled model's clips."""
+    """A judge that gets the caption of a prompt, and the rate of the bundled model's clips."""
 
     def __init__(self, judge: judges.Judge) -> None:
         self._judge = judge
@@ -32,16 +26,34 @@ class _ByCaption:
         return self._judge(clips, [caption(prompt) for prompt in prompts], self._fps)
 
 
-def panel(names: Sequence[str]) -> dict[str, Judge]:
+def panel(names: Sequence[str]) -> dict[str, Grader]:
     """Make the named judges, those of :func:`nrg_sampler.judges.base.load_judge`, by the part before the colon.
 
     Raises:
         ValueError: If one is unknown or its folder does not fit.
     """
-    unknown = [name for name in names if name.partition(":")[0] not in judges.JUDGES]
-    if unknown or not names:
-        raise ValueError(f"Expected judges from {', '.join(judges.JUDGES)}, but got {', '.join(unknown) or 'none'}.")
+    require_known(names)
     # The oracle measures by the prompt itself: not every caption names all that was asked.
     return {
         name.partition(":")[0]: grade if name == "oracle" else _ByCaption(judges.load_judge(name)) for name in names
     }
+
+
+def require_known(names: Sequence[str]) -> None:
+    """Refuse judges that nobody knows.
+
+    Raises:
+        ValueError: If one is unknown or there is none.
+    """
+    unknown = [name for name in names if name.partition(":")[0] not in judges.JUDGES]
+    if unknown or not names:
+        raise ValueError(f"Expected judges from {', '.join(judges.JUDGES)}, but got {', '.join(unknown) or 'none'}.")
+
+
+def default_judges() -> tuple[list[str], str | None]:
+    """Return the oracle and the bundled pixel judge; where the latter is absent, the oracle and a note that says so."""
+    try:
+        judges.load_pixel_judge()
+    except ValueError as error:
+        return ["oracle"], f"graded by the oracle alone: {error}"
+    return ["oracle", "pixel"], None

@@ -206,6 +206,21 @@ def markdown(summary: Mapping[str, Any]) -> str:
     return "\n\n".join(part for part in (wins_table(summary), effects_table(summary), conclusion(summary)) if part)
 
 
+def captioned(summary: Mapping[str, Any]) -> str:
+    """Lay a summary out below a sentence on how it was made and what its columns mean.
+
+    Args:
+        summary: Of ``summarise``, with the entries of ``EvaluationSettings.about``.
+    """
+    steps = "the model's" if summary["steps"] is None else summary["steps"]
+    caption = (
+        f"{summary['suite']}: {summary['n']} prompts ({summary['split']}), {steps} steps, {summary['dtype']}, "
+        f"graded by {judge_name(summary)}. Win rates in percent against the unguided run at the same seed, ties half, "
+        "with 95 % intervals; gains in standard deviations of the unguided grades; other columns over the unguided run."
+    )
+    return f"{caption}\n\n{markdown(summary)}"
+
+
 def wins_table(summary: Mapping[str, Any]) -> str:
     """What the judge says of each arm, in Markdown."""
     heads = (*AXES, MEAN, "gain of the mean", "hacking index", "time")

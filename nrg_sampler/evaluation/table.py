@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,3 +51,25 @@ class ResumableTable:
         """Write rows to the end of the file, at once."""
         with open(self.file, "a", newline="") as stream:
             _writer(stream, self.columns).writerows(rows)
+
+
+def require_same_settings(file: Path, settings: Mapping[str, Any]) -> None:
+    """Refuse to go on with a table whose clips were sampled or graded otherwise, and write down how they are.
+
+    Args:
+        file: JSON beside the table; other entries that it has already are kept.
+        settings: What all clips of the table have in common.
+
+    Raises:
+        ValueError: If they were.
+    """
+    before = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    differing = [name for name, value in settings.items() if name in before and before[name] != value]
+    if differing:
+        raise ValueError(
+            f"Expected clips sampled with {', '.join(f'{name} {before[name]}' for name in differing)}, as those in "
+            f"{file.parent}, but got {', '.join(f'{name} {settings[name]}' for name in differing)}; "
+            "name another folder as `out`."
+        )
+    with replacing(file) as partial:
+        partial.write_text(json.dumps({**before, **settings}, indent=2) + "\n", encoding="utf-8")

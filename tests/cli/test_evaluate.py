@@ -61,7 +61,7 @@ def test_a_suite_writes_csv_json_table_and_plot_and_goes_on_where_it_stopped(tmp
 
     assert evaluate("--suite", "weights", *SMALL, "--judges", "oracle", "--steps", "3", out=tmp_path) == 2
     assert "Expected clips sampled with steps 2, as those in" in (said := capsys.readouterr().err)
-    assert "but got steps 3; name another folder with --out" in said
+    assert "but got steps 3; name another folder as `out`" in said
 
 
 @pytest.fixture
@@ -79,7 +79,7 @@ def judge(tmp_path):
 @pytest.mark.filterwarnings("ignore:Guidance had no effect")  # in every second one of two steps
 def test_one_command_makes_the_whole_report(tmp_path, capsys, judge, monkeypatch):
     pytest.importorskip("matplotlib")
-    monkeypatch.setattr("nrg_sampler.evaluation.grading.DIVERSITY_SEEDS", 2)
+    monkeypatch.setattr("nrg_sampler.evaluation.run.DIVERSITY_SEEDS", 2)
     out = tmp_path / "out"
     assert evaluate("--suite", "all", *SMALL, "--judges", f"oracle,pixel:{judge}", out=out) == 0
     said = capsys.readouterr().err
@@ -140,7 +140,7 @@ def test_another_reward_guides_and_has_a_table_of_its_own(tmp_path, capsys):
     assert settings["reward"] == model_fingerprint(str(tmp_path / "own"))
     capsys.readouterr()
     assert evaluate(*SMALL, "--arms", "1:1:1", out=tmp_path / "table") == 2
-    assert "name another folder with --out" in capsys.readouterr().err
+    assert "name another folder as `out`" in capsys.readouterr().err
 
 
 def test_rewards_that_are_compared_are_trusted_alike(tmp_path):
@@ -162,14 +162,14 @@ def test_rewards_that_are_compared_are_trusted_alike(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--n", "0"], "Expected --n between 1 and"),
-        (["--n", "99999"], "Expected --n between 1 and"),
+        (["--n", "0"], "Expected `n` between 1 and"),
+        (["--n", "99999"], "Expected `n` between 1 and"),
         (["--n", "1", "--judges", "jury"], "Expected judges from oracle"),
         (["--n", "1", "--scale", "0", "--start", "2"], "Expected `start` to be between 0 and 1, but got 2.0."),
         (["--n", "1", "--arms", "best"], "Expected --arms from 'unguided', '1:1:1'"),
         (["--n", "1", "--arms", "1:1:1 every=x"], "Expected a number for `every`, but got 'x'."),
-        (["--n", "1", "--suite", "all", "--arms", "1:1:1"], "Expected --arms with one suite"),
-        (["--n", "1", "--suite", "all", "--weights", "auto"], "Expected --weights as numbers"),
+        (["--n", "1", "--suite", "all", "--arms", "1:1:1"], "Expected `arms` with one suite"),
+        (["--n", "1", "--suite", "all", "--weights", "auto"], "Expected weights as numbers"),
         (["--n", "1", "--judges", "oracle", "--reward", HERE], f"Expected a reward in {HERE!r}, but found none"),
     ],
 )

@@ -1,0 +1,89 @@
+"""An evaluation that is started from Python."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from nrg_sampler.evaluation.run import Evaluation
+from nrg_sampler.evaluation.settings import SUITES, EvaluationSettings
+from nrg_sampler.guidance.settings import RewardGuidance
+
+SMALL = EvaluationSettings(
+    n=2, split="validation", arms=["1:1:1"], judges=["oracle"], steps=2, batch=1, dtype="float32"
+)
+
+
+def test_ten_lines_make_a_table(tmp_path, monkeypatch):
+    evaluation = Evaluation(replace(SMALL, out=tmp_path, dtype="auto"))
+    lines = [*evaluation.notes]
+    result = evaluation.run()
+    for axis in ("VQ", "MQ", "TA", "mean"):
+        row = result.row("1:1:1", axis)
+        lines.append(f"{axis}: win rate {row['win']:.1f} % [{row['low']:.1f}, {row['high']:.1f}]")
+    assert lines[0].startswith("dtype auto is ") and len(lines) >= 5
+    assert json.loads((tmp_path / "weights-validation.json").read_text())["rows"][-1] == result.row("1:1:1")
+    with pytest.raises(ValueError, match=r"Expected an arm of weights graded by oracle \('1:1:1'\), but got '1:0:0'"):
+        result.row("1:0:0")
+
+
+def test_steps_tell_how_far_it_is_and_a_stopped_run_goes_on(tmp_path, monkeypatch):
+    settings = replace(SMALL, out=tmp_path)
+    run = Evaluation(settings).steps()
+    assert [(next(run).done, step) for step in (1, 2)] == [(1, 1), (2, 2)]
+    run.close()
+    evaluation = Evaluation(settings)
+    sampled = []
+    monkeypatch.setattr(evaluation._sampler, "sample", _counted(evaluation._sampler.sample, sampled))
+    steps = list(evaluation.steps())
+    assert [step.done for step in steps] == [1, 2, 3, 4, 4] and {step.total for step in steps} == {4}
+    assert [step.section is None for step in steps] == [True] * 4 + [False]
+    assert len(sampled) == 2  # the first prompt was sampled before
+
+
+def _counted(sample, calls):
+    def counted(arm, *arguments):
+        calls.append(arm.name)
+        return sample(arm, *arguments)
+
+    return counted
+
+
+def test_the_dtype_that_auto_chose_is_what_a_folder_remembers(tmp_path, monkeypatch):
+    monkeypatch.setattr("nrg_sampler.runs.device.fast_dtype", lambda device: torch.bfloat16)
+    Evaluation(replace(SMALL, out=tmp_path, dtype="auto"))
+    assert json.loads((tmp_path / "clips-validation.settings.json").read_text())["dtype"] == "bfloat16"
+    monkeypatch.setattr("nrg_sampler.runs.device.fast_dtype", lambda device: torch.float32)
+    with pytest.raises(ValueError, match="Expected clips sampled with dtype bfloat16, .* but got dtype float32"):
+        Evaluation(replace(SMALL, out=tmp_path, dtype="auto"))
+    Evaluation(replace(SMALL, out=tmp_path, dtype="bfloat16"))
+
+
+def test_weights_that_are_left_open_are_equal():
+    assert str(EvaluationSettings().guidance.weights) == "1:1:1"
+    assert str(EvaluationSettings(guidance=RewardGuidance(weights="0:0:1")).guidance.weights) == "0:0:1"
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"suites": ()}, "Expected suites from weights, noise-aware, rivals, scale-sweep, but got none"),
+        ({"suites": ("weight",)}, "Expected suites from .* but got weight"),
+        ({"suites": SUITES}, "Expected `arms` with one suite, but got them with weights, noise-aware"),
+        ({"split": "train"}, "Expected `split` to be validation or test, but got 'train'"),
+        ({"n": 0}, "Expected `n` between 1 and"),
+        ({"steps": 0}, "Expected `steps` to be 1 or more, but got 0"),
+        ({"batch": 0}, "Expected `batch` to be 1 or more, but got 0"),
+        ({"dtype": "float64"}, "Expected `dtype` from auto, float32, bfloat16, but got 'float64'"),
+        ({"device": "nowhere"}, "Expected a device that is present, but got 'nowhere'"),
+        ({"judges": ["jury"]}, "Expected judges from oracle"),
+        ({"arms": ["best"]}, "Expected .*arms from 'unguided', '1:1:1'"),
+        ({"suites": ["rivals"], "guidance": RewardGuidance(weights="auto")}, "Expected weights as numbers"),
+    ],
+)
+def test_settings_are_checked_before_anything_is_loaded(changed, message):
+    with pytest.raises(ValueError, match=message):
+        replace(SMALL, **changed)
