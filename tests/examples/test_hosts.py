@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_families import full_flux, rand
+from tiny_families.base import rand
+from tiny_families.full import full_flux
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 

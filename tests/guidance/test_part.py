@@ -6,9 +6,9 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-import tiny_families
 import torch
 from tiny import TowardTarget, sample, tiny_transformer
+from tiny_families import TINY
 
 from nrg_sampler import Conditioning, LatentReward, RewardGuidance, attach, guided_velocity
 from nrg_sampler.cost import step as cost
@@ -161,7 +161,7 @@ def test_a_loop_has_to_say_which_step_it_is(inputs):
 
 
 def test_a_given_frame_cannot_be_cut():
-    pipe = tiny_families.ltx_image_to_video().pipe
+    pipe = TINY["LTX image-to-video"]().pipe
     with (
         pytest.raises(ValueError, match="Expected frame_stride=1 and crop=1 for LTXImageToVideoPipeline"),
         attach(pipe, TowardTarget(), frame_stride=2),

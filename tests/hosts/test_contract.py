@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from tiny import schedulers
-from tiny_families import full_flux, full_ltx
+from tiny_families.full import full_flux, full_ltx
 from tiny_reward import AnyLatents
 
 from nrg_sampler import NRGFlowPipeline

@@ -9,16 +9,10 @@ from typing import Any
 import pytest
 import torch
 from tiny import PromptMatch, TowardTarget, schedulers
-from tiny_families import (
-    BOTH,
-    HUNYUAN_15_VAE,
-    ConfigOnly,
-    hunyuan_15_prompts,
-    hunyuan_15_transformer,
-    prompts,
-    rand,
-    wan_transformer,
-)
+from tiny_families import TINY
+from tiny_families.base import PROMPTS, rand
+from tiny_families.videos import HUNYUAN_15_PROMPTS, HUNYUAN_15_TRANSFORMER
+from tiny_families.wan import wan_transformer
 
 from nrg_sampler import RewardGuidance, RewardGuider, attach
 from nrg_sampler.guidance.trace import GuidanceTrace
@@ -48,7 +42,7 @@ class Modular:
 def modular_wan() -> Modular:
     from diffusers.modular_pipelines.wan.denoise import WanDenoiseStep
 
-    state = {"latents": rand(1, 4, 2, 4, 6), "dtype": torch.float32, "attention_kwargs": None, **prompts(*BOTH)}
+    state = {"latents": rand(1, 4, 2, 4, 6), "dtype": torch.float32, "attention_kwargs": None, **PROMPTS}
     return Modular(WanDenoiseStep(), state, transformer=wan_transformer())
 
 
@@ -61,9 +55,9 @@ def modular_hunyuan() -> Modular:
         "mask_concat": torch.zeros(1, 1, 2, 2, 3),
         "image_embeds": torch.zeros(1, 4, 8),
         "attention_kwargs": None,
-        **hunyuan_15_prompts(),
+        **HUNYUAN_15_PROMPTS,
     }
-    return Modular(HunyuanVideo15DenoiseStep(), state, transformer=hunyuan_15_transformer())
+    return Modular(HunyuanVideo15DenoiseStep(), state, transformer=HUNYUAN_15_TRANSFORMER())
 
 
 @pytest.fixture(params=[modular_wan, modular_hunyuan])
@@ -97,25 +91,11 @@ def test_scale_zero_is_bit_identical(modular: Modular) -> None:
 
 
 def test_it_works_in_the_classic_pipeline_with_a_guider() -> None:
-    from diffusers import ClassifierFreeGuidance
-    from tiny_families import pipeline
-
-    pipe = pipeline(
-        "HunyuanVideo15Pipeline",
-        transformer=hunyuan_15_transformer(),
-        vae=ConfigOnly(**HUNYUAN_15_VAE),
-        guider=ClassifierFreeGuidance(guidance_scale=4.0),
-    )
-
-    def sample() -> Any:
-        generator = torch.Generator().manual_seed(0)
-        settings = {"height": 32, "width": 48, "num_frames": 5, "num_inference_steps": 3, "output_type": "latent"}
-        return pipe(**hunyuan_15_prompts(), **settings, generator=generator).frames
-
-    with attach(pipe, PromptMatch(), STRONG):
-        attached = sample()
-    pipe.guider = RewardGuider(pipe.guider, pipe.scheduler, PromptMatch(), STRONG)
-    torch.testing.assert_close(sample(), attached)
+    tiny = TINY["HunyuanVideo 1.5"]()
+    with attach(tiny.pipe, PromptMatch(), STRONG):
+        attached = tiny.sample()
+    tiny.pipe.guider = RewardGuider(tiny.pipe.guider, tiny.pipe.scheduler, PromptMatch(), STRONG)
+    torch.testing.assert_close(tiny.sample(), attached)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from tiny_families import stable_diffusion_3
+from tiny_families import TINY
 from torch import nn
 from torch.nn import functional
 
@@ -223,7 +223,7 @@ def test_checkpointing_changes_no_gradient(published, noisy):
 
 
 def test_guides_a_stable_diffusion_3_pipeline_by_the_positive_prompt(published):
-    tiny = stable_diffusion_3()
+    tiny = TINY["Stable Diffusion 3"]()
     tiny.pipe.register_modules(transformer=transformer())
     reward = DiNaReward.from_pretrained(published.folder, base=tiny.pipe.transformer)
     seen, forward = [], reward.forward
