@@ -15,6 +15,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
 
+from torch import Tensor
+
 from nrg_sampler.guidance.memory import DirectionMemory
 from nrg_sampler.guidance.resolved import resolve
 from nrg_sampler.guidance.settings import RewardGuidance
@@ -73,7 +75,11 @@ def attach(
         if guidance.forward == "shared":
             reward = cleanup.enter_context(shared_forward(pipe, reward))
         steps = GuidedSteps(pipe.scheduler, family, reward, guidance, trace, memory)
-        cleanup.enter_context(_replaced_step(pipe.scheduler, lambda *given: steps(calls.take(), *given)))
+
+        def guide(output: Tensor, latents: Tensor, timestep: Any, tokenwise: bool) -> Tensor:
+            return steps(calls.take(latents, timestep), output, latents, tokenwise)
+
+        cleanup.enter_context(_replaced_step(pipe.scheduler, guide))
         _attached.add(pipe)
         cleanup.callback(_attached.discard, pipe)
         yield trace

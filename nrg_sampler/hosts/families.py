@@ -44,6 +44,8 @@ class Family:
         prompt: Argument of the denoiser that carries the prompt's features.
         prompt_mask: Argument that says which of their tokens count, if there is one.
         exploding: Whether the scheduler runs in the variance-exploding scale.
+        denoiser_layout: How latents lie at the denoiser, where that differs in more than what is added to them.
+        needs_prompt: Whether a call without a prompt is a mistake.
     """
 
     name: str
@@ -55,6 +57,8 @@ class Family:
     prompt: str = "encoder_hidden_states"
     prompt_mask: str | None = None
     exploding: bool = False
+    denoiser_layout: Layout | None = None
+    needs_prompt: bool = True
 
 
 BOTH = ("transformer", "transformer_2")  # Wan 2.2 hands over from the first to the second
@@ -72,7 +76,12 @@ FAMILIES = (
     Family("SkyReels-V2", ("SkyReelsV2Pipeline", "SkyReelsV2ImageToVideoPipeline")),
     Family("LTX", ("LTXPipeline",), NEGATIVE_FIRST, SIZED_TOKENS, prompt_mask=MASK),
     Family(
-        "LTX image-to-video", ("LTXImageToVideoPipeline",), NEGATIVE_FIRST, given=FRAME_IN_TOKENS, prompt_mask=MASK
+        "LTX image-to-video",
+        ("LTXImageToVideoPipeline",),
+        NEGATIVE_FIRST,
+        given=FRAME_IN_TOKENS,
+        prompt_mask=MASK,
+        denoiser_layout=SIZED_TOKENS,
     ),
     Family("LTX with conditions", ("LTXConditionPipeline",), NEGATIVE_FIRST, PLACED_TOKENS, prompt_mask=MASK),
     Family("LTX-2 (video; its audio is not guided)", ("LTX2Pipeline",), NEGATIVE_FIRST, SIZED_TOKENS),
@@ -104,7 +113,7 @@ FAMILIES = (
     Family("CogView4", ("CogView4Pipeline",), layout=IMAGE),
     Family("Sana", ("SanaPipeline",), NEGATIVE_FIRST, IMAGE, prompt_mask=MASK),
 )
-UNKNOWN = Family("unknown", (), "as it may be", layout=None, denoisers=BOTH)
+UNKNOWN = Family("unknown", (), "as it may be", layout=None, denoisers=BOTH, needs_prompt=False)
 
 NOT_FLOW = "it is not a rectified flow: its model predicts noise or the diffusion velocity of a DDPM"
 FRAME_BY_FRAME = "it steps every frame with a scheduler and a noise level of its own"

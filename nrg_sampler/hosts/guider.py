@@ -57,7 +57,7 @@ class RewardGuider(GuidedCopy, BaseGuidance):
         kind: Any = type(guider)
         guided.__class__ = guided_subclass(RewardGuider, kind)
         guided.trace = GuidanceTrace(tuple(reward.axes), guidance.scale)
-        guided._scheduler, guided._calls, guided._hooks = scheduler, DenoiserCalls(), []
+        guided._scheduler, guided._calls, guided._hooks = scheduler, DenoiserCalls(scheduler), []
         guided._steps = GuidedSteps(scheduler, UNKNOWN, reward, guidance, guided.trace)
         return guided  # type: ignore[no-any-return]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import functools
 from dataclasses import replace
 from typing import Any
 
@@ -75,7 +74,8 @@ class RewardGuidedScheduler(GuidedCopy, SchedulerMixin, ConfigMixin):
         guided.__class__ = guided_subclass(RewardGuidedScheduler, kind)
         guided.trace = GuidanceTrace(tuple(reward.axes), guidance.scale)
         steps = GuidedSteps(guided, _FAMILY, reward, guidance, guided.trace)
-        guided._guide = functools.partial(steps, {"prompt": prompt_embeds, "mask": prompt_mask})
+        prompts = {"prompt": prompt_embeds, "mask": prompt_mask}
+        guided._guide = lambda output, latents, timestep, tokenwise: steps(prompts, output, latents, tokenwise)
         return guided  # type: ignore[no-any-return]
 
     @classmethod

@@ -24,7 +24,7 @@ from nrg_sampler.hosts.layouts import IMAGE, VIDEO, Call, GivenFrame, Layout
 from nrg_sampler.rewards.base import Conditioning, SharedForward
 from nrg_sampler.rewards.gradient import prepared
 
-Guide: TypeAlias = Callable[[Tensor, Tensor, bool], Tensor]  # output, latents, whether each token has its timestep
+Guide: TypeAlias = Callable[[Tensor, Tensor, Any, bool], Tensor]  # output, latents, timestep, one for each token
 
 
 class GuidedSteps:
@@ -174,7 +174,7 @@ def guided_step(original: Any, guide_of: Callable[[Any], Guide | None]) -> Any:
             return original(self, model_output, timestep, sample, *args, **kwargs)
         if self.step_index is None:
             self._init_step_index(timestep)
-        guided = guide(model_output, sample, kwargs.get("per_token_timesteps") is not None)
+        guided = guide(model_output, sample, timestep, kwargs.get("per_token_timesteps") is not None)
         result = original(self, guided, timestep, sample, *args, **kwargs)
         return result if guided is model_output else _cast(result, sample.dtype)
 

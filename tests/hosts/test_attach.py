@@ -183,6 +183,13 @@ def test_both_transformers_of_wan22_are_watched(wan22):
     assert is_untouched(wan22) and torch.equal(sample(wan22, num_inference_steps=6), unguided)
 
 
+def call_denoiser(pipe, latents):
+    """Evaluate the denoiser as a loop does before it steps; what comes out does not matter."""
+    with torch.no_grad():
+        prompt = torch.zeros(1, 4, 16)
+        pipe.transformer(hidden_states=latents.float(), timestep=torch.tensor([500.0]), encoder_hidden_states=prompt)
+
+
 @pytest.mark.parametrize("solver", ["euler", "unipc"])
 def test_bfloat16_velocities_step_in_float32_and_latents_keep_their_dtype(wan, reward, solver):
     scheduler = wan.scheduler = schedulers()[solver]
@@ -194,6 +201,7 @@ def test_bfloat16_velocities_step_in_float32_and_latents_keep_their_dtype(wan, r
 
     with attach(wan, reward, STRONG):
         for timestep in scheduler.timesteps:
+            call_denoiser(wan, latents)
             latents = scheduler.step(velocity, timestep, latents, return_dict=False)[0]
             given.append(latents.dtype)
     assert given == [torch.bfloat16] * 4
@@ -207,7 +215,9 @@ def test_a_small_push_survives_half_precision(wan, reward):
     latents = torch.zeros(1, 16, 2, 4, 4)
     velocity = torch.ones(1, 16, 2, 4, 4, dtype=torch.bfloat16)
     with attach(wan, reward, scale=0.5):
+        call_denoiser(wan, latents)
         first = scheduler.step(velocity, scheduler.timesteps[0], latents, return_dict=False)[0].float()
+        call_denoiser(wan, first)
         second = scheduler.step(velocity, scheduler.timesteps[1], first, return_dict=False)[0]
     change = second - first - (scheduler.sigmas[2] - scheduler.sigmas[1])
     assert second.dtype == torch.float32
@@ -220,6 +230,7 @@ def test_return_dict_keeps_working(wan, reward):
     latents = torch.zeros(1, 16, 2, 4, 4)
     with attach(wan, reward):
         for timestep in scheduler.timesteps:
+            call_denoiser(wan, latents)
             latents = scheduler.step(
                 model_output=torch.ones_like(latents), timestep=timestep, sample=latents
             ).prev_sample
