@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from nrg_sampler import NRGFlowPipeline
+from nrg_sampler import NRGFlowPipeline, RewardGuidance
 from nrg_sampler.shapes.scenes import caption, prompts
 from nrg_sampler.video import enlarge, frame_strip, to_uint8, write_png
 
@@ -19,6 +19,7 @@ for seed, prompt in enumerate(prompts("test")[:4]):
     print(f"seed {seed}: {caption(prompt)}")
     for scale in (0.0, 1.0):
         generator = torch.Generator().manual_seed(seed)
-        frames = pipe(caption(prompt), reward_scale=scale, generator=generator).frames[0]
+        guidance = RewardGuidance.preset("best", scale=scale)
+        frames = pipe(caption(prompt), reward_guidance=guidance, generator=generator).frames[0]
         rows.append(enlarge(to_uint8(frames), side=128))
 write_png(frame_strip(rows, columns=7), Path(__file__).parents[1] / "docs" / "images" / "compare.png")
