@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from nrg_sampler.checkpoints import BUNDLED
 from nrg_sampler.cli.parser import DTYPES, positive, whole_number
+from nrg_sampler.runs.device import AUTO
 
 if TYPE_CHECKING:
     from nrg_sampler.runs.progress import Run
@@ -40,7 +41,11 @@ def add_pairs(parser: argparse.ArgumentParser) -> None:
         "pairs", type=Path, nargs="?", metavar="PAIRS.csv", help="columns path_A, path_B, prompt and one per axis"
     )
     parser.add_argument("--model", metavar="NAME", default=BUNDLED, help="'shapes' (bundled), a folder or a Hub id")
-    parser.add_argument("--dtype", choices=DTYPES, help="of the model's weights while encoding (default: float32)")
+    parser.add_argument(
+        "--dtype",
+        choices=(AUTO, *DTYPES),
+        help="of the model's weights while encoding (default: auto, bfloat16 where it is fast, else float32)",
+    )
     parser.add_argument("--videos", type=Path, metavar="DIR", help="where relative paths start (default: at the CSV)")
     parser.add_argument(
         "--strict", action="store_true", help="stop at rows that cannot be used instead of skipping them"

@@ -70,7 +70,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     training.add_argument("--seed", type=whole_number(0), metavar="N")
     training.add_argument("--save-every", type=whole_number(1), metavar="N", help="steps between checkpoints")
     training.add_argument("--accumulate", type=whole_number(1), metavar="N", help="parts of a batch")
-    training.add_argument("--mixed-precision", choices=MIXED_PRECISIONS)
+    training.add_argument(
+        "--mixed-precision", choices=MIXED_PRECISIONS, help="default: auto, bf16 where it is fast, else no"
+    )
     training.add_argument("--tensorboard", action="store_true", help="log to OUT/tensorboard as well")
 
 

@@ -60,6 +60,11 @@ def load_checkpoint(folder: Path) -> dict[str, Any] | None:
     return None
 
 
+def has_checkpoint(folder: Path) -> bool:
+    """Return whether a folder holds any checkpoint, without reading it."""
+    return bool(_checkpoints(folder))
+
+
 def _checkpoints(folder: Path) -> list[tuple[int, Path]]:
     """Steps and files, newest first."""
     matches = [(re.fullmatch(r"checkpoint-(\d+)\.pt", file.name), file) for file in folder.glob("checkpoint-*.pt")]

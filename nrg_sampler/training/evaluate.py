@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import Tensor
 from nrg_sampler.files import replacing, writable_folder
 from nrg_sampler.rewards.latent import LatentReward
 from nrg_sampler.rewards.loading import load_reward
+from nrg_sampler.runs.device import AUTO, default_device, dtype_name, dtype_reason
 from nrg_sampler.runs.progress import Progress, Run
 from nrg_sampler.training.distil import prepare_distillation
 from nrg_sampler.training.encoding import PairEncoder
@@ -67,7 +68,13 @@ def evaluate_rewards(settings: RewardEvaluation) -> Run[EvaluatedRewards]:
 
 
 def _evaluate(settings: RewardEvaluation) -> Generator[Progress, None, EvaluatedRewards]:
-    device = torch.device("cuda" if torch.cuda.is_available() and not settings.cpu else "cpu")
+    device = torch.device("cpu" if settings.cpu else default_device())
+    notes: tuple[str, ...] = ()
+    if settings.encoding.dtype == AUTO:
+        dtype = dtype_name(AUTO, str(device))
+        settings = replace(settings, encoding=replace(settings.encoding, dtype=dtype))
+        notes = (f"clips are encoded in {dtype}: {dtype_reason(str(device))}",)
+    yield Progress("loading", 0, unit="model", notes=notes)
     rewards = [load_reward(name).float().to(device) for name in settings.rewards]
     _check_axes(settings.rewards, rewards)
     trained_on = (rewards[0].config.about or {}).get("clips")
@@ -107,9 +114,9 @@ def _prepare(
     """Labelled pairs, or those that a teacher scores: all of them or the held-out ones."""
     data, encoding, folder = settings.data, settings.encoding, settings.out / "cache"
     if isinstance(data, LabelledPairs):
-        cache = open_cache(encoding, encoder, folder)
+        cache = open_cache(encoding, encoder, folder, sampled=False)
         return (yield from prepare_evaluation(data, encoder, cache, axes, settings.held_out))
-    cache = open_cache(encoding, encoder, folder, {"sampled in": encoding.dtype})
+    cache = open_cache(encoding, encoder, folder, sampled=True)
     share = 1.0 if settings.held_out is None else settings.held_out
     prepared = yield from prepare_distillation(data, encoding.model, encoder, cache, share, device)
     if prepared.held_out is None:

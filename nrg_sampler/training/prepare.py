@@ -78,23 +78,24 @@ def load_encoder(
     return PairEncoder(pipe.to(device), clips, int(made_for["max_sequence_length"]))
 
 
-def open_cache(
-    encoding: EncodingSettings, encoder: PairEncoder, folder: Path, more: Mapping[str, str] | None = None
-) -> LatentCache:
-    """Open the cache of what the encoder encodes.
+def open_cache(encoding: EncodingSettings, encoder: PairEncoder, folder: Path, sampled: bool) -> LatentCache:
+    """Open the cache of encoded clips and prompts.
 
     Args:
-        encoding: Names the model, and the folder if one is set.
+        encoding: Names the model, its dtype, and the folder if one is set.
         encoder: Its clip settings and prompt length.
         folder: Where the cache is by default.
-        more: What else decides what the tensors are.
+        sampled: Whether there are samples and a teacher's scores besides.
     """
-    key = {
+    key: dict[str, Any] = {
         "model": model_fingerprint(pipeline_source(encoding.model)),
         **vars(encoder.settings),
         "tokens": encoder.max_sequence_length,
-        **(more or {}),
     }
+    if sampled:
+        key["sampled in"] = encoding.dtype
+    elif encoding.dtype != "float32":
+        key["encoded in"] = encoding.dtype
     return LatentCache(encoding.cache or folder, key)
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Generator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ import torch
 from nrg_sampler.files import writable_folder
 from nrg_sampler.rewards.latent import LatentReward
 from nrg_sampler.rewards.latent_space import latent_space
+from nrg_sampler.runs.device import default_device
 from nrg_sampler.runs.progress import Progress, Run
 from nrg_sampler.training.decoding import ClipSettings
 from nrg_sampler.training.distil import prepare_distillation
@@ -29,6 +30,7 @@ from nrg_sampler.training.encoding import PairEncoder
 from nrg_sampler.training.grade import held_out_accuracy
 from nrg_sampler.training.objective import Objective
 from nrg_sampler.training.pairs import PairData
+from nrg_sampler.training.precision import CHECKPOINTS, Precision, choose_precision
 from nrg_sampler.training.preferences import BadRow
 from nrg_sampler.training.prepare import TrainingData, load_encoder, open_cache, prepare_training
 from nrg_sampler.training.settings import LabelledPairs, RewardTraining, objective_for
@@ -37,7 +39,7 @@ from nrg_sampler.training.trainer import calibrate, train
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-REWARD, CHECKPOINTS, CACHE, LOG = "reward", "checkpoints", "cache", "training.jsonl"  # in the output folder
+REWARD, CACHE, LOG = "reward", "cache", "training.jsonl"  # in the output folder
 
 
 @dataclass(frozen=True)
@@ -79,11 +81,20 @@ def train_reward(settings: RewardTraining) -> Run[TrainedReward]:
         ImportError: If TensorBoard is to be used and is not installed.
     """
     writable_folder(settings.out)
+    precision = choose_precision(settings, "cpu" if settings.cpu else default_device())
     accelerator = _accelerator(settings)
-    return Run(_train(settings, accelerator), accelerator.is_main_process)
+    settings = replace(
+        settings,
+        encoding=replace(settings.encoding, dtype=precision.dtype),
+        mixed_precision=precision.mixed_precision,
+    )
+    return Run(_train(settings, precision, accelerator), accelerator.is_main_process)
 
 
-def _train(settings: RewardTraining, accelerator: Accelerator) -> Generator[Progress, None, TrainedReward]:
+def _train(
+    settings: RewardTraining, precision: Precision, accelerator: Accelerator
+) -> Generator[Progress, None, TrainedReward]:
+    yield Progress("loading", 0, unit="model", notes=precision.notes)
     objective = settings.objective or objective_for(settings.data)
     encoder = load_encoder(settings.encoding, accelerator.device)
     with accelerator.main_process_first():
@@ -100,6 +111,8 @@ def _train(settings: RewardTraining, accelerator: Accelerator) -> Generator[Prog
     # Without axes that see the prompt, the layers that read it take no part, and processes must not wait for them.
     accelerator.ddp_handler.find_unused_parameters = not reward.config.text_axes
     reward.to(accelerator.device)
+    if accelerator.is_main_process:
+        precision.save(settings.out)
     loss = yield from _optimise(reward, training, objective, settings, accelerator)
     accuracy = None
     if accelerator.is_main_process:
@@ -120,7 +133,7 @@ def _accelerator(settings: RewardTraining) -> Accelerator:
         raise ImportError("A log for TensorBoard needs TensorBoard; install it with pip install tensorboard.")
     accelerator = Accelerator(
         cpu=settings.cpu,
-        mixed_precision=settings.mixed_precision,
+        mixed_precision="no",  # see `trainer.train`
         gradient_accumulation_steps=settings.accumulate,
         log_with="tensorboard" if settings.tensorboard else None,
         project_dir=settings.out / "tensorboard" if settings.tensorboard else None,
@@ -136,9 +149,9 @@ def _prepare(
 ) -> Generator[Progress, None, TrainingData]:
     data, encoding = settings.data, settings.encoding
     if isinstance(data, LabelledPairs):
-        cache = open_cache(encoding, encoder, settings.out / CACHE)
+        cache = open_cache(encoding, encoder, settings.out / CACHE, sampled=False)
         return (yield from prepare_training(data, encoder, cache, settings.hold_out))
-    cache = open_cache(encoding, encoder, settings.out / CACHE, {"sampled in": encoding.dtype})
+    cache = open_cache(encoding, encoder, settings.out / CACHE, sampled=True)
     return (yield from prepare_distillation(data, encoding.model, encoder, cache, settings.hold_out, device))
 
 
@@ -162,8 +175,9 @@ def _optimise(
     reward: LatentReward, data: PairData, objective: Objective, settings: RewardTraining, accelerator: Accelerator
 ) -> Generator[Progress, None, float | None]:
     """Train with a log; returns the loss of the last step."""
-    loss, total = None, settings.trainer.steps
-    for numbers in train(reward, data, objective, settings.trainer, settings.out / CHECKPOINTS, accelerator):
+    loss, total, folder = None, settings.trainer.steps, settings.out / CHECKPOINTS
+    bfloat16 = settings.mixed_precision == "bf16"
+    for numbers in train(reward, data, objective, settings.trainer, folder, accelerator, bfloat16):
         loss = numbers["loss"]
         accelerator.log(numbers, step=int(numbers["step"]))
         if accelerator.is_main_process:

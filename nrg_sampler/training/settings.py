@@ -9,12 +9,13 @@ from typing import Any, TypeAlias
 
 from nrg_sampler.checkpoints import BUNDLED
 from nrg_sampler.guidance.trust import PowersLike, powers_of, read_powers
+from nrg_sampler.runs.device import AUTO
 from nrg_sampler.training.objective import Objective
 from nrg_sampler.training.teacher_scores import Teacher
 from nrg_sampler.training.trainer import TrainerSettings
 
-DTYPES = ("float32", "bfloat16", "float16")
-MIXED_PRECISIONS = ("no", "bf16")
+DTYPES = (AUTO, "float32", "bfloat16", "float16")
+MIXED_PRECISIONS = (AUTO, "no", "bf16")
 TEXT_AXIS = "TA"  # sees the prompt where an axis of this name exists; else all axes do
 
 
@@ -28,7 +29,8 @@ class EncodingSettings:
         width: Likewise.
         num_frames: Frames of a clip; shorter files cannot be used.
         fps: Frames a second to sample.
-        dtype: Of the pipeline's weights, a name in ``DTYPES``.
+        dtype: Of the pipeline's weights, a name in ``DTYPES``; ``"auto"`` is bfloat16 where that is fast, else
+            float32.
         cache: Folder for encoded clips; by default ``cache`` in the output folder of the run.
 
     Raises:
@@ -40,7 +42,7 @@ class EncodingSettings:
     width: int | None = None
     num_frames: int | None = None
     fps: float | None = None
-    dtype: str = "float32"
+    dtype: str = AUTO
     cache: Path | None = None
 
     def __post_init__(self) -> None:
@@ -207,7 +209,8 @@ class RewardTraining:
         description: What the pairs are, for the model card.
         license: Of the reward, for the model card.
         cpu: Use no accelerator.
-        mixed_precision: Arithmetic of the training, a name in ``MIXED_PRECISIONS``.
+        mixed_precision: ``"bf16"`` trains under bfloat16 autocast, ``"no"`` in float32; ``"auto"`` is the first where
+            that is fast. A continued run keeps the precision that it has.
         accumulate: Parts that a batch is processed in, one after the other.
         tensorboard: Log to ``out/tensorboard`` as well.
 
@@ -226,7 +229,7 @@ class RewardTraining:
     description: str | None = None
     license: str = "other"
     cpu: bool = False
-    mixed_precision: str = "no"
+    mixed_precision: str = AUTO
     accumulate: int = 1
     tensorboard: bool = False
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -86,6 +87,7 @@ def train(
     settings: TrainerSettings,
     folder: Path,
     accelerator: Accelerator,
+    bfloat16: bool = False,
 ) -> Iterator[dict[str, float]]:
     """Train ``reward`` in place, from the last whole checkpoint; at the end it holds the averaged weights.
 
@@ -97,7 +99,8 @@ def train(
         objective: The loss and how pairs are noised.
         settings: Steps, batch and learning rates.
         folder: Where checkpoints are kept.
-        accelerator: Decides devices, processes, precision and accumulation.
+        accelerator: Decides devices, processes and accumulation.
+        bfloat16: Compute the forward pass under bfloat16 autocast; weights and checkpoints are float32 all the same.
 
     Yields:
         ``{"step", "loss", ..., "grad_norm", "lr", "seconds"}`` after each step, the same in every process.
@@ -119,13 +122,14 @@ def train(
     optimizer = _optimizer(reward, settings)
     schedule = LambdaLR(optimizer, lambda done: warmup_cosine(done, settings.warmup, settings.steps))
     model, prepared = accelerator.prepare(reward, optimizer)
+    forward = _in_bfloat16(model, accelerator.device) if bfloat16 else model
     average = EMAModel(reward.parameters(), decay=settings.ema)
     step = _resume(folder, reward, optimizer, schedule, average, _identity(objective, settings, data))
     average.to(accelerator.device)
     reward.train()
     while step < settings.steps:
         started = time.monotonic()
-        numbers = _step(model, reward, data, objective, settings, step, prepared, accelerator)
+        numbers = _step(model, forward, reward, data, objective, settings, step, prepared, accelerator)
         schedule.step()
         average.step(reward.parameters())
         step += 1
@@ -144,6 +148,22 @@ def train(
     average.copy_to(reward.parameters())
     merge_trunk(reward)
     reward.requires_grad_(False).eval()
+
+
+def _in_bfloat16(model: Any, device: torch.device) -> Callable[..., Tensor]:
+    """Return the forward pass of a model under bfloat16 autocast.
+
+    Not left to accelerate, whose precision is one for the whole process: a second run may have another.
+    """
+
+    def forward(*inputs: Any, **options: Any) -> Tensor:
+        with torch.autocast(device.type, torch.bfloat16), warnings.catch_warnings():
+            # A root mean square norm has weights in float32 and inputs in bfloat16, which is meant.
+            warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight")
+            raw: Tensor = model(*inputs, **options)
+        return raw
+
+    return forward
 
 
 def _optimizer(reward: LatentReward, settings: TrainerSettings) -> torch.optim.Optimizer:
@@ -181,6 +201,7 @@ def _resume(folder: Path, reward: LatentReward, optimizer: Any, schedule: Any, a
 
 def _step(
     model: Any,
+    forward: Any,
     reward: LatentReward,
     data: PairData,
     objective: Objective,
@@ -205,7 +226,7 @@ def _step(
         places = range(first, first + size)
         batch = data.batch([drawn[place] for place in places], accelerator.device)
         with accelerator.accumulate(model):
-            comparison = compare(model, batch, objective, settings.seed, step, places)
+            comparison = compare(forward, batch, objective, settings.seed, step, places)
             parts = LOSSES[objective.loss](comparison).weighted(weights[[drawn[place] for place in places]].flatten())
             raw = torch.stack([comparison.first, comparison.second], dim=1)  # (size * members, 2, axes)
             pull = PULL * raw.square().mean() + LEVEL_PULL * level_spread(_by_member(raw, members))
@@ -248,7 +269,7 @@ def compare(
     """Score both clips of each pair, noised as the objective has it; one row of the result for each pair and member.
 
     Args:
-        model: The reward, or its wrapper in a distributed run.
+        model: The reward, its wrapper in a distributed run, or its forward pass.
         batch: The pairs.
         objective: Noise level, noise and prompt dropout.
         seed: Of the run.

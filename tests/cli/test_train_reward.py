@@ -16,21 +16,8 @@ from nrg_sampler.video import write_mp4
 
 ROOT = Path(__file__).parents[2]
 PROMPTS = ("a red circle", "a blue square", "a red square moving left", "a blue circle moving right")
-SHORT = [
-    "--steps",
-    "4",
-    "--batch",
-    "4",
-    "--blocks",
-    "1",
-    "--save-every",
-    "2",
-    "--lr",
-    "1e-2",
-    "--warmup",
-    "0",
-    "--cpu",
-]
+SHORT = "--steps 4 --batch 4 --blocks 1 --save-every 2 --lr 1e-2 --warmup 0 --cpu".split()
+SHORT += "--dtype float32 --mixed-precision no".split()
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +132,17 @@ def test_other_axes_and_lora_on_clean_latents(folder):
 
 def test_evaluates_with_and_without_ties(folder, trained, capsys):
     pairs, model = str(folder / "pairs.csv"), str(folder / "tiny")
-    command = ["evaluate-reward", pairs, "--model", model, "--out", str(folder / "accuracy"), "--cpu"]
+    command = [
+        "evaluate-reward",
+        pairs,
+        "--model",
+        model,
+        "--out",
+        str(folder / "accuracy"),
+        "--cpu",
+        "--dtype",
+        "float32",
+    ]
     command += ["--cache", str(folder / "cache"), "--reward", str(trained / "reward")]
     assert cli.main([*command, "--json"]) == 0
     result = json.loads(capsys.readouterr().out)

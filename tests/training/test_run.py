@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from nrg_sampler import LatentReward
+from nrg_sampler.runs import device
 from nrg_sampler.training.evaluate import evaluate_rewards
 from nrg_sampler.training.objective import Objective
+from nrg_sampler.training.precision import choose_precision
 from nrg_sampler.training.run import train_reward
 from nrg_sampler.training.settings import (
     EncodingSettings,
@@ -49,11 +53,17 @@ def folder(tmp_path_factory, components):
 
 
 def encoding(folder):
-    return EncodingSettings(model=str(folder / "tiny"), cache=folder / "cache")
+    return EncodingSettings(model=str(folder / "tiny"), dtype="float32", cache=folder / "cache")
 
 
 def training(folder, out, data, **options):
-    options = {"trainer": SHORT, "objective": objective_for(data, {"num_blocks": 1}), "cpu": True, **options}
+    options = {
+        "trainer": SHORT,
+        "objective": objective_for(data, {"num_blocks": 1}),
+        "cpu": True,
+        "mixed_precision": "no",
+        **options,
+    }
     return RewardTraining(data, folder / out, encoding(folder), **options)
 
 
@@ -69,7 +79,13 @@ def test_a_reward_from_labels_in_ten_lines(folder):
     run = train_reward(settings)
     seen = list(run)
     result = run.result
-    assert list(dict.fromkeys(progress.work for progress in seen)) == ["checking", "encoding", "prepared", "training"]
+    assert list(dict.fromkeys(progress.work for progress in seen)) == [
+        "loading",
+        "checking",
+        "encoding",
+        "prepared",
+        "training",
+    ]
     steps = [progress for progress in seen if progress.work == "training"]
     assert [(step.done, step.total) for step in steps] == [(1, 4), (2, 4), (3, 4), (4, 4)]
     assert result.loss == steps[-1].numbers["loss"]
@@ -133,6 +149,62 @@ def test_a_run_that_is_stopped_goes_on_where_it_was(folder):
     done = [progress.done for progress in rest if progress.work == "training"]
     assert done == [4]  # a step is saved before it is yielded
     assert rest.result.loss == whole.loss
+
+
+@pytest.fixture
+def native(monkeypatch):
+    """Set whether the processor multiplies bfloat16 natively."""
+
+    def set_native(value):
+        dtype = torch.bfloat16 if value else torch.float32
+        monkeypatch.setattr(device, "fast_dtype", lambda _: dtype)
+
+    return set_native
+
+
+def automatic(folder, out, **options):
+    encoding = EncodingSettings(model=str(folder / "tiny"), cache=folder / "cache")
+    data = LabelledPairs(folder / "pairs.csv")
+    options = {"trainer": SHORT, "objective": objective_for(data, {"num_blocks": 1}), "cpu": True, **options}
+    return RewardTraining(data, folder / out, encoding, **options)
+
+
+@pytest.mark.parametrize(
+    ("is_native", "dtype", "training"), [(True, "bfloat16", "bfloat16 autocast"), (False, "float32", "float32")]
+)
+def test_the_precision_is_what_is_fast_and_says_so(folder, native, is_native, dtype, training):
+    native(is_native)
+    run = train_reward(automatic(folder, f"auto-{dtype}"))
+    notes = [note for progress in run for note in progress.notes]
+    assert notes[0].startswith(
+        f"clips are encoded in {dtype}, training is in {training}: dtype auto is {dtype} on cpu"
+    )
+    encoding = EncodingSettings(str(folder / "tiny"), dtype=dtype, cache=folder / "cache")
+    explicit = automatic(folder, f"explicit-{dtype}", mixed_precision="bf16" if is_native else "no")
+    other = train_reward(replace(explicit, encoding=encoding))
+    assert not any("encoded" in note for progress in other for note in progress.notes)
+    assert other.result.loss == run.result.loss
+
+
+def test_a_continued_run_keeps_its_precision(folder, native):
+    trainer = TrainerSettings(steps=4, batch=4, lr=1e-2, warmup=0, save_every=1)
+    settings = automatic(folder, "kept", trainer=trainer)
+    native(False)
+    whole = train_reward(automatic(folder, "kept-whole", trainer=trainer)).finish()
+    run = train_reward(settings)
+    for progress in run:
+        if progress.work == "training" and progress.done == 2:
+            break
+    run.close()
+    native(True)
+    rest = train_reward(settings)
+    note = next(rest).notes[0]
+    assert note == "clips are encoded in float32, training is in float32: as before in this run."
+    assert rest.finish().loss == whole.loss
+    (folder / "kept" / "precision.json").unlink()  # a run from before there was a choice
+    assert choose_precision(settings, "cpu").dtype == "float32"
+    assert choose_precision(replace(settings, mixed_precision="bf16"), "cpu").mixed_precision == "bf16"
+    assert choose_precision(replace(settings, out=folder / "new"), "cpu").dtype == "bfloat16"
 
 
 @pytest.mark.parametrize(

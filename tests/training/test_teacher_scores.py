@@ -60,7 +60,8 @@ class Broken(Constant):
 
 no_axes = abs
 '''
-SHORT = ["--blocks", "1", "--lr", "1e-2", "--trunk-lr", "1e-3", "--warmup", "5", "--ema", "0.9", "--cpu"]
+SHORT = "--blocks 1 --lr 1e-2 --trunk-lr 1e-3 --warmup 5 --ema 0.9 --mixed-precision no".split()
+ENCODING = "--dtype float32 --cpu".split()
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +88,7 @@ def command(name, folder, out, *more, teacher="Brightness", source=None):
     start = ["--prompts", str(folder / "prompts.txt")] if source is None else [str(source)]
     options = ["--teacher", f"module:{folder / 'teachers.py'}:{teacher}", "--model", str(folder / "tiny")]
     options += ["--out", str(folder / out), "--cache", str(folder / "cache"), "--clip-batch", "16"]
-    return cli.main([name, *start, *options, *SHORT[-1:], *(SHORT[:-1] if name == "train-reward" else []), *more])
+    return cli.main([name, *start, *options, *ENCODING, *(SHORT if name == "train-reward" else []), *more])
 
 
 def test_more_samples_begin_with_those_of_fewer_at_the_same_settings():
@@ -383,7 +384,7 @@ def test_bad_input_is_one_line(folder, tmp_path, capsys, options, more, message)
     files = {"FILE": str(folder / "prompts.txt"), "WORDS": str(tmp_path / "words.txt")}
     teacher = [f"--teacher=module:{folder / 'teachers.py'}:{more['teacher']}"] if more else []
     options = [files.get(option, option) for option in options]
-    where = ["--model", str(folder / "tiny"), "--out", str(tmp_path / "out"), *SHORT, "--steps", "1"]
+    where = ["--model", str(folder / "tiny"), "--out", str(tmp_path / "out"), *SHORT, *ENCODING, "--steps", "1"]
     assert cli.main(["train-reward", *teacher, *options, *where]) == 2
     error = capsys.readouterr().err
     assert message in error

@@ -1,0 +1,70 @@
+"""The precision of a run: chosen by what is fast on the device, and kept for as long as the run is continued."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from nrg_sampler.files import replacing
+from nrg_sampler.runs.device import AUTO, dtype_name, dtype_reason
+from nrg_sampler.training.checkpoint import has_checkpoint
+from nrg_sampler.training.settings import RewardTraining
+
+CHECKPOINTS, PRECISION = "checkpoints", "precision.json"  # in the output folder
+
+
+@dataclass(frozen=True)
+class Precision:
+    """In which precision a run computes.
+
+    Args:
+        dtype: Of the pipeline's weights while clips are encoded and sampled.
+        mixed_precision: ``"bf16"`` trains under bfloat16 autocast, ``"no"`` in float32.
+        note: Says what was chosen, for the user; ``None`` if the settings left no choice.
+    """
+
+    dtype: str
+    mixed_precision: str
+    note: str | None = None
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """The note, if there is one, as ``Progress`` takes it."""
+        return () if self.note is None else (self.note,)
+
+    def save(self, folder: Path) -> None:
+        """Write the choice to the output folder, where a continued run reads it."""
+        with replacing(folder / PRECISION) as partial:
+            partial.write_text(json.dumps({"dtype": self.dtype, "mixed_precision": self.mixed_precision}) + "\n")
+
+
+def choose_precision(settings: RewardTraining, device: str) -> Precision:
+    """Choose the precision of a training.
+
+    Args:
+        settings: What is not ``"auto"`` is as set. What is comes from the run that is continued, if there are
+            checkpoints, else from what is fast on the device.
+        device: Where the run computes.
+    """
+    kept = _kept(settings.out)
+    name = dtype_name(AUTO, device)
+    fast = {"dtype": name, "mixed_precision": "bf16" if name == "bfloat16" else "no"}
+    wanted = {"dtype": settings.encoding.dtype, "mixed_precision": settings.mixed_precision}
+    chosen = {field: {**fast, **kept}[field] if value == AUTO else value for field, value in wanted.items()}
+    if AUTO not in wanted.values():
+        return Precision(**chosen)
+    reason = "as before in this run." if kept else dtype_reason(device)
+    training = "bfloat16 autocast" if chosen["mixed_precision"] == "bf16" else "float32"
+    return Precision(**chosen, note=f"clips are encoded in {chosen['dtype']}, training is in {training}: {reason}")
+
+
+def _kept(folder: Path) -> dict[str, str]:
+    """Read the precision of the run whose checkpoints are in an output folder; empty if there is none."""
+    if not has_checkpoint(folder / CHECKPOINTS):
+        return {}
+    file = folder / PRECISION
+    if not file.is_file():  # before runs chose a precision, these were the defaults
+        return {"dtype": "float32", "mixed_precision": "no"}
+    kept: dict[str, str] = json.loads(file.read_text())
+    return kept
