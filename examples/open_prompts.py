@@ -15,10 +15,10 @@ PROMPTS = ("a red circle moving right", "a green star moving up", "a blue ring g
 SEEDS = 32
 SETTINGS = {
     "unguided": RewardGuidance(scale=0),
-    "default": RewardGuidance(),
-    "lookahead=0.1": RewardGuidance(lookahead=0.1),
-    "max_push=0.3": RewardGuidance(max_push=0.3),
-    "start=0.1": RewardGuidance(start=0.1),
+    "guided": RewardGuidance.preset("best"),
+    "lookahead=0.1": RewardGuidance.preset("best", lookahead=0.1),
+    "max_push=0.3": RewardGuidance.preset("best", max_push=0.3),
+    "start=0.1": RewardGuidance.preset("best", start=0.1),
 }
 
 pipe = NRGFlowPipeline.from_pretrained("shapes")

@@ -24,7 +24,7 @@ from nrg_sampler.cli import (
     score,
     train_reward,
 )
-from nrg_sampler.cli.parser import OneLineParser
+from nrg_sampler.cli.parser import OneLineParser, ShortHelp, add_help_all
 
 
 class Command(Protocol):
@@ -69,7 +69,11 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, command in COMMANDS.items():
         epilog = f"example: nrg-sampler {command.EXAMPLE}"
-        command.add_arguments(commands.add_parser(name, help=command.HELP, description=command.HELP, epilog=epilog))
+        own = commands.add_parser(
+            name, help=command.HELP, description=command.HELP, epilog=epilog, formatter_class=ShortHelp
+        )
+        command.add_arguments(own)
+        add_help_all(own)
     return parser
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from nrg_sampler.cli import parser as options
 from nrg_sampler.cli.parser import whole_number
-from nrg_sampler.evaluation.settings import SPLITS, SUITES, EvaluationSettings
+from nrg_sampler.evaluation.settings import PRESET, SPLITS, SUITES, EvaluationSettings
 from nrg_sampler.runs.device import AUTO, DTYPES
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--out", type=Path, default=Path("evaluation"), help="folder for CSV, JSON, tables and plots (resumable)"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object a suite and judge, not the table")
-    options.add_guidance(parser)
+    options.add_guidance(parser, PRESET)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -93,7 +93,7 @@ def settings_from(arguments: argparse.Namespace) -> EvaluationSettings:
         dtype=arguments.dtype,
         device=arguments.device,
         out=arguments.out,
-        guidance=guidance_from(arguments),
+        guidance=guidance_from(arguments, PRESET),
     )
 
 

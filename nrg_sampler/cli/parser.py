@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
+from nrg_sampler.guidance import presets
+from nrg_sampler.guidance.fields import GROUPS, Setting, Switch, settings_of
+from nrg_sampler.guidance.settings import RewardGuidance
 from nrg_sampler.schedulers import SCHEDULERS
 
 # option -> argument of the pipeline call
@@ -19,36 +22,39 @@ SAMPLING = {
     "width": "width",
     "frames": "num_frames",
 }
-# option and field of RewardGuidance alike
-GUIDANCE = (
-    "weights",
-    "scale",
-    "start",
-    "stop",
-    "every",
-    "reuse",
-    "max_coefficient",
-    "max_push",
-    "damping",
-    "fading",
-    "balanced",
-    "conflicts",
-    "floor",
-    "parallel",
-    "disagreement",
-    "lookahead",
-    "smoothing",
-    "smoothing_samples",
-    "forward",
-    "frame_stride",
-    "crop",
-)
-CONFLICTS, FORWARDS = (
-    ("sum", "project"),
-    ("separate", "shared"),
-)  # as in nrg_sampler.guidance.settings, which would bring torch in
 DTYPES = ("float32", "bfloat16", "float16")
 DEFAULT_FOLDER = Path("outputs")
+
+
+class Hidden(str):
+    """The help of an option that ``--help`` leaves out and ``--help-all`` shows."""
+
+
+class ShortHelp(argparse.HelpFormatter):
+    """A help without the options that are hidden."""
+
+    def add_usage(self, usage: str | None, actions: Iterable[argparse.Action], *rest: Any, **named: Any) -> None:
+        super().add_usage(usage, [action for action in actions if not isinstance(action.help, Hidden)], *rest, **named)
+
+    def add_argument(self, action: argparse.Action) -> None:
+        if not isinstance(action.help, Hidden):
+            super().add_argument(action)
+
+
+class HelpAll(argparse.Action):
+    """Print the help with all options and exit."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        parser.formatter_class = argparse.HelpFormatter
+        parser.print_help()
+        parser.exit()
+
+
+def add_help_all(parser: argparse.ArgumentParser) -> None:
+    """Add ``--help-all`` where options are hidden."""
+    if any(isinstance(action.help, Hidden) for action in parser._actions):
+        about = "show the hidden options too and exit"
+        parser.add_argument("--help-all", action=HelpAll, nargs=0, dest=argparse.SUPPRESS, help=about)
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -118,7 +124,7 @@ def add_search(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--particles",
         action="store_true",
-        help="candidates of a stochastic solver, drawn anew by how their reading rises (default: 4 particles)",
+        help=Hidden("candidates of a stochastic solver, drawn anew by how their reading rises (default: 4 particles)"),
     )
 
 
@@ -133,7 +139,9 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: cuda if there is one, else cpu)")
     group.add_argument("--dtype", choices=DTYPES, help="of the weights (default: bfloat16 on cuda, else float32)")
-    _add_switch(group, "--checkpointing", "let the reward need less memory and a little more time, for large videos")
+    _add_switch(
+        group, "--checkpointing", Hidden("let the reward need less memory and a little more time, for large videos")
+    )
 
 
 def add_judges(parser: argparse.ArgumentParser) -> None:
@@ -156,60 +164,86 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--width", type=whole_number(1), metavar="PX")
     group.add_argument("--frames", type=whole_number(1), metavar="N")
     group.add_argument("--scheduler", choices=sorted(SCHEDULERS), help="solver (default: the model's own)")
-    group.add_argument("--fps", type=positive, metavar="N", help="of the written file (default: the model's, else 16)")
+    group.add_argument(
+        "--fps", type=positive, metavar="N", help=Hidden("of the written file (default: the model's, else 16)")
+    )
 
 
-def add_guidance(parser: argparse.ArgumentParser) -> None:
-    """Add the settings of the reward guidance."""
-    group = parser.add_argument_group("reward guidance")
-    group.add_argument("--weights", metavar="VQ:MQ:TA", help="one weight an axis, as 1:1:1 or VQ=1,TA=0.5, or auto")
-    group.add_argument("--scale", type=number, metavar="X", help="strength; 0 is the unguided pipeline")
-    group.add_argument("--start", type=number, metavar="F", help="guide from this fraction of the steps on, 0 to 1")
-    group.add_argument("--stop", type=number, metavar="F", help="guide up to this fraction of the steps, 0 to 1")
-    group.add_argument("--every", type=whole_number(1), metavar="N", help="ask the reward in every N-th step only")
-    _add_switch(group, "--reuse", "push with the last direction in the steps between")
-    group.add_argument("--max-coefficient", type=number, metavar="X", help="upper bound of sigma / (1 - sigma)")
-    group.add_argument("--max-push", type=number, metavar="X", help="upper bound of the push, in velocity norms")
+def add_guidance(
+    parser: argparse.ArgumentParser, preset: str = presets.DEFAULT, kind: type[RewardGuidance] = RewardGuidance
+) -> None:
+    """Add the settings of the reward guidance.
+
+    Their values stay text here, which :func:`nrg_sampler.cli.recipe.guidance_from` reads; ``None`` is not given.
+
+    Args:
+        parser: Of a subcommand.
+        preset: What holds where nothing is given.
+        kind: The class whose fields they are.
+    """
+    group = parser.add_argument_group("guidance")
+    about = "; ".join(f"{name}, {where}" for name, where in presets.ABOUT.items())
     group.add_argument(
-        "--damping",
-        metavar="P",
-        help="weaken gradients by (1 - sigma) to this power, as 1 or VQ=0,TA=1.5 (default: as the reward recommends)",
+        "--preset",
+        choices=list(presets.PRESETS),
+        help=f"when the reward is evaluated: {about} (default: {preset}); its direction is reused between, and other "
+        "options win",
     )
     group.add_argument(
-        "--fading",
-        metavar="Q",
-        help="weaken gradients by sigma to this power, as 2 or VQ=4,TA=0 (default: as the reward recommends)",
+        "--paper",
+        action="store_true",
+        help=Hidden("the published algorithm: scale 100, every step, no bound on the push"),
     )
-    _add_switch(group, "--balanced", "give the gradients of the axes one norm")
-    group.add_argument("--conflicts", choices=CONFLICTS, help="project what axes have against each other out of them")
-    group.add_argument("--floor", metavar="AXES", help="axes that the push must not lower, as TA or VQ,TA")
+    settings = settings_of(kind)
     group.add_argument(
-        "--lookahead",
-        type=number,
-        metavar="F",
-        help="read the latents this far along their path, 0 to 1, which is the predicted clean ones (default: 0)",
+        "--set",
+        action="append",
+        type=_assignment(settings),
+        metavar="NAME=VALUE",
+        help="any setting, also those that --help-all shows, as lookahead=0.1 or max_push=none; may be repeated",
     )
-    group.add_argument("--parallel", type=number, metavar="F", help="share kept of the push along the clean latents")
-    group.add_argument(
-        "--disagreement",
-        type=number,
-        metavar="X",
-        help="push less along what the members of the reward disagree about: mean minus X deviations",
-    )
-    group.add_argument(
-        "--smoothing", type=number, metavar="F", help="average the gradient over this share of the noise"
-    )
-    group.add_argument(
-        "--smoothing-samples", type=whole_number(1), metavar="N", help="gradients in that average (default: 4)"
-    )
-    group.add_argument(
-        "--forward", choices=FORWARDS, help="let the reward run on its own, or read the features of the denoiser"
-    )
-    group.add_argument(
-        "--frame-stride", type=whole_number(1), metavar="N", help="let the reward read each N-th latent frame only"
-    )
-    group.add_argument("--crop", type=number, metavar="F", help="share of height and width that the reward reads")
-    group.add_argument("--paper", action="store_true", help="the published algorithm: scale 100, no bound on the push")
+    for name, meaning in GROUPS.items():
+        section = parser.add_argument_group(f"guidance, {name}: {meaning}")
+        for setting in settings.values():
+            if setting.group == name:
+                _add_setting(section, setting)
+
+
+def _add_setting(section: argparse._ArgumentGroup, setting: Setting) -> None:
+    option = f"--{setting.name.replace('_', '-')}"
+    text = f"{setting.help} (default: {setting.usual})"
+    about = text if setting.shown else Hidden(text)
+    if isinstance(setting.kind, Switch):
+        section.add_argument(option, action=argparse.BooleanOptionalAction, default=None, help=about)
+    else:
+        section.add_argument(option, type=_readable(setting), metavar=setting.kind.metavar, help=about)
+
+
+def _readable(setting: Setting) -> Callable[[str], str]:
+    """Return a converter that refuses text which is no value of the setting."""
+
+    def convert(text: str) -> str:
+        try:
+            setting.read(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+        return text
+
+    return convert
+
+
+def _assignment(settings: dict[str, Setting]) -> Callable[[str], tuple[str, str]]:
+    """Return a converter of ``NAME=VALUE``."""
+
+    def convert(text: str) -> tuple[str, str]:
+        name, sign, value = text.partition("=")
+        if not sign or name not in settings:
+            raise argparse.ArgumentTypeError(
+                f"Expected NAME=VALUE with a name from {', '.join(settings)}, but got {text!r}"
+            )
+        return name, _readable(settings[name])(value)
+
+    return convert
 
 
 def _add_switch(group: argparse._ArgumentGroup, name: str, meaning: str) -> None:
@@ -231,4 +265,4 @@ def options_given(
     add_arguments(parser)
     counted = [action for action in parser._actions if action.dest not in besides]
     given = [action for action in counted if getattr(arguments, action.dest) != action.default]
-    return [max(action.option_strings, key=len, default=f"the {action.dest}") for action in given]
+    return [next(iter(action.option_strings), f"the {action.dest}") for action in given]

@@ -7,7 +7,9 @@ from dataclasses import replace
 from typing import Any
 
 from nrg_sampler.checkpoints import BUNDLED
-from nrg_sampler.cli.parser import GUIDANCE, SAMPLING
+from nrg_sampler.cli.parser import SAMPLING
+from nrg_sampler.guidance.fields import settings_of
+from nrg_sampler.guidance.presets import DEFAULT
 from nrg_sampler.guidance.settings import RewardGuidance
 from nrg_sampler.runs.device import default_device, require_device, weights_dtype
 from nrg_sampler.runs.recipe import Recipe
@@ -39,14 +41,30 @@ def from_arguments(arguments: argparse.Namespace) -> Recipe:
     )
 
 
-def guidance_from(arguments: argparse.Namespace) -> RewardGuidance:
+def guidance_from(
+    arguments: argparse.Namespace, preset: str = DEFAULT, kind: type[RewardGuidance] = RewardGuidance
+) -> RewardGuidance:
     """Return the guidance that the options ask for.
 
+    Args:
+        arguments: The options of :func:`nrg_sampler.cli.parser.add_guidance`.
+        preset: As given there.
+        kind: As given there.
+
     Raises:
-        ValueError: If a setting is out of its range.
+        ValueError: If a setting is out of its range, or both a preset and the paper's settings are named.
     """
-    given = {name: getattr(arguments, name) for name in GUIDANCE if getattr(arguments, name) is not None}
-    return replace(RewardGuidance.paper() if arguments.paper else RewardGuidance(), **given)
+    if arguments.paper and arguments.preset:
+        raise ValueError("Expected --preset or --paper, but got both; choose one.")
+    base = kind.paper() if arguments.paper else kind.preset(arguments.preset or preset)
+    settings = settings_of(kind)
+    return replace(base, **{name: settings[name].read(text) for name, text in _given(arguments, kind).items()})
+
+
+def _given(arguments: argparse.Namespace, kind: type[RewardGuidance] = RewardGuidance) -> dict[str, str]:
+    """Return the settings that were given, as text by their names."""
+    options = {name: getattr(arguments, name) for name in settings_of(kind)}
+    return {**{name: str(text) for name, text in options.items() if text is not None}, **dict(arguments.set or ())}
 
 
 def _search(arguments: argparse.Namespace) -> dict[str, Any] | None:
@@ -59,6 +77,7 @@ def _search(arguments: argparse.Namespace) -> dict[str, Any] | None:
         return None
     from nrg_sampler.search import Search
 
-    settings = Search(weights=arguments.weights) if resampling else Search.best_of(1, arguments.weights)
-    settings = Search.particles(weights=arguments.weights) if particles else settings
+    weights = _given(arguments).get("weights")
+    settings = Search(weights=weights) if resampling else Search.best_of(1, weights)
+    settings = Search.particles(weights=weights) if particles else settings
     return (settings if best_of is None else replace(settings, candidates=best_of)).to_dict()

@@ -1,13 +1,17 @@
-"""What is compared: arms, each a name and a way to sample."""
+"""What is compared: arms, each a name and a way to sample.
+
+An arm differs from the guidance it is made from in what it is named after. The published tables are made from
+``RewardGuidance.preset("best")``, which evaluates the reward in every step.
+"""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
-from nrg_sampler.guidance.settings import POWERS, RewardGuidance
+from nrg_sampler.guidance.fields import settings_of
+from nrg_sampler.guidance.presets import PRESETS
+from nrg_sampler.guidance.settings import RewardGuidance
 from nrg_sampler.rewards.weights import RewardWeights
 from nrg_sampler.search import Search
 
@@ -18,9 +22,6 @@ FLOOR = "TA"
 PAPER_SCALE = 30.0  # of the paper's w, by gains on validation prompts: its 100 is for another reward and model
 AHEAD = 0.1  # of the lookahead, by gains on validation prompts
 SCALES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
-SETTINGS = {setting.name: setting.default for setting in fields(RewardGuidance) if setting.name != "weights"}
-WORDS = ("conflicts", "floor", "forward", *POWERS)  # given as text; others are numbers or yes and no
-LIMITS = ("max_coefficient", "max_push")  # settings that may be none
 
 
 @dataclass(frozen=True)
@@ -130,8 +131,9 @@ def rivals_suite(base: RewardGuidance) -> list[Arm]:
         Arm("guided, all noise trusted alike", replace(base, damping=0.0, fading=0.0)),
         Arm("guided, first third", replace(base, stop=1 / 3)),
         Arm("guided, looking ahead", replace(base, lookahead=AHEAD)),
-        Arm("guided every 2nd step", replace(base, every=2)),
+        Arm("guided every 2nd step", replace(base, every=2, reuse=False)),
         Arm("guided, reused every 2nd", replace(base, every=2, reuse=True)),
+        *(Arm(f"preset {name}", replace(base, **settings)) for name, settings in PRESETS.items()),
         Arm("skip-gradient", replace(base, lookahead=1.0)),
         Arm("random direction", replace(base, disagreement=0.0), reward="random"),
         Arm("flipped", flipped(base)),
@@ -168,7 +170,8 @@ def wanted_arms(every: Sequence[Arm], wanted: Sequence[str], base: RewardGuidanc
 
 def _wanted_arm(every: Sequence[Arm], text: str, base: RewardGuidance) -> Arm:
     words = text.split()
-    settings = [word for word in words if "=" in word and word.partition("=")[0] in SETTINGS]
+    known = {name: setting for name, setting in settings_of(type(base)).items() if name != "weights"}
+    settings = [word for word in words if "=" in word and word.partition("=")[0] in known]
     given = dict(word.split("=", 1) for word in settings)
     name = " ".join(word for word in words if word not in settings)
     arm = next((arm for arm in every if arm.name == name), None) or _by_weights(name, base)
@@ -176,11 +179,11 @@ def _wanted_arm(every: Sequence[Arm], text: str, base: RewardGuidance) -> Arm:
         names = ", ".join(repr(arm.name) for arm in every)
         raise ValueError(
             f"Expected --arms from {names}, or weights such as 0.2:0.3:0.5, a guided one with settings such as scale=2 "
-            f"({', '.join(SETTINGS)}), but got {text!r}."
+            f"({', '.join(known)}), but got {text!r}."
         )
     if not given or arm.guidance is None:
         return arm
-    changed = replace(arm.guidance, **{key: _setting(key, value) for key, value in given.items()})
+    changed = replace(arm.guidance, **{key: known[key].read(value) for key, value in given.items()})
     return replace(arm, name=" ".join(words), guidance=changed)
 
 
@@ -192,21 +195,6 @@ def _by_weights(text: str, base: RewardGuidance) -> Arm | None:
         return Arm(text, replace(base, weights=weights))
     except ValueError:
         return None
-
-
-def _setting(name: str, text: str) -> Any:
-    if text.lower() == "none" and name in (*LIMITS, "floor", *POWERS):
-        return None
-    if name in WORDS:
-        return text
-    try:
-        value = json.loads(text.lower())
-    except ValueError:
-        value = None
-    switch = isinstance(SETTINGS[name], bool)
-    if not isinstance(value, (int, float)) or isinstance(value, bool) is not switch:
-        raise ValueError(f"Expected {'true or false' if switch else 'a number'} for `{name}`, but got {text!r}.")
-    return value
 
 
 SUITES: dict[str, Callable[[RewardGuidance], list[Arm]]] = {

@@ -14,7 +14,6 @@ from nrg_sampler.evaluation.features import STATIC
 from nrg_sampler.evaluation.gains import gains, hacking_index, slider_correlation
 from nrg_sampler.evaluation.grading import ORACLE, TARGET, Graded, column, tabulate
 from nrg_sampler.evaluation.winrate import win_rate
-from nrg_sampler.rewards.weights import RewardWeights
 from nrg_sampler.shapes.oracle import AXES
 from nrg_sampler.statistics import estimate, ratio_interval
 
@@ -178,7 +177,7 @@ def _with_interval(name: str, value: float | None, low: float | None, high: floa
 def _sliders(arms: Sequence[Arm], table: Mapping[str, Mapping[int, Graded]], judge: str) -> dict[str, Any]:
     """Rho of weight and gain over the arms that push along, by known weights and without a floor."""
     pushed = [arm for arm in arms if arm.guidance and arm.guidance.scale > 0 and not arm.guidance.floor]
-    pushed = [arm for arm in pushed if not RewardWeights.parse(arm.guidance and arm.guidance.weights).auto]
+    pushed = [arm for arm in pushed if arm.guidance and not arm.guidance.axis_weights.auto]
     shared = set(table.get(UNGUIDED, {}))
     for arm in pushed:
         shared &= set(table.get(arm.name, {}))
@@ -190,7 +189,7 @@ def _sliders(arms: Sequence[Arm], table: Mapping[str, Mapping[int, Graded]], jud
         return column([table[arm][index] for index in order], judge)
 
     changes = torch.stack([gains(scores(arm.name), scores(UNGUIDED)) for arm in pushed])  # (arms, n, axes + 1)
-    weights = torch.tensor([RewardWeights.parse(arm.guidance.weights).resolve(AXES) for arm in pushed if arm.guidance])
+    weights = torch.tensor([arm.guidance.axis_weights.resolve(AXES) for arm in pushed if arm.guidance])
     found = [slider_correlation(weights[:, axis], changes[..., axis]) for axis in range(len(AXES))]
     return {
         axis: {"rho": round(rho.value, 3), "low": round(rho.low, 3), "high": round(rho.high, 3)}

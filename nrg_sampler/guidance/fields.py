@@ -241,7 +241,9 @@ class Setting:
         """The default in words."""
         if self.default is None and isinstance(self.kind, (Number, Text)):
             return str(self.kind.none)
-        return str(self.default).lower() if isinstance(self.kind, Switch) else f"{self.default}"
+        if isinstance(self.kind, Switch):
+            return str(self.default).lower()
+        return f"{self.default:g}" if isinstance(self.kind, Number) else str(self.default)
 
     def checked(self, value: Any) -> Any:
         """Return a value as it is stored.

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from nrg_sampler.files import fingerprint, replacing
-from nrg_sampler.rewards.weights import RewardWeights
 from nrg_sampler.runs.recipe import Recipe
 from nrg_sampler.video import Frames, frames_sha256
 
@@ -71,7 +70,7 @@ class Manifest:
     def weighted_axes(self) -> tuple[str, ...]:
         """Return the axes with a weight, of those that the reward's score of a clip is known for."""
         axes = tuple(next((clip.scores["reward"] for clip in self.clips if "reward" in clip.scores), {}))
-        weights = RewardWeights.parse(self.recipe.guidance.weights)
+        weights = self.recipe.guidance.axis_weights
         if weights.names is None and weights.values is not None and len(weights.values) != len(axes):
             return axes  # a reading that is not finite is left out of the scores
         return tuple(axis for axis, weight in zip(axes, weights.resolve(axes), strict=True) if weight)

@@ -93,7 +93,7 @@ class Recipe:
 
     def guidance_entries(self) -> dict[str, Any]:
         """Return the guidance as JSON can hold it without rounding, so that a replay reads it back equal."""
-        weights = RewardWeights.parse(self.guidance.weights)
+        weights = self.guidance.axis_weights
         values = None if weights.values is None else list(weights.values)
         named = values if values is None or weights.names is None else dict(zip(weights.names, values, strict=True))
         return {**self.guidance.to_dict(), "weights": AUTO if weights.auto else named}

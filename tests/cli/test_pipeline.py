@@ -208,7 +208,7 @@ def test_the_best_of_several_seeds_is_the_one_the_reward_prefers(
         (clip,) = Manifest.read(Path(f"{seed}.json")).clips
         scores[clip.sha256] = clip.scores["reward"]["VQ"] + 2 * clip.scores["reward"]["MQ"]
     assert best.clips[0].sha256 == max(scores, key=lambda sha: scores[sha])
-    assert best.search == {
+    assert best.recipe.search == {
         "candidates": 3,
         "moments": [],
         "temperature": 1.0,
@@ -228,7 +228,8 @@ def test_a_search_on_the_way_is_replayed_and_planned(model: list[str], capsys: p
     capsys.readouterr()
     assert cli.main(["generate", "--replay", "a.json"]) == 0
     assert "identical" in capsys.readouterr().out
-    settings = [*SIZE[:-2], "--steps", "10", "--guidance-scale", "5", "--best-of", "4", "--floor", "TA", "--json"]
+    settings = [*SIZE[:-2], "--steps", "10", "--guidance-scale", "5", "--best-of", "4", "--floor", "TA"]
+    settings += ["--preset", "best", "--json"]
     plans = {}
     for weights in ("1:0:0", "0:0:1"):
         assert cli.main(["generate", "a red circle", *model, *settings, "--weights", weights, "--plan"]) == 0

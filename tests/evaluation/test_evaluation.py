@@ -35,6 +35,7 @@ from nrg_sampler.evaluation.panel import panel
 from nrg_sampler.evaluation.report import markdown, summarise
 from nrg_sampler.evaluation.winrate import win_rate
 from nrg_sampler.evaluation.worst import contact_sheet, sample_cases, worst_indices
+from nrg_sampler.guidance.presets import PRESETS
 from nrg_sampler.guidance.resolved import resolve
 from nrg_sampler.guidance.settings import RewardGuidance
 from nrg_sampler.rewards.base import Conditioning
@@ -378,16 +379,18 @@ def test_rivals_keep_the_user_s_weights():
         ("guided", {}),
         ("guided, first third", {"stop": 1 / 3}),
         ("guided, looking ahead", {"lookahead": 0.1}),
-        ("guided every 2nd step", {"every": 2}),
+        ("guided every 2nd step", {"every": 2, "reuse": False}),
         ("guided, reused every 2nd", {"every": 2, "reuse": True}),
         ("skip-gradient", {"lookahead": 1.0}),
         ("flipped", {"scale": -1.0}),
+        *((f"preset {name}", settings) for name, settings in PRESETS.items()),
     ],
 )
 def test_variants_differ_from_the_default_in_what_they_are_named_after(name, change):
-    base = RewardGuidance(weights="0:0:1")
+    base = RewardGuidance.preset("best", weights="0:0:1")
     arms = {arm.name: arm for arm in rivals_suite(base)}
     assert arms[name].guidance == replace(base, **change)
+    assert (arms[name].guidance == base) is (name in ("guided", "preset best"))
 
 
 def test_the_paper_is_met_at_its_own_strength_and_at_one_that_suits_this_reward():

@@ -82,12 +82,12 @@ def test_a_stock_pipeline_is_guided_by_two_added_lines(weights: Path, capsys: py
 
 
 def test_a_handwritten_loop_samples_what_the_attached_pipeline_samples(weights: Path) -> None:
-    from nrg_sampler import attach
+    from nrg_sampler import RewardGuidance, attach
 
     names = run_example("handwritten_loop", weights)
     generator = torch.Generator().manual_seed(0)
     prompt = "a red circle moving right"
-    with attach(names["pipe"], names["reward"]):
+    with attach(names["pipe"], names["reward"], RewardGuidance.preset("best")):  # as without a memory of directions
         frames = names["pipe"](prompt, negative_prompt="", guidance_scale=4.0, generator=generator, **RUN).frames[0]
     np.testing.assert_allclose(names["frames"], frames, atol=1e-4)
     assert Path("guided.mp4").is_file()
@@ -102,7 +102,7 @@ def test_the_distance_between_clips_of_open_prompts_is_told(weights: Path, capsy
         told = dict(part.rsplit(" ", 1) for part in line.split(": ")[1].split(", "))
         assert told.keys() == names["SETTINGS"].keys() and told["unguided"] == "1.00"
     distances = names["distances"]  # of the last prompt; to the last digit, for the tiny reward pushes little
-    assert distances["unguided"] != distances["default"] != distances["lookahead=0.1"] and min(distances.values()) > 0
+    assert distances["unguided"] != distances["guided"] != distances["lookahead=0.1"] and min(distances.values()) > 0
 
 
 def test_an_own_reward_raises_what_it_rewards(weights: Path, capsys: pytest.CaptureFixture[str]) -> None:

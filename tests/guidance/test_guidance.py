@@ -273,7 +273,7 @@ def test_damping_that_does_not_fit_the_axes_is_refused(damping):
 
 def test_the_paper_s_settings_have_no_window_limit_or_calibration():
     paper = RewardGuidance.paper()
-    assert (paper.scale, paper.start, paper.stop, paper.every) == (100.0, 0.0, 1.0, 1)
+    assert (paper.scale, paper.start, paper.stop, paper.every, paper.reuse) == (100.0, 0.0, 1.0, 1, False)
     assert (paper.max_coefficient, paper.max_push, paper.calibrated) == (None, None, False)
     assert (paper.damping, paper.fading) == (0.0, 0.0)
     assert (paper.reuse, paper.balanced, paper.conflicts, paper.floor) == (False, False, "sum", None)
@@ -287,7 +287,8 @@ def test_the_paper_s_settings_have_no_window_limit_or_calibration():
         ({"start": 0.3}, [3, 4, 5, 6, 7, 8, 9]),
         ({"stop": 0.3}, [0, 1, 2]),
         ({"start": 0.2, "stop": 0.7}, [2, 3, 4, 5, 6]),
-        ({"every": 4}, [0, 4, 8]),
+        ({"every": 4, "reuse": False}, [0, 4, 8]),
+        ({"every": 4, "reuse": True}, list(range(10))),
         ({"start": 0.5, "stop": 0.5}, []),
     ],
 )
@@ -306,7 +307,7 @@ def test_a_skipped_step_returns_the_velocity_itself():
     assert [step.skipped for step in trace.steps] == ["window", None]
 
 
-@pytest.mark.parametrize("settings", [{"start": 0.1}, {"stop": 0.9}, {"every": 2}])
+@pytest.mark.parametrize("settings", [{"start": 0.1}, {"stop": 0.9}, {"every": 2, "reuse": False}])
 def test_a_window_without_a_step_index_is_refused(settings):
     with pytest.raises(ValueError, match="Expected `step_index` and `num_inference_steps` for guidance with start="):
         guided_velocity(batch(1), batch(), 0.5, TowardTarget(), guidance=RewardGuidance(**settings))
@@ -508,10 +509,17 @@ def test_reuse_without_a_memory_evaluates_the_reward_in_every_step():
 
 @pytest.mark.parametrize(
     ("settings", "count"),
-    [({}, 10), ({"scale": 0}, 0), ({"every": 4}, 3), ({"start": 0.5}, 5), ({"smoothing": 0.1}, 40)],
+    [
+        ({}, 10),
+        ({"scale": 0}, 0),
+        ({"every": 4}, 3),
+        ({"every": 4, "reuse": True}, 3),
+        ({"start": 0.5}, 5),
+        ({"smoothing": 0.1}, 40),
+    ],
 )
 def test_the_gradients_of_a_run_are_known_beforehand(settings, count):
-    assert RewardGuidance(**settings).gradients(10) == count
+    assert RewardGuidance.preset("best", **settings).gradients(10) == count
 
 
 def test_a_floor_on_an_unknown_axis_is_refused():

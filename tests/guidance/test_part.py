@@ -19,7 +19,7 @@ from nrg_sampler.guidance.step import reward_direction
 from nrg_sampler.rewards.gradient import reward_gradient
 
 SHAPE = (2, 16, 5, 8, 8)
-PART = RewardGuidance(frame_stride=2, crop=0.5)
+PART = RewardGuidance.preset("best", frame_stride=2, crop=0.5)  # a turn in every step
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from nrg_sampler.rewards.gradient import reward_gradient
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
 
 SOLVERS = ("euler", "unipc", "dpm++", "heun")
-STRONG = RewardGuidance(max_coefficient=20.0, scale=200.0, max_push=None, damping=0.0)
+STRONG = RewardGuidance.preset("best", max_coefficient=20.0, scale=200.0, max_push=None, damping=0.0)
 
 
 def is_untouched(pipe: Any) -> bool:
@@ -35,7 +35,7 @@ def test_a_quadratic_reward_rises_with_the_scale(wan, reward, solver):
     wan.scheduler = schedulers()[solver]
     distances = []
     for scale in (0.0, 50.0, 100.0, 200.0):
-        with attach(wan, reward, scale=scale, max_coefficient=20.0, max_push=None, damping=0.0):
+        with attach(wan, reward, STRONG, scale=scale):
             distances.append(float((sample(wan, num_inference_steps=6) - reward.target).square().mean()))
     assert distances == sorted(distances, reverse=True)
     assert distances[-1] < 0.9 * distances[0]
@@ -131,7 +131,7 @@ def test_it_works_inside_no_grad_and_inference_mode(wan, mode):
 @pytest.mark.parametrize("guidance_scale", [1.0, 5.0])
 def test_the_reward_sees_the_positive_prompt(wan, guidance_scale):
     reward = PromptMatch()
-    with attach(wan, reward):
+    with attach(wan, reward, RewardGuidance.preset("best")):
         sample(wan, "a red circle", negative_prompt="blue square", guidance_scale=guidance_scale)
     with torch.no_grad():
         expected, _ = wan.encode_prompt("a red circle", max_sequence_length=8)
@@ -257,7 +257,7 @@ def test_a_deep_copy_of_the_scheduler_steps_by_itself_unguided(wan, reward):
 
 
 def test_the_trace_tells_every_step(wan, reward):
-    guidance = RewardGuidance(scale=1e4, start=0.25, every=2, max_push=0.3)
+    guidance = RewardGuidance(scale=1e4, start=0.25, every=2, reuse=False, max_push=0.3)
     with attach(wan, reward, guidance) as trace:
         sample(wan, num_inference_steps=8)
         sample(wan, num_inference_steps=2)

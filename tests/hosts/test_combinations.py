@@ -12,7 +12,7 @@ from tiny_families import TINY
 
 from nrg_sampler import LatentReward, NRGFlowPipeline, RewardGuidance, attach
 
-STRONG = RewardGuidance(max_coefficient=20.0, scale=200.0, max_push=None)
+STRONG = RewardGuidance.preset("best", max_coefficient=20.0, scale=200.0, max_push=None)
 
 
 def transformer() -> Any:

@@ -26,7 +26,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:`FluxPosEmbed` is deprecated:FutureWarning"),
 ]
 
-UNBOUNDED = RewardGuidance(max_coefficient=None, max_push=None, damping=0.0)
+UNBOUNDED = RewardGuidance.preset("best", max_coefficient=None, max_push=None, damping=0.0)
 
 
 class Pattern:

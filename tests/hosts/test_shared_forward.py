@@ -20,8 +20,8 @@ from nrg_sampler.rewards.latent import LatentReward
 
 SHAPES = WORKLOADS["shapes"]
 SHALLOW = replace(SHAPES, config={**SHAPES.config, "num_layers": 4})
-GUIDANCE = RewardGuidance(scale=50.0, max_push=None)
-SHARED = RewardGuidance(scale=50.0, max_push=None, forward="shared")
+GUIDANCE = RewardGuidance.preset("best", scale=50.0, max_push=None)
+SHARED = RewardGuidance.preset("best", scale=50.0, max_push=None, forward="shared")
 
 
 def deep_transformer():

@@ -19,7 +19,7 @@ from nrg_sampler.runs.recipe import Recipe
 
 RECIPE = Recipe(
     prompt="a red circle",
-    guidance=RewardGuidance(),
+    guidance=RewardGuidance.preset("best"),
     sampling={"num_inference_steps": 9, "height": 32, "width": 32, "num_frames": 9, "max_sequence_length": 8},
     model="tiny",
     reward=None,
@@ -46,8 +46,8 @@ def test_the_ratio_is_the_one_that_is_counted(pipe: Any) -> None:
 
 def test_sharing_is_cheaper_and_checkpointing_dearer(pipe: Any) -> None:
     separate = plan.plan(pipe, RECIPE).ratio
-    shared = plan.plan(pipe, replace(RECIPE, guidance=RewardGuidance(forward="shared"))).ratio
-    strided = plan.plan(pipe, replace(RECIPE, guidance=RewardGuidance(frame_stride=2))).ratio
+    shared = plan.plan(pipe, replace(RECIPE, guidance=RewardGuidance.preset("best", forward="shared"))).ratio
+    strided = plan.plan(pipe, replace(RECIPE, guidance=RewardGuidance.preset("best", frame_stride=2))).ratio
     assert 1 < strided < separate
     pipe.reward_model.enable_gradient_checkpointing()
     assert shared < separate < plan.plan(pipe, RECIPE).ratio

@@ -127,7 +127,9 @@ def sampled_pool(
             guidance_scale=rng.choice((1.0, 2.5, 4.0, 6.0)),
             generator=torch.Generator().manual_seed(rng.randrange(2**31)),
             reward=reward,
-            guidance=RewardGuidance(weights=rng.choice(GUIDED_WEIGHTS), scale=rng.choice(GUIDED_SCALES)),
+            guidance=RewardGuidance.preset(
+                "best", weights=rng.choice(GUIDED_WEIGHTS), scale=rng.choice(GUIDED_SCALES)
+            ),
         )
         parts.append((latents.half(), *measured(decode_latents(pipe, latents))))
         labels += chosen
