@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nrg_sampler.guidance import fields
-from nrg_sampler.guidance.fields import Setting, settings_of
+from nrg_sampler.guidance.fields import GROUPS, Setting, settings_of
 from nrg_sampler.guidance.settings import RewardGuidance
 
 TEXT_LENGTH = 100  # characters
@@ -169,6 +169,15 @@ def _control(setting: Setting) -> Control:
 
 
 CONTROLS = controls_of(RewardGuidance)
+# The same by what the page says above each group
+GROUPED = {
+    f"{group.capitalize()}: {about}.": [
+        (name, CONTROLS[name])
+        for name, setting in settings_of(RewardGuidance).items()
+        if setting.group == group and name in CONTROLS
+    ]
+    for group, about in GROUPS.items()
+}
 
 
 def _number(name: str, value: Any) -> Any:

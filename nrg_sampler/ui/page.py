@@ -8,13 +8,22 @@ from typing import Any
 
 import gradio as gr
 
-from nrg_sampler.guidance.fields import GROUPS, settings_of
 from nrg_sampler.guidance.settings import RewardGuidance
 from nrg_sampler.schedulers import SCHEDULERS
-from nrg_sampler.ui.controls import CONTROLS, TEXT_LENGTH, Choice, Control, Switch, Text
+from nrg_sampler.ui.controls import GROUPED, TEXT_LENGTH, Choice, Control, Switch, Text
 from nrg_sampler.ui.handlers import PARTS, Studio, View, blank
 from nrg_sampler.ui.jobs import CANDIDATES, FINENESS
-from nrg_sampler.ui.presets import AUTO, AXIS_NAMES, CUSTOM, EXAMPLES, PRESETS, preset_of
+from nrg_sampler.ui.presets import (
+    AUTO,
+    AXIS_NAMES,
+    CUSTOM,
+    EXAMPLES,
+    GUIDANCE_PRESETS,
+    PRESET_SETTINGS,
+    PRESETS,
+    guidance_preset_of,
+    preset_of,
+)
 from nrg_sampler.ui.settings import OWN_SCHEDULER, PROMPT_LENGTH
 
 RUNS: dict[str, Any] = {
@@ -80,6 +89,13 @@ class Page:
         self.controls["strength"] = _slider(
             0, 5, 1, 0.1, label="Strength", info="1 is what the reward recommends.", elem_id="nrg-strength"
         )
+        self.guidance_preset = gr.Dropdown(
+            [*GUIDANCE_PRESETS, CUSTOM],
+            value=guidance_preset_of(vars(RewardGuidance())),
+            label="Guidance preset",
+            info="When the reward is evaluated; its direction is reused in between.",
+            elem_id="nrg-guidance-preset",
+        )
         with gr.Row():
             self.controls["steps"] = _slider(5, 60, 25, 1, label="Steps", min_width=140, elem_id="nrg-steps")
             self.controls["cfg"] = _slider(1, 10, 4, 0.5, label="CFG", min_width=140, elem_id="nrg-cfg")
@@ -91,10 +107,8 @@ class Page:
             self._more()
 
     def _more(self) -> None:
-        for group, about in GROUPS.items():
-            names = [name for name, setting in settings_of(RewardGuidance).items() if setting.group == group]
-            pairs = [(name, CONTROLS[name]) for name in names if name in CONTROLS]
-            _note(f"{group.capitalize()}: {about}.")
+        for title, pairs in GROUPED.items():
+            _note(title)
             for pair in (pairs[index : index + 2] for index in range(0, len(pairs), 2)):
                 with gr.Row(equal_height=True):
                     for name, control in pair:
@@ -196,7 +210,7 @@ class Page:
         def pick_best(request: gr.Request, event: gr.EventData) -> list[Any]:
             return self._taken(studio.pick(name(request), "best", _index(event)))
 
-        taken = [*self._shown(), self.preset, *self._inputs()]
+        taken = [*self._shown(), self.preset, self.guidance_preset, *self._inputs()]
         self.parts["history"].select(restore, None, [*taken, self.tabs], **AT_ONCE)
         self.parts["sweep"].select(pick_sweep, None, taken, **AT_ONCE)
         self.parts["best"].select(pick_best, None, taken, **AT_ONCE)
@@ -213,6 +227,13 @@ class Page:
         def name_of(*weights: float) -> str:
             return preset_of(weights)
 
+        def settings_of_preset(name: str) -> list[Any]:
+            preset = GUIDANCE_PRESETS.get(name, {})
+            return [preset.get(setting, gr.skip()) for setting in PRESET_SETTINGS]
+
+        def name_of_settings(*values: Any) -> str:
+            return guidance_preset_of(dict(zip(PRESET_SETTINGS, values, strict=True)))
+
         def plan(*values: Any) -> str:
             return studio.plan(self._values(values))
 
@@ -227,6 +248,10 @@ class Page:
         self.preset.input(weights_of, asked, [self.parts["status"], *self.weights], **AT_ONCE)
         for slider in self.weights:
             slider.input(name_of, self.weights, self.preset, **AT_ONCE)
+        named = [self.controls[name] for name in PRESET_SETTINGS]
+        self.guidance_preset.input(settings_of_preset, self.guidance_preset, named, **AT_ONCE)
+        for part in named:
+            part.input(name_of_settings, named, self.guidance_preset, **AT_ONCE)
         changes = [part.change for name, part in self.controls.items() if name != "prompt"]
         changes += [slider.change for slider in self.weights]
         gr.on(changes, plan, inputs, self.plan, trigger_mode="always_last", **AT_ONCE)
@@ -261,11 +286,12 @@ class Page:
     def _taken(self, view: View) -> list[Any]:
         """Return a view with the settings it brings back."""
         if view.values is None:
-            return [*_painted(view), *[gr.skip()] * (1 + len(self._inputs()))]
+            return [*_painted(view), *[gr.skip()] * (2 + len(self._inputs()))]
         weights = [float(weight) for weight in view.values["weights"].split(":")]
         sliders = [weights[index] if index < len(weights) else gr.skip() for index in range(len(self.weights))]
         settings = {**view.values, "scheduler": view.values["scheduler"] or OWN_SCHEDULER}
-        return [*_painted(view), preset_of(weights), *sliders, *(settings[name] for name in self.controls)]
+        names = [preset_of(weights), guidance_preset_of(settings)]
+        return [*_painted(view), *names, *sliders, *(settings[name] for name in self.controls)]
 
     def _sliders(self, axes: Sequence[str] | None) -> list[Any]:
         """Name the sliders after the axes of a reward and hide those it lacks."""

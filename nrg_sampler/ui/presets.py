@@ -1,8 +1,12 @@
-"""Weights by name: plain words first, then the rows of the paper's table."""
+"""Settings by name: weights in plain words, then in the rows of the paper's table; and when the reward is evaluated."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from nrg_sampler.guidance import presets
+from nrg_sampler.ui.controls import FRACTION_STEP
 
 CUSTOM = "Custom"
 AUTO = "Auto: proposed for this prompt"
@@ -16,6 +20,10 @@ PRESETS: dict[str, tuple[float, float, float]] = {
     "Paper 0.1 : 0.1 : 0.6": (0.1, 0.1, 0.6),
     "Paper 0.5 : 0.5 : 0": (0.5, 0.5, 0.0),
 }
+GUIDANCE_PRESETS: dict[str, dict[str, Any]] = {
+    f"{name.capitalize()}: {presets.ABOUT[name]}": settings for name, settings in presets.PRESETS.items()
+}
+PRESET_SETTINGS = tuple(presets.PRESETS[presets.DEFAULT])
 AXIS_NAMES = {
     "VQ": ("Visual quality", "Clean edges, steady colours, a calm background."),
     "MQ": ("Motion quality", "A smooth path without jumps or flicker."),
@@ -33,3 +41,11 @@ EXAMPLES = (
 def preset_of(weights: Sequence[float]) -> str:
     """Return the first preset with these weights, or :data:`CUSTOM`."""
     return next((name for name, values in PRESETS.items() if tuple(weights) == values), CUSTOM)
+
+
+def guidance_preset_of(settings: Mapping[str, Any]) -> str:
+    """Return the preset of the guidance with these settings, or :data:`CUSTOM`; a slider may round a fraction."""
+    for name, preset in GUIDANCE_PRESETS.items():
+        if all(abs(settings[key] - value) < FRACTION_STEP / 2 for key, value in preset.items()):
+            return name
+    return CUSTOM

@@ -8,9 +8,17 @@ from typing import Any
 import pytest
 
 from nrg_sampler.guidance.settings import RewardGuidance
-from nrg_sampler.ui.controls import CONTROLS
+from nrg_sampler.ui.controls import CONTROLS, GROUPED
 from nrg_sampler.ui.jobs import consecutive_seeds, lattice
-from nrg_sampler.ui.presets import CUSTOM, EXAMPLES, PRESETS, preset_of
+from nrg_sampler.ui.presets import (
+    CUSTOM,
+    EXAMPLES,
+    GUIDANCE_PRESETS,
+    PRESET_SETTINGS,
+    PRESETS,
+    guidance_preset_of,
+    preset_of,
+)
 from nrg_sampler.ui.settings import OWN_SCHEDULER, Settings
 
 GOOD = {
@@ -99,6 +107,10 @@ def test_every_setting_of_the_guidance_has_a_control_that_reads_its_default_back
         assert control.read(control.show(value)) == control.read(value) == value
 
 
+def test_every_control_is_in_one_group() -> None:
+    assert sorted(name for pairs in GROUPED.values() for name, _ in pairs) == sorted(CONTROLS)
+
+
 def test_presets_have_plain_names_and_weights_that_sample() -> None:
     assert list(PRESETS)[:4] == ["Balanced", "Sharper picture", "Smoother motion", "Follow the prompt"]
     assert sum(name.startswith("Paper") for name in PRESETS) == 4
@@ -106,6 +118,21 @@ def test_presets_have_plain_names_and_weights_that_sample() -> None:
         assert PRESETS[preset_of(weights)] == weights, name
         assert Settings.read({**GOOD, "weights": ":".join(f"{weight:g}" for weight in weights)})
     assert preset_of((0.3, 0.2, 0.1)) == CUSTOM
+
+
+def test_guidance_presets_are_those_of_the_library_by_their_settings() -> None:
+    assert [name.split(":")[0] for name in GUIDANCE_PRESETS] == ["Fast", "Balanced", "Best"]
+    for name, settings in GUIDANCE_PRESETS.items():
+        assert tuple(settings) == PRESET_SETTINGS and guidance_preset_of(settings) == name
+        guidance = RewardGuidance.preset(name.split(":")[0].lower())
+        assert guidance_preset_of(vars(guidance)) == name
+        assert Settings.read({**GOOD, **settings}).guidance.every == guidance.every
+    fast, balanced, _ = GUIDANCE_PRESETS
+    assert guidance_preset_of(vars(RewardGuidance())) == balanced
+    rounded = {**GUIDANCE_PRESETS[fast], "stop": 0.35, "every": 2.0}  # as a slider in steps of 0.05 has it
+    assert guidance_preset_of(rounded) == fast
+    for change in ({"stop": 0.5}, {"every": 3}, {"reuse": False}, {"start": 0.1}):
+        assert guidance_preset_of({**GUIDANCE_PRESETS[fast], **change}) == CUSTOM
 
 
 def test_examples_are_words_of_the_bundled_model() -> None:

@@ -107,6 +107,21 @@ def test_a_preset_sets_the_sliders_and_a_slider_makes_it_custom(visit: Any) -> N
     assert weights(visit) == [0.5, 0.1, 0.8]
 
 
+def test_a_guidance_preset_sets_its_settings_and_a_slider_makes_it_custom(visit: Any) -> None:
+    visit.click("#nrg-more button")
+    visit.until(lambda: visit.all("#nrg-stop input[type=number]"))
+    assert visit.value("#nrg-guidance-preset input").startswith("Balanced")
+    visit.click("#nrg-guidance-preset input")
+    visit.until(lambda: visit.all("#nrg-guidance-preset ul[role=listbox] li"))
+    next(item for item in visit.all("#nrg-guidance-preset ul[role=listbox] li") if "Fast" in item.text).click()
+    visit.until(lambda: visit.value("#nrg-stop input[type=number]").startswith("0.3"))
+    assert visit.value("#nrg-guidance-preset input").startswith("Fast")
+    visit.sample()
+    assert visit.value("#nrg-guidance-preset input").startswith("Fast")
+    visit.type("#nrg-every input[type=number]", "3")
+    visit.until(lambda: visit.value("#nrg-guidance-preset input") == "Custom")
+
+
 def test_cancel_stops_the_run_and_the_next_one_works(visit: Any) -> None:
     visit.type("#nrg-steps input[type=number]", "60")
     visit.click("#nrg-go")
