@@ -22,7 +22,7 @@ from nrg_sampler.training.accuracy import (
 from nrg_sampler.training.losses import LIKELIHOODS
 from nrg_sampler.training.pairs import PairData
 from nrg_sampler.training.preferences import OVERALL
-from nrg_sampler.training.trainer import score_pairs
+from nrg_sampler.training.scoring import score_pairs
 
 if TYPE_CHECKING:
     from nrg_sampler.rewards.latent import LatentReward

@@ -33,8 +33,9 @@ from nrg_sampler.training.pairs import PairData
 from nrg_sampler.training.precision import CHECKPOINTS, Precision, choose_precision
 from nrg_sampler.training.preferences import BadRow
 from nrg_sampler.training.prepare import TrainingData, load_encoder, open_cache, prepare_training
+from nrg_sampler.training.scoring import calibrate
 from nrg_sampler.training.settings import LabelledPairs, RewardTraining, objective_for
-from nrg_sampler.training.trainer import calibrate, train
+from nrg_sampler.training.trainer import train
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

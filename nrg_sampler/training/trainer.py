@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,14 +13,14 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from nrg_sampler.flow import noised
 from nrg_sampler.rewards.base import Conditioning
 from nrg_sampler.training.checkpoint import load_checkpoint, save_checkpoint
-from nrg_sampler.training.ensemble import LEVEL_PULL, align_members, bootstrap_weights, level_spread
+from nrg_sampler.training.ensemble import LEVEL_PULL, bootstrap_weights, level_spread
 from nrg_sampler.training.losses import LOSSES, Comparison
 from nrg_sampler.training.objective import Objective
 from nrg_sampler.training.pairs import PairBatch, PairData
 from nrg_sampler.training.schedule import warmup_cosine
+from nrg_sampler.training.scoring import in_bfloat16, score_pairs
 from nrg_sampler.training.trunk import TRUNK_MODULES, merge_trunk, open_trunk
 
 if TYPE_CHECKING:
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
     from nrg_sampler.rewards.latent import LatentReward
 
 PULL = 1e-3  # logits have no natural origin: a light pull to 0 keeps them where half precision is fine
-NEARLY_CLEAN = (0.02, 0.1)  # noise levels at which mean and standard deviation are measured
 
 
 @dataclass(frozen=True)
@@ -122,7 +120,7 @@ def train(
     optimizer = _optimizer(reward, settings)
     schedule = LambdaLR(optimizer, lambda done: warmup_cosine(done, settings.warmup, settings.steps))
     model, prepared = accelerator.prepare(reward, optimizer)
-    forward = _in_bfloat16(model, accelerator.device) if bfloat16 else model
+    forward = in_bfloat16(model, accelerator.device) if bfloat16 else model
     average = EMAModel(reward.parameters(), decay=settings.ema)
     step = _resume(folder, reward, optimizer, schedule, average, _identity(objective, settings, data))
     average.to(accelerator.device)
@@ -148,22 +146,6 @@ def train(
     average.copy_to(reward.parameters())
     merge_trunk(reward)
     reward.requires_grad_(False).eval()
-
-
-def _in_bfloat16(model: Any, device: torch.device) -> Callable[..., Tensor]:
-    """Return the forward pass of a model under bfloat16 autocast.
-
-    Not left to accelerate, whose precision is one for the whole process: a second run may have another.
-    """
-
-    def forward(*inputs: Any, **options: Any) -> Tensor:
-        with torch.autocast(device.type, torch.bfloat16), warnings.catch_warnings():
-            # A root mean square norm has weights in float32 and inputs in bfloat16, which is meant.
-            warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight")
-            raw: Tensor = model(*inputs, **options)
-        return raw
-
-    return forward
 
 
 def _optimizer(reward: LatentReward, settings: TrainerSettings) -> torch.optim.Optimizer:
@@ -298,31 +280,6 @@ def _by_member(raw: Tensor, members: int) -> Tensor:
     return split.transpose(1, 2)
 
 
-def score_pairs(
-    model: Any, clean: Tensor, noise: Tensor, sigma: Tensor, conditioning: Conditioning, members: bool = False
-) -> Tensor:
-    """Compute raw rewards of pairs, shape ``(B, 2, axes)``, in one call of the model.
-
-    Args:
-        model: The reward.
-        clean: Shape ``(B, 2, C, T, H, W)``.
-        noise: Same shape.
-        sigma: Shape ``(B,)``.
-        conditioning: One prompt a pair.
-        members: Return the raw rewards of each member, shape ``(B, 2, members, axes)``.
-    """
-    embeds, mask = conditioning.prompt_embeds, conditioning.prompt_mask
-    both = Conditioning(
-        None if embeds is None else embeds.repeat_interleave(2, dim=0),
-        None if mask is None else mask.repeat_interleave(2, dim=0),
-    )
-    levels = sigma.repeat_interleave(2)
-    options = {"members": True} if members else {}
-    raw: Tensor = model(noised(clean.flatten(0, 1), noise.flatten(0, 1), levels), levels, both, **options)
-    in_pairs: Tensor = raw.float().unflatten(0, (-1, 2))
-    return in_pairs
-
-
 def _right(comparison: Comparison) -> dict[str, float]:
     """Count the preferences that are ranked right, and all of them."""
     decided = comparison.preference.abs() == 1
@@ -336,28 +293,3 @@ def _reduced(totals: dict[str, float], accelerator: Accelerator) -> dict[str, fl
     summed = dict(zip(totals, accelerator.reduce(values, "sum").tolist(), strict=True))
     right, decided = summed.pop("right"), summed.pop("decided")
     return {**summed, "accuracy": right / decided if decided else math.nan}
-
-
-@torch.no_grad()
-def calibrate(reward: LatentReward, data: PairData, device: torch.device, seed: int, limit: int = 256) -> None:
-    """Align the members and store mean and standard deviation of the raw reward over nearly clean clips of the data.
-
-    Args:
-        reward: Gets them in its config.
-        data: The pairs; their clips stand for samples of the model.
-        device: Where the reward is.
-        seed: Of noise and noise levels.
-        limit: Pairs at most.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    low, high = NEARLY_CLEAN
-    raw = []
-    for index in torch.randperm(len(data), generator=generator)[:limit].tolist():
-        batch = data.batch([index], device)
-        sigma = low + (high - low) * torch.rand(1, generator=generator)
-        noise = torch.randn(batch.clean.shape, generator=generator)
-        scored = score_pairs(reward, batch.clean, noise.to(device), sigma.to(device), batch.conditioning, members=True)
-        raw.append(scored[0])
-    values = align_members(reward, torch.cat(raw)).mean(dim=1)  # (2 * pairs, axes)
-    spread = values.std(dim=0).clamp(min=1e-6)
-    reward.register_to_config(mean=values.mean(dim=0).tolist(), std=spread.tolist())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -16,8 +17,8 @@ from nrg_sampler.video import write_mp4
 
 ROOT = Path(__file__).parents[2]
 PROMPTS = ("a red circle", "a blue square", "a red square moving left", "a blue circle moving right")
-SHORT = "--steps 4 --batch 4 --blocks 1 --save-every 2 --lr 1e-2 --warmup 0 --cpu".split()
-SHORT += "--dtype float32 --mixed-precision no".split()
+SHORT = shlex.split("--steps 4 --batch 4 --blocks 1 --save-every 2 --lr 1e-2 --warmup 0 --cpu")
+SHORT += shlex.split("--dtype float32 --mixed-precision no")
 
 
 @pytest.fixture(scope="module")

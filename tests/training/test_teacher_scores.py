@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shlex
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,9 +16,10 @@ from nrg_sampler.flow import noised
 from nrg_sampler.training.cache import LatentCache
 from nrg_sampler.training.losses import LOSSES, Comparison
 from nrg_sampler.training.objective import Objective
+from nrg_sampler.training.scoring import score_pairs
 from nrg_sampler.training.sources import GeneratedClips, VideoFiles, plan_samples
 from nrg_sampler.training.teacher_scores import PromptPool, ScoredClip, TeacherScores, assign_prompts, mean_and_std
-from nrg_sampler.training.trainer import TrainerSettings, score_pairs, train
+from nrg_sampler.training.trainer import TrainerSettings, train
 from nrg_sampler.video import write_mp4
 
 PROMPTS = [
@@ -60,8 +62,8 @@ class Broken(Constant):
 
 no_axes = abs
 '''
-SHORT = "--blocks 1 --lr 1e-2 --trunk-lr 1e-3 --warmup 5 --ema 0.9 --mixed-precision no".split()
-ENCODING = "--dtype float32 --cpu".split()
+SHORT = shlex.split("--blocks 1 --lr 1e-2 --trunk-lr 1e-3 --warmup 5 --ema 0.9 --mixed-precision no")
+ENCODING = shlex.split("--dtype float32 --cpu")
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,8 @@ from nrg_sampler.training.ensemble import bootstrap_weights, level_spread
 from nrg_sampler.training.objective import Objective
 from nrg_sampler.training.pairs import PairData
 from nrg_sampler.training.preferences import read_preferences
-from nrg_sampler.training.trainer import TrainerSettings, calibrate, draw_indices, train
+from nrg_sampler.training.scoring import calibrate
+from nrg_sampler.training.trainer import TrainerSettings, draw_indices, train
 
 OBJECTIVE = Objective(num_blocks=1, prompt_dropout=0.2)
 SETTINGS = TrainerSettings(steps=6, batch=4, lr=1e-2, trunk_lr=1e-2, warmup=2, save_every=2)

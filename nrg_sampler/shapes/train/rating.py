@@ -20,7 +20,7 @@ from nrg_sampler.shapes.train.pool import GROUP, Pool
 from nrg_sampler.shapes.train.train_text import encode_text
 from nrg_sampler.training.ensemble import align_members
 from nrg_sampler.training.grade import SIGMA_BINS
-from nrg_sampler.training.trainer import NEARLY_CLEAN
+from nrg_sampler.training.scoring import NEARLY_CLEAN
 
 if TYPE_CHECKING:
     from diffusers import WanPipeline

@@ -26,7 +26,8 @@ from nrg_sampler.shapes.train.rating import rate
 from nrg_sampler.shapes.train.train_base import new_optimizers
 from nrg_sampler.shapes.train.train_text import CHOICES
 from nrg_sampler.training.losses import LOSSES, Comparison
-from nrg_sampler.training.trainer import NEARLY_CLEAN, PULL
+from nrg_sampler.training.scoring import NEARLY_CLEAN
+from nrg_sampler.training.trainer import PULL
 
 if TYPE_CHECKING:
     from diffusers import WanPipeline
