@@ -60,8 +60,6 @@ def test_the_readme_is_short() -> None:
 
 @pytest.mark.parametrize("command", commands("nrg-sampler"))
 def test_commands_parse(command: str) -> None:
-    if re.search(r" --(preset|set) ", command):
-        pytest.xfail("these options are on their way")
     from nrg_sampler.cli import build_parser
 
     build_parser().parse_args(shlex.split(command)[1:])
