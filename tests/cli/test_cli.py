@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -17,6 +18,8 @@ import pytest
 from nrg_sampler import cli
 from nrg_sampler.cli import batch, generate
 from nrg_sampler.cli.parser import options_given
+from nrg_sampler.guidance.fields import settings_of
+from nrg_sampler.guidance.settings import RewardGuidance
 from nrg_sampler.judges.base import Judge
 from nrg_sampler.runs import recipe, sampler
 from nrg_sampler.runs.manifest import Clip, Manifest
@@ -74,6 +77,24 @@ def test_every_command_has_help_with_one_example_that_parses(command: str, capsy
     import shlex
 
     cli.build_parser().parse_args(shlex.split(cli.COMMANDS[command].EXAMPLE))
+
+
+def options_shown(text: str) -> list[str]:
+    return re.findall(r"^  (?:-h, )?(--[\w-]+)", text, flags=re.MULTILINE)
+
+
+def test_the_help_of_generate_shows_at_most_thirty_options(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = {}
+    for option in ("--help", "--help-all"):
+        with pytest.raises(SystemExit):
+            run("generate", option)
+        shown[option] = options_shown(capsys.readouterr().out)
+    short, full = shown["--help"], shown["--help-all"]
+    assert len(short) <= 30 and {"--help", "--preset", "--set", "--help-all", "--weights", "--start"} <= set(short)
+    assert set(short) < set(full) and len(full) == len(set(full))
+    settings = {f"--{name.replace('_', '-')}" for name in settings_of(RewardGuidance)}
+    assert settings | {"--paper", "--checkpointing", "--particles", "--fps"} <= set(full)
+    assert not {"--conflicts", "--parallel", "--every", "--paper"} & set(short)
 
 
 def test_help_loads_neither_diffusers_nor_transformers() -> None:
