@@ -165,21 +165,37 @@ def test_without_fresh_noise_a_stochastic_step_is_the_step_of_euler():
     torch.testing.assert_close(step, latents - 0.1 * velocity)
 
 
+class ExactDenoiser(torch.nn.Module):
+    """The exact velocity in place of a network, which reads no prompt."""
+
+    def __init__(self, target: Mixture) -> None:
+        super().__init__()
+        self._target = target
+
+    def forward(
+        self, hidden_states: torch.Tensor, timestep: torch.Tensor, encoder_hidden_states: torch.Tensor
+    ) -> torch.Tensor:
+        velocity = self._target.velocity(hidden_states.flatten().double(), timestep.double() / 1000)
+        return velocity.float().reshape(hidden_states.shape)
+
+
 class WanPipeline:
-    """Stands in for a pipeline: a scheduler, a denoiser, a loop; the exact velocity in place of a network."""
+    """Stands in for a pipeline: a scheduler, a denoiser, a loop."""
 
     def __init__(self, target: Mixture, scheduler: Any) -> None:
         self.scheduler = scheduler
-        self.transformer = torch.nn.Identity()
-        self._target = target
+        self.transformer = ExactDenoiser(target)
 
     def __call__(self) -> SimpleNamespace:
         self.scheduler.set_timesteps(STEPS)
         latents = noise(torch.float32)
         for index, timestep in enumerate(self.scheduler.timesteps):
-            sigma = self.scheduler.sigmas[index].double().expand(SAMPLES)
-            velocity = self._target.velocity(latents.flatten().double(), sigma).float().reshape(latents.shape)
-            latents = self.scheduler.step(self.transformer(velocity), timestep, latents).prev_sample
+            velocity = self.transformer(
+                hidden_states=latents,
+                timestep=1000 * self.scheduler.sigmas[index].double().expand(SAMPLES),
+                encoder_hidden_states=torch.zeros(SAMPLES, 1, 1),
+            )
+            latents = self.scheduler.step(velocity, timestep, latents).prev_sample
         return SimpleNamespace(mean=float(latents.mean()))
 
 
