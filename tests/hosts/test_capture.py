@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_families import TINY, Tiny
+from tiny_families import TINY
+from tiny_families.base import Tiny
 from torch import nn
 
-from nrg_sampler import attach
+from nrg_sampler import RewardGuidance, attach
 
+BEST = RewardGuidance.preset("best", scale=5.0)  # evaluated in every step
 TOKENS = ("LTX", "FLUX.1", "Qwen-Image")  # whose latents do not tell their height and width
 
 
@@ -34,7 +36,7 @@ class Spy:
 
 def seen_alone(name: str, **changes: Any) -> Spy:
     tiny, spy = TINY[name](), Spy()
-    with attach(tiny.pipe, spy, scale=5.0):
+    with attach(tiny.pipe, spy, BEST):
         tiny.sample(**changes)
     return spy
 
@@ -65,7 +67,7 @@ def larger(tiny: Tiny) -> dict[str, Any]:
 def test_a_failed_run_leaves_no_size_behind(name: str, size: Callable[[Tiny], dict[str, Any]]) -> None:
     tiny, spy = TINY[name](), Spy()
     fail_once(tiny)
-    with attach(tiny.pipe, spy, scale=5.0):
+    with attach(tiny.pipe, spy, BEST):
         with pytest.raises(torch.OutOfMemoryError):
             tiny.sample(**size(tiny))
         tiny.sample()
@@ -76,7 +78,7 @@ def test_a_failed_run_leaves_no_prompt_behind() -> None:
     """Both runs begin with the same latents, so these do not tell them apart."""
     tiny, spy, settings = TINY["Wan"](), Spy(), {"num_inference_steps": 4}
     fail_once(tiny)
-    with attach(tiny.pipe, spy, scale=5.0):
+    with attach(tiny.pipe, spy, BEST):
         with pytest.raises(torch.OutOfMemoryError):
             tiny.sample(prompt_embeds=tiny.arguments["prompt_embeds"] + 7, **settings)
         tiny.sample(**settings)
@@ -89,7 +91,7 @@ def test_another_pipeline_with_the_same_denoiser_is_not_mistaken_for_this_one(na
     other = copy.copy(tiny.pipe)
     other.scheduler = copy.deepcopy(tiny.pipe.scheduler)
     arguments = {**tiny.arguments, "prompt_embeds": tiny.arguments["prompt_embeds"] + 7}
-    with attach(tiny.pipe, spy, scale=5.0):
+    with attach(tiny.pipe, spy, BEST):
         Tiny(other, arguments, tiny.unpack, portrait(tiny)).sample()
         tiny.sample()
     assert (spy.prompts, spy.shapes) == (seen_alone(name).prompts, seen_alone(name).shapes)
@@ -105,7 +107,7 @@ def test_a_callback_may_evaluate_the_denoiser_with_another_prompt(timestep: floa
         return tensors
 
     names = ["latents", "prompt_embeds"]
-    with attach(tiny.pipe, spy, scale=5.0):
+    with attach(tiny.pipe, spy, BEST):
         tiny.sample(num_inference_steps=5, callback_on_step_end=look, callback_on_step_end_tensor_inputs=names)
     assert spy.prompts == seen_alone("Wan", num_inference_steps=5).prompts
 
@@ -120,7 +122,7 @@ def test_a_callback_may_sample_another_clip_with_the_same_denoiser() -> None:
         second.sample(num_inference_steps=2)
         return {}
 
-    with attach(tiny.pipe, spy, scale=5.0):
+    with attach(tiny.pipe, spy, BEST):
         tiny.sample(num_inference_steps=5, callback_on_step_end=preview)
     assert spy.prompts == seen_alone("Wan", num_inference_steps=5).prompts
 
@@ -133,7 +135,7 @@ def test_threads_that_share_a_denoiser_keep_their_prompts() -> None:
         pipe = copy.copy(tiny.pipe)
         pipe.scheduler = copy.deepcopy(tiny.pipe.scheduler)
         arguments = {**tiny.arguments, "prompt_embeds": tiny.arguments["prompt_embeds"] + shift}
-        with attach(pipe, spies[shift], scale=5.0):
+        with attach(pipe, spies[shift], BEST):
             ready.wait()
             Tiny(pipe, arguments, size=tiny.size).sample(num_inference_steps=12)
 
@@ -168,7 +170,7 @@ def with_adapters(denoiser: Any) -> Any:
 def test_a_wrapped_denoiser_hands_over_prompt_and_size(name: str) -> None:
     tiny, spy = TINY[name](), Spy()
     tiny.pipe.transformer = with_adapters(tiny.pipe.transformer)
-    with attach(tiny.pipe, spy, scale=5.0):
+    with attach(tiny.pipe, spy, BEST):
         tiny.sample()
     alone = seen_alone(name)
     assert (spy.prompts, spy.shapes) == (alone.prompts, alone.shapes)
@@ -179,7 +181,7 @@ def step_by_hand(tiny: Tiny, call: Callable[[Any, torch.Tensor], Any], steps: in
     spy, scheduler = Spy(), tiny.pipe.scheduler
     scheduler.set_timesteps(4)
     latents = torch.randn(1, 4, 3, 2, 2, generator=torch.Generator().manual_seed(0))
-    with attach(tiny.pipe, spy, scale=5.0), torch.no_grad():
+    with attach(tiny.pipe, spy, BEST), torch.no_grad():
         for timestep in scheduler.timesteps[:steps]:
             call(tiny.pipe, latents)
             latents = scheduler.step(torch.ones_like(latents), timestep, latents, return_dict=False)[0]
