@@ -462,8 +462,17 @@ def test_a_judge_of_pixels_can_be_made_to_guide_as_a_control(wan):
 
 
 def test_a_control_is_trusted_as_the_reward_it_is_compared_with():
-    target = SimpleNamespace(axes=("a", "b"), recommended_scale=(1.0, 3.0), recommended_damping=(0.5, 2.0))
-    control = trusted_as(SimpleNamespace(axes=("a", "b"), recommended_fading=(7.0, 7.0)), target)
+    class Two:
+        axes = ("a", "b")
+
+        def __init__(self, **recommended):
+            vars(self).update(recommended)
+
+        def __call__(self, latents, sigma, conditioning):
+            raise AssertionError("nothing is scored here")
+
+    target = Two(recommended_scale=(1.0, 3.0), recommended_damping=(0.5, 2.0))
+    control = trusted_as(Two(recommended_fading=(7.0, 7.0)), target)
     ours, theirs = (resolve(RewardGuidance(), one) for one in (control, target))
     assert (ours.trust, ours.beyond) == (theirs.trust, theirs.beyond)
     assert ours.strength == 3.0
