@@ -1,4 +1,4 @@
-"""Guide an image model with a reward on pixels: two added lines, here with FLUX.1; Stable Diffusion 3 works the same."""
+"""Guide an image model with a reward on pixels: two added lines, with FLUX.1; Stable Diffusion 3 works alike."""
 
 from __future__ import annotations
 

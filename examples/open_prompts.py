@@ -1,4 +1,4 @@
-"""Show how much of what a prompt leaves open guidance decides: the distance between clips of one prompt and many seeds.
+"""Show how much of what a prompt leaves open guidance decides: the distance between clips of many seeds.
 
 A prompt that names no background leaves it to the seed. Distances are means over pairs of seeds, over those of the
 unguided clips of the same seeds; 1 means as different as without guidance.

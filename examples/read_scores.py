@@ -1,4 +1,4 @@
-"""Read the scores behind the tables of docs/evidence: paired comparisons with the default, what noise in training wins, and who gains."""
+"""Read the scores behind the tables of docs/evidence: paired comparisons, what noise in training wins, who gains."""
 
 from __future__ import annotations
 

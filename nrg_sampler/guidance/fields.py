@@ -1,7 +1,7 @@
 """What is stated once of a setting: its range, its group, what it does and how it is shown.
 
-:class:`nrg_sampler.guidance.settings.RewardGuidance` states it as the metadata of its fields. Its own checks, the options
-of the command line, the controls of the page and the settings of ``evaluate --arms`` are made from that.
+:class:`nrg_sampler.guidance.settings.RewardGuidance` states it as the metadata of its fields. Its own checks, the
+options of the command line, the controls of the page and the settings of ``evaluate --arms`` are made from that.
 """
 
 from __future__ import annotations

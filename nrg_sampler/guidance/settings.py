@@ -24,7 +24,8 @@ POWERS = ("damping", "fading")
 class RewardGuidance:
     """Say how strongly, when and within which limits the reward moves the velocity.
 
-    The defaults are those of the preset ``"balanced"``. Experimental settings gained nothing with any reward that ships.
+    The defaults are those of the preset ``"balanced"``. Experimental settings gained nothing with any reward that
+    ships.
 
     Args:
         weights: One weight per axis: ``"1:1:1"``, ``"VQ=1,TA=0.5"``, a dict, a sequence; ``None`` is 1 for every axis.
@@ -36,31 +37,31 @@ class RewardGuidance:
         reuse: Push with the last direction in the steps between, rather than leave them unguided.
         max_coefficient: Upper limit of ``sigma / (1 - sigma)``, above 0; ``None`` for no limit.
         max_push: Upper limit of the push's norm as a fraction of the velocity's norm, above 0; ``None`` for no limit.
-        damping: Exponent p >= 0 of a factor ``(1 - sigma) ** p`` on the gradient of an axis, which trusts it less in noise:
-            one number for all axes, or one for each as for ``weights`` (axes not named are not damped); ``None`` takes
-            what the reward recommends. From 1 on the factor of the gradient, ``sigma / (1 - sigma) * (1 - sigma) ** p``, is
-            bounded without a clamp.
-        fading: Exponent q >= 0 of a factor ``sigma ** q``, which trusts it less where the picture is nearly settled; as
-            ``damping``.
+        damping: Exponent p >= 0 of a factor ``(1 - sigma) ** p`` on the gradient of an axis, which trusts it less in
+            noise: one number for all axes, or one for each as for ``weights`` (axes not named are not damped);
+            ``None`` takes what the reward recommends. From 1 on the factor of the gradient,
+            ``sigma / (1 - sigma) * (1 - sigma) ** p``, is bounded without a clamp.
+        fading: Exponent q >= 0 of a factor ``sigma ** q``, which trusts it less where the picture is nearly settled;
+            as ``damping``.
         calibrated: Measure the reward in its stored standard deviations and ``scale`` in its recommended scale.
             If ``False`` the reward is used raw and ``scale`` is the paper's w.
         balanced: Experimental: give the gradients of the weighted axes one norm, so that the weights alone set their
             shares.
-        conflicts: Experimental: what to do where two axes pull apart. ``"sum"`` adds them up all the same, ``"project"``
-            first takes out of each what goes against the other.
+        conflicts: Experimental: what to do where two axes pull apart. ``"sum"`` adds them up all the same,
+            ``"project"`` first takes out of each what goes against the other.
         floor: Axes that the push must not lower to first order, such as ``"TA"`` or ``"VQ,TA"``, weighted or not;
             ``None`` for no floor.
-        parallel: Experimental: share kept of the push's part along the predicted clean latents, in [0, 1]; less saturates
-            less.
+        parallel: Experimental: share kept of the push's part along the predicted clean latents, in [0, 1]; less
+            saturates less.
         disagreement: Experimental: push along the mean of the reward's members minus this multiple of their standard
-            deviation, axis by axis, 0 or more, so that what they disagree about pushes less. Needs a reward with several
-            members; see :mod:`nrg_sampler.rewards.ensemble`.
+            deviation, axis by axis, 0 or more, so that what they disagree about pushes less. Needs a reward with
+            several members; see :mod:`nrg_sampler.rewards.ensemble`.
         lookahead: Where the reward is read, as a share in [0, 1] of the way that the velocity points: at 0 the latents
-            themselves, as in the paper; beyond that the latents that the step leads to at ``(1 - lookahead) * sigma``, where
-            there is less noise to read through; at 1 the predicted clean latents, for a reward that knows no noise. The
-            model is not differentiated.
-        smoothing: Experimental: share of the noise that is exchanged, in [0, 1], for the gradient to be an average over
-            noises; 0 takes the gradient at the latents themselves.
+            themselves, as in the paper; beyond that the latents that the step leads to at ``(1 - lookahead) * sigma``,
+            where there is less noise to read through; at 1 the predicted clean latents, for a reward that knows no
+            noise. The model is not differentiated.
+        smoothing: Experimental: share of the noise that is exchanged, in [0, 1], for the gradient to be an average
+            over noises; 0 takes the gradient at the latents themselves.
         smoothing_samples: Experimental: gradients in that average, each at the cost of one.
         forward: ``"separate"``: the reward runs its own forward pass. ``"shared"``: it reads the features that the
             denoiser computes anyway, inside ``attach`` and with a reward made for it; only the backward pass is extra.
@@ -214,8 +215,8 @@ class RewardGuidance:
         """Return a trade-off between gain and cost by its name.
 
         Args:
-            name: ``"fast"`` evaluates the reward in every second of the first third of the steps, ``"balanced"`` in every
-                second step, both reusing its direction in between; ``"best"`` evaluates it in every step.
+            name: ``"fast"`` evaluates the reward in every second of the first third of the steps, ``"balanced"`` in
+                every second step, both reusing its direction in between; ``"best"`` evaluates it in every step.
             **overrides: Further settings, which win.
 
         Raises:

@@ -1,7 +1,7 @@
 """The arguments that the denoiser was called with, read by a forward pre-hook.
 
-Between two steps of a run others may call the same denoiser: a pipeline that shares it, a callback that evaluates it, a
-run that failed before it reached its step. A call counts if it was made in this thread, in this run, and with the
+Between two steps of a run others may call the same denoiser: a pipeline that shares it, a callback that evaluates it,
+a run that failed before it reached its step. A call counts if it was made in this thread, in this run, and with the
 latents of the step.
 """
 
@@ -44,8 +44,8 @@ class Arguments(dict[str, Any]):
         else:
             called = f"{type(self._module).__name__} was called with {', '.join(self) or 'none that has a name'}"
         raise ValueError(
-            f"Expected `{name}` among the arguments of the denoiser, but {called}; let the attached pipeline call its own "
-            "denoiser with named arguments."
+            f"Expected `{name}` among the arguments of the denoiser, but {called}; let the attached pipeline call its "
+            "own denoiser with named arguments."
         )
 
 
@@ -89,7 +89,8 @@ class DenoiserCalls:
             timestep: Likewise.
 
         Returns:
-            The arguments by name. A step without a call, as of a cache around the denoiser, has those of the step before.
+            The arguments by name. A step without a call, as of a cache around the denoiser, has those of the step
+            before.
 
         Raises:
             ValueError: If there were calls and none had these latents.
@@ -113,8 +114,9 @@ class DenoiserCalls:
         own = [call for call, verdict in zip(calls, verdicts, strict=True) if verdict is not False]
         if calls and not own:
             raise ValueError(
-                f"Expected the denoiser to be called with the latents of the step, {tuple(latents.shape)}, but none of its "
-                f"{len(calls)} calls had them; sample with the attached pipeline, and let nothing else step its scheduler."
+                f"Expected the denoiser to be called with the latents of the step, {tuple(latents.shape)}, but none "
+                f"of its {len(calls)} calls had them; sample with the attached pipeline, and let nothing else step its "
+                "scheduler."
             )
         if self._per_step and len(own) > self._per_step:  # the same latents, at another time
             own = [call for call in own if saw_timestep(call, timestep)] or own

@@ -37,7 +37,8 @@ def picture_url(picture: Frames) -> str:
 def player(title: str, video: Path | None = None, picture: Frames | None = None, hint: str = "") -> str:
     """Return a titled square with a video, a picture of it in the making, or a hint."""
     if video is not None:
-        inside = f'<video muted playsinline preload="auto" src="{file_url(video)}" aria-label="{escape(title)} video"></video>'
+        source, label = file_url(video), f"{escape(title)} video"
+        inside = f'<video muted playsinline preload="auto" src="{source}" aria-label="{label}"></video>'
     elif picture is not None:
         inside = f'<img src="{picture_url(picture)}" alt="{escape(title)}, a preview">'
     else:
@@ -111,9 +112,10 @@ def downloads(files: Mapping[str, Path]) -> str:
 def card(index: int, video: Path, title: str, note: str, picked: bool = False) -> str:
     """Return a clip that can be clicked; the page hears its ``index``."""
     pressed = "true" if picked else "false"
+    source, poster = file_url(video), file_url(video.with_suffix(".png"))
     return (
         f'<button class="nrg-card" data-index="{index}" aria-pressed="{pressed}">'
-        f'<video muted loop autoplay playsinline preload="auto" src="{file_url(video)}" poster="{file_url(video.with_suffix(".png"))}"></video>'
+        f'<video muted loop autoplay playsinline preload="auto" src="{source}" poster="{poster}"></video>'
         f"<b>{escape(title)}</b><span>{escape(note)}</span></button>"
     )
 

@@ -60,7 +60,8 @@ class Page:
     def build(self) -> None:
         """Add everything to the ``gr.Blocks`` that is open."""
         gr.HTML(
-            '<header class="nrg-head"><h1>nrg-sampler</h1><p>The same seed twice: without and with the reward.</p></header>'
+            '<header class="nrg-head"><h1>nrg-sampler</h1>'
+            "<p>The same seed twice: without and with the reward.</p></header>"
         )
         with gr.Row(elem_id="nrg-columns"):
             with gr.Column(scale=4, min_width=320):
@@ -137,8 +138,8 @@ class Page:
                     )
             with gr.Tab("Sweep", id="sweep"):
                 _note(
-                    "One seed, with weights from all over the triangle: under each clip its weights VQ:MQ:TA and how it is "
-                    "judged. Click one to take its weights."
+                    "One seed, with weights from all over the triangle: under each clip its weights VQ:MQ:TA and how it "
+                    "is judged. Click one to take its weights."
                 )
                 with gr.Row(elem_classes="nrg-bar"):
                     self.fineness = gr.Radio(
@@ -159,7 +160,8 @@ class Page:
                 self._html("best", js_on_load=TELL_INDEX)
             with gr.Tab("History", id="history"):
                 _note(
-                    "The pairs of this visit, latest first. They are deleted when you leave. Click one to bring it back."
+                    "The pairs of this visit, latest first. They are deleted when you leave. Click one "
+                    "to bring it back."
                 )
                 self._html("history", js_on_load=TELL_INDEX)
 

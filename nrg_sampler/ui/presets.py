@@ -1,4 +1,4 @@
-"""Settings by name: weights in plain words, then in the rows of the paper's table; and when the reward is evaluated."""
+"""Settings by name: weights in plain words and in the rows of the paper's table; when the reward is evaluated."""
 
 from __future__ import annotations
 

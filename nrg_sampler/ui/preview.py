@@ -16,8 +16,8 @@ PICTURES = 6  # in a run
 class Preview:
     """Estimate the clean latents from two consecutive noisy ones and decode their first frame.
 
-    Both lie on the line that an Euler step follows, so ``v = (x' - x) / (sigma' - sigma)`` is the (guided) velocity and
-    ``x0_hat = x' - sigma' v``; for other solvers it is the average velocity of the step.
+    Both lie on the line that an Euler step follows, so ``v = (x' - x) / (sigma' - sigma)`` is the (guided) velocity
+    and ``x0_hat = x' - sigma' v``; for other solvers it is the average velocity of the step.
 
     Args:
         pipe: The sampling pipeline; there are pictures if its latents are those of a video and its autoencoder stores
