@@ -37,9 +37,9 @@ def folder(tmp_path_factory, components):
     (folder / "broken.mp4").write_text("no video")
     lines = ["path_A,path_B,prompt,VQ,MQ,TA,fps_A,num_frames_A,fps_B,num_frames_B"]
     for index in range(20):
-        said = ",".join(("A", "B", "same", "invalid")[(index * step) % 4] for step in (1, 3, 2))
-        said = said if said != "invalid,invalid,invalid" else "A,B,A"
-        lines.append(f"{index % 10}.mp4,{(index * 3 + 1) % 10}.mp4,{PROMPTS[index // 5]},{said},8,4,8,4")
+        label = ",".join(("A", "B", "same", "invalid")[(index * step) % 4] for step in (1, 3, 2))
+        label = label if label != "invalid,invalid,invalid" else "A,B,A"
+        lines.append(f"{index % 10}.mp4,{(index * 3 + 1) % 10}.mp4,{PROMPTS[index // 5]},{label},8,4,8,4")
     lines += [
         "0.mp4,gone.mp4,a red circle,A,A,A,8,4,8,4",
         "0.mp4,2.mp4,a red circle,A,A,A,25,4,8,4",

@@ -41,8 +41,8 @@ def test_weights_fit_the_promised_size_and_have_cards():
 
 def test_the_card_of_the_reward_says_what_it_recommends(shapes):
     reward = shapes.reward_model
-    said = (reward.recommended_scale, reward.recommended_damping, reward.recommended_fading)
-    assert "; ".join(by_axis(values, reward.axes) for values in said) in (WEIGHTS / "reward/README.md").read_text()
+    label = (reward.recommended_scale, reward.recommended_damping, reward.recommended_fading)
+    assert "; ".join(by_axis(values, reward.axes) for values in label) in (WEIGHTS / "reward/README.md").read_text()
 
 
 @pytest.mark.parametrize(("weights", "early"), [("1:0:0", True), ("0:1:0", True), ("0:0:1", False)])
@@ -143,23 +143,23 @@ def test_guidance_raises_the_reward_it_follows(shapes):
 def seen():
     """The bundled judge, held-out prompts and a faultless clip of each."""
     rng = random.Random(0)
-    asked = prompts("test")[:24]
-    clips = render(draw([sample_scene(prompt, rng) for prompt in asked]))
-    return load_pixel_judge(), asked, clips
+    wanted = prompts("test")[:24]
+    clips = render(draw([sample_scene(prompt, rng) for prompt in wanted]))
+    return load_pixel_judge(), wanted, clips
 
 
 @pytest.mark.parametrize("name", ATTRIBUTES)
 def test_the_judge_reads_the_prompt(seen, name):
-    judge, asked, clips = seen
+    judge, wanted, clips = seen
     values = ATTRIBUTES[name]
-    other = [replace(p, **{name: values[(values.index(getattr(p, name)) + 1) % len(values)]}) for p in asked]
-    right, wrong = (judge(clips, [caption(prompt) for prompt in told])[:, 2] for told in (asked, other))
+    other = [replace(p, **{name: values[(values.index(getattr(p, name)) + 1) % len(values)]}) for p in wanted]
+    right, wrong = (judge(clips, [caption(prompt) for prompt in chosen])[:, 2] for chosen in (wanted, other))
     assert (right > wrong).float().mean() >= 0.85
 
 
 def test_the_judge_sees_faults_of_picture_and_motion(seen):
-    judge, asked, clips = seen
-    texts = [caption(prompt) for prompt in asked]
+    judge, wanted, clips = seen
+    texts = [caption(prompt) for prompt in wanted]
     whole = judge(clips, texts)
     noisy = (clips + 0.15 * torch.randn(clips.shape, generator=generator())).clamp(0, 1)
     shuffled = clips[:, :, torch.randperm(clips.shape[2], generator=generator())]

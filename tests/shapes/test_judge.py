@@ -96,11 +96,11 @@ def test_trains_from_the_stages_resumes_and_reports(tmp_path, monkeypatch):
     for part in ("vae", "text_encoder", "tokenizer", "transformer"):
         (tmp_path / part).symlink_to(bundled_folder("pipeline") / part)
     (tmp_path / "reward").symlink_to(bundled_folder("reward"))
-    asked: list[int] = []
+    wanted: list[int] = []
 
     def few_clips(folder, pipe, seed, counts, reward, held_out):
         """Stand in for rendering and sampling: random latents."""
-        asked.append(seed)
+        wanted.append(seed)
         for kind, split in itertools.product(counts, ("train", "validation")):
             rng = random.Random(f"{kind}/{split}")
             prompts = [stage.to_prompt([rng.randrange(n) for n in (5, 8, 9, 4, 2)]) for _ in range(12)]
@@ -125,7 +125,7 @@ def test_trains_from_the_stages_resumes_and_reports(tmp_path, monkeypatch):
     assert_pairs_prompts_with_their_grades(stage, tmp_path, monkeypatch)
     steps = [numbers["step"] for numbers in stage.train_judge(tmp_path, steps=3, batch=8)]
     assert steps == [0, 1, 2, 3]  # the pixels were decoded once: only the stand-in reports step 0 again
-    assert set(asked) == {stage.OTHER_SEED}
+    assert set(wanted) == {stage.OTHER_SEED}
     report = stage.json.loads((tmp_path / "judge-accuracy.json").read_text())
     assert set(report["mixed"]["TA"]) == {"accuracy", "pairs", "agreement"}
     assert set(report["reading"]) == {"shape", "color", "motion", "background", "size"}
@@ -134,13 +134,13 @@ def test_trains_from_the_stages_resumes_and_reports(tmp_path, monkeypatch):
 
 
 def assert_pairs_prompts_with_their_grades(stage, folder, monkeypatch):
-    """A judge that knows the oracle's scores under every prompt is taught nothing; one that confuses prompts is."""
+    """A judge that knows the oracle's scores under every prompt has no loss to reduce; one that confuses prompts has."""
     from nrg_sampler.training.losses import Comparison
 
     def knows(judge, pixels, rows, labels, rng):
         sampler = stage.PairSampler(stage._load(folder / "judge-pools", "train", stage.POOLS)[0])
-        asked = labels.flatten(0, 1)
-        ratings = sampler.ratings(rows.repeat_interleave(labels.shape[1], dim=0), asked)
+        wanted = labels.flatten(0, 1)
+        ratings = sampler.ratings(rows.repeat_interleave(labels.shape[1], dim=0), wanted)
         return 8 * ratings.unflatten(0, labels.shape[:2]), torch.zeros(rows.numel(), 2, 16)
 
     kept = []
@@ -151,9 +151,9 @@ def assert_pairs_prompts_with_their_grades(stage, folder, monkeypatch):
 
     compared = []
 
-    def comparison(first, second, said):
-        compared.append((first - second, said))
-        return Comparison(first, second, said)
+    def comparison(first, second, label):
+        compared.append((first - second, label))
+        return Comparison(first, second, label)
 
     with monkeypatch.context() as patch:
         patch.setattr(stage, "fit", fit)
@@ -168,7 +168,7 @@ def assert_pairs_prompts_with_their_grades(stage, folder, monkeypatch):
         clips, prompts = compared  # clips under one prompt on every axis, and one clip under two prompts on TA alone
         assert clips[1].shape[-1] == 3
         assert prompts[1].shape[-1] == 1
-        assert all((said != 0).any() and (said * margin >= 0).all() for margin, said in compared)
+        assert all((label != 0).any() and (label * margin >= 0).all() for margin, label in compared)
         patch.setattr(
             stage, "grade_groups", lambda *given: tuple(part.flip(min(1, part.ndim - 3)) for part in knows(*given))
         )
@@ -200,8 +200,8 @@ def test_reading_is_to_prefer_the_own_prompt_over_one_that_differs_in_one_attrib
         def __call__(self, clips, texts):
             grades = torch.zeros(len(texts), 3)
             for row, (clip, text) in enumerate(zip(clips, texts, strict=True)):
-                shown, asked = prompts[round(clip.item() * 255)], parse(text)
-                differing = [name for name in CHOICES if getattr(shown, name) != getattr(asked, name)]
+                shown, wanted = prompts[round(clip.item() * 255)], parse(text)
+                differing = [name for name in CHOICES if getattr(shown, name) != getattr(wanted, name)]
                 assert len(differing) <= 1
                 grades[row, 2] = sum(1 if name == self.misread else -1 for name in differing)
             return grades

@@ -21,8 +21,8 @@ def scenes(count, seed=0):
     return [sample_scene(sample_prompt(rng, "test"), rng) for _ in range(count)]
 
 
-def mean_grades(clips, asked):
-    return dict(zip(AXES, grade(clips, asked).mean(dim=0).tolist(), strict=True))
+def mean_grades(clips, wanted):
+    return dict(zip(AXES, grade(clips, wanted).mean(dim=0).tolist(), strict=True))
 
 
 def falls(values):
@@ -42,9 +42,9 @@ def test_reads_every_attribute_of_clean_renderings():
 def test_visual_quality_falls_with(fault):
     chosen = scenes(24)
     clips = render(draw(chosen))
-    asked = [scene.prompt for scene in chosen]
+    wanted = [scene.prompt for scene in chosen]
     torch.manual_seed(0)
-    values = [mean_grades(fault(clips, s).clamp(0, 1) if s else clips, asked)["VQ"] for s in SEVERITIES]
+    values = [mean_grades(fault(clips, s).clamp(0, 1) if s else clips, wanted)["VQ"] for s in SEVERITIES]
     assert falls(values), values
 
 
@@ -64,11 +64,11 @@ def test_motion_quality_falls_with(fault):
 def test_text_alignment_falls_with_every_wrong_attribute():
     chosen = scenes(24)
     clips = render(draw(chosen))
-    asked = [scene.prompt for scene in chosen]
-    right = mean_grades(clips, asked)["TA"]
+    wanted = [scene.prompt for scene in chosen]
+    right = mean_grades(clips, wanted)["TA"]
     for name, options in ATTRIBUTES.items():
         wrong = [
-            Prompt(**{**vars(p), name: options[(options.index(getattr(p, name)) + 1) % len(options)]}) for p in asked
+            Prompt(**{**vars(p), name: options[(options.index(getattr(p, name)) + 1) % len(options)]}) for p in wanted
         ]
         assert mean_grades(clips, wrong)["TA"] < right - 0.1, name
 

@@ -25,10 +25,10 @@ def probability(preference, k):
     return torch.exp(-bradley_terry_with_ties(DIFFERENCES, torch.full_like(DIFFERENCES, preference), k))
 
 
-def compare(said, **more):
+def compare(label, **more):
     """Pairs of one axis with the differences above."""
     first = DIFFERENCES[:, None].clone().requires_grad_()
-    preference = torch.full_like(first, said, requires_grad=False)
+    preference = torch.full_like(first, label, requires_grad=False)
     return Comparison(first, torch.zeros_like(first), preference, SIGMA, **more)
 
 
@@ -70,8 +70,8 @@ def test_a_tie_is_likeliest_at_equal_rewards():
 @pytest.mark.parametrize("name", LIKELIHOODS)
 def test_the_loss_is_minus_the_logarithm_of_what_was_said(name):
     log_a, log_b, log_tie = LIKELIHOODS[name](DIFFERENCES, SIGMA)
-    for said, expected in ((1.0, log_a), (-1.0, log_b)):
-        found = LOSSES[name](compare(said))
+    for label, expected in ((1.0, log_a), (-1.0, log_b)):
+        found = LOSSES[name](compare(label))
         torch.testing.assert_close(found.parts["preferred"][:, 0], -expected)
         torch.testing.assert_close(found.per_axis(), -expected.mean()[None])
         assert not found.parts["tie"].any()

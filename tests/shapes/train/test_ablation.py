@@ -38,10 +38,10 @@ def random_pool(seed, groups=60, members=4):
 
     rng, generator = random.Random(seed), torch.Generator().manual_seed(seed)
     count = groups * members
-    asked = [prompt for prompt in (sample_prompt(rng) for _ in range(groups)) for _ in range(members)]
+    wanted = [prompt for prompt in (sample_prompt(rng) for _ in range(groups)) for _ in range(members)]
     return Pool(
         torch.randn(count, 16, 2, 4, 4, generator=generator).half(),
-        attribute_labels(asked),
+        attribute_labels(wanted),
         torch.arange(groups).repeat_interleave(members),
         torch.rand(count, 3, generator=generator),
         torch.rand(count, 5 + 8 + 9 + 4 + 2, generator=generator),
@@ -206,9 +206,9 @@ def test_later_rewards_learn_scores_beside_pairs(folder, monkeypatch):
     with_scores, _ = both(0, torch.Generator().manual_seed(5))
     generator = torch.Generator().manual_seed(5)
     torch.randn(2, 6, 3, generator=generator)  # the annotator, on six pairs of a group
-    taught = drawn["truth"] + training.ANNOTATOR_NOISE * torch.randn(2, 4, 3, generator=generator)
+    scores = drawn["truth"] + training.ANNOTATOR_NOISE * torch.randn(2, 4, 3, generator=generator)
     logits_per_deviation = torch.tensor(5.0).log() / training.TIE
-    error = (drawn["raw"] / logits_per_deviation - taught).square().mean(dim=(0, 1)).sum()
+    error = (drawn["raw"] / logits_per_deviation - scores).square().mean(dim=(0, 1)).sum()
     torch.testing.assert_close(with_scores - pairs_alone, training.SCORE_WEIGHT * error)
     assert drawn["disturbance"] == training.CURRICULUM["robust-reward"].disturbance
     assert with_scores.requires_grad

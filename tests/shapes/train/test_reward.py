@@ -56,16 +56,16 @@ def test_further_prompts_begin_with_the_own_one_and_stay_in_the_training_split()
     pool = every_combination()
     sampler, rng = PairSampler(pool), random.Random(0)
     rows, labels = sampler.draw_groups(["mixed"] * 40, rng)
-    asked = sampler.further_prompts(rows, labels, 4, rng)
-    assert asked.shape == (40, 4, 5)
-    assert torch.equal(asked[:, 0], labels)
-    changed = (asked[:, 1:] != labels[:, None]).any(dim=-1).float().mean()
+    wanted = sampler.further_prompts(rows, labels, 4, rng)
+    assert wanted.shape == (40, 4, 5)
+    assert torch.equal(wanted[:, 0], labels)
+    changed = (wanted[:, 1:] != labels[:, None]).any(dim=-1).float().mean()
     assert changed > 0.8
     assert torch.equal(sampler.further_prompts(rows, labels, 1, rng), labels[:, None])
 
 
 class Recorder:
-    """Stands in for a reward: what it is asked comes back as its answer."""
+    """Stands in for a reward: its inputs come back as its output."""
 
     queries = torch.zeros(1, 3, 8)
 
@@ -90,7 +90,7 @@ def test_each_clip_is_rated_under_each_prompt_of_its_group(monkeypatch):
         Recorder(), pool, rows, labels, Pipe, random.Random(0), torch.Generator().manual_seed(3), (0.5, 0.5)
     )
     assert raw.shape == (2, 3, GROUP, 1, 3)
-    texts = [said for group in labels for said in group]
+    texts = [label for group in labels for label in group]
     expected = torch.tensor([value_of(to_prompt(row.tolist())) for row in texts]).view(2, 3, 1)
     torch.testing.assert_close(raw[..., 0, 0], expected.expand(-1, -1, GROUP))
     # One noise and one level a group, the same latents under every prompt.
