@@ -1,8 +1,7 @@
 """Choose among samples instead of changing them: best-of-n, latent resampling and particles.
 
-All sample several candidates of a prompt and return the best, and both compose with guidance: the candidates are
-whatever the pipeline samples, guided or not. They cost a multiple of a run that is known beforehand
-(:meth:`Search.cost`); guidance at the same price is what they have to be compared with.
+All sample several candidates of a prompt and return the best, and all compose with guidance. They cost a multiple of a
+run that is known beforehand (:meth:`Search.cost`); guidance at the same price is what to compare them with.
 
 References:
     [1] LatSearch, arXiv:2603.14526 (resampling partly denoised latents by their reward).
@@ -47,8 +46,7 @@ class Search:
             Without any, all candidates are finished: best-of-n.
         noise: Share of the posterior's noise that every step adds, in [0, 1], see ``flow.stochastic_step``. Above 0
             the candidates are particles: one drawn twice goes on as two, which fresh noise parts again, so that all
-            are finished; and they are drawn by how much their score has risen since the last draw. Needs the Euler
-            solver.
+            are finished; they are drawn by how much their score has risen since the last draw. Needs Euler steps.
         temperature: Of that draw, in standard deviations of the reward, above 0.
         weights: One weight per axis of the reward in the score.
 

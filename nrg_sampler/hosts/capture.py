@@ -115,7 +115,7 @@ class DenoiserCalls:
         if calls and not own:
             raise ValueError(
                 f"Expected the denoiser to be called with the latents of the step, {tuple(latents.shape)}, but none "
-                f"of its {len(calls)} calls had them; sample with the attached pipeline, and let nothing else step its "
+                f"of its {len(calls)} calls had them; sample with the attached pipeline; let nothing else step its "
                 "scheduler."
             )
         if self._per_step and len(own) > self._per_step:  # the same latents, at another time

@@ -138,8 +138,8 @@ class Page:
                     )
             with gr.Tab("Sweep", id="sweep"):
                 _note(
-                    "One seed, with weights from all over the triangle: under each clip its weights VQ:MQ:TA and how it "
-                    "is judged. Click one to take its weights."
+                    "One seed, with weights from all over the triangle: under each clip its weights VQ:MQ:TA and how "
+                    "it is judged. Click one to take its weights."
                 )
                 with gr.Row(elem_classes="nrg-bar"):
                     self.fineness = gr.Radio(
