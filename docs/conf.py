@@ -44,7 +44,7 @@ nitpick_ignore_regex = [
     # Type variables.
     ("py:(class|obj)", r".*\.(T|Result)"),
     # Aliases of types, which autodoc writes by name.
-    ("py:class", r"Call|ClipScore|Judge|WeightsLike"),
+    ("py:class", r"Call|ClipScore|FrameScorer|Grader|WeightsLike"),
 ]
 
 

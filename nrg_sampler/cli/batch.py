@@ -15,7 +15,7 @@ from nrg_sampler.cli.parser import DEFAULT_FOLDER
 from nrg_sampler.cli.recipe import from_arguments
 from nrg_sampler.files import slug, writable_folder
 from nrg_sampler.judges.alarm import hacking_alarm
-from nrg_sampler.judges.base import load_judges
+from nrg_sampler.judges.loading import load_judges
 from nrg_sampler.runs.manifest import Manifest, changes, format_change
 from nrg_sampler.runs.sampler import Sampler
 from nrg_sampler.runs.writing import MAKERS
@@ -23,7 +23,7 @@ from nrg_sampler.runs.writing import MAKERS
 Changes = dict[str, dict[str, float]]
 
 INTERRUPTED = 130
-JUDGES = {
+JUDGE_LINES = {
     "reward": "reward  {}   (the guiding reward's reading of the finished clip, in its standard deviations)",
     "oracle": "oracle  {}   (measured in the pixels, 0 to 1)",
     "pixel": "pixel  {}   (the pixel judge, in its standard deviations)",
@@ -134,7 +134,7 @@ def _print_changes(title: str, found: Sequence[Changes]) -> None:
         return
     print(f"  {title}")
     for judge, mean in mean_change(found).items():
-        print("  " + JUDGES.get(judge, f"{judge}  {{}}").format(format_change(mean)), flush=True)
+        print("  " + JUDGE_LINES.get(judge, f"{judge}  {{}}").format(format_change(mean)), flush=True)
 
 
 def _print_alarm(change: Changes, manifest: Manifest) -> None:

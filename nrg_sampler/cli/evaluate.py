@@ -6,18 +6,17 @@ import argparse
 import json
 import shlex
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from nrg_sampler.cli import parser as options
 from nrg_sampler.cli.parser import whole_number
+from nrg_sampler.cli.progress import show
 from nrg_sampler.evaluation.settings import PRESET, SPLITS, SUITES, EvaluationSettings
 from nrg_sampler.runs.device import AUTO, DTYPES
 
 if TYPE_CHECKING:
     from nrg_sampler.evaluation.document import Section
-    from nrg_sampler.evaluation.run import Evaluation
 
 HELP = "Compare ways to sample on held-out prompts of the shapes world, graded by judges that do not guide."
 EXAMPLE = "evaluate --suite weights --n 100 --out evaluation"
@@ -58,18 +57,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     settings = settings_from(arguments)
-    from nrg_sampler.evaluation.report import captioned
-    from nrg_sampler.evaluation.run import Evaluation
+    from nrg_sampler.evaluation.run import evaluate
 
-    evaluation = Evaluation(settings, shlex.join(["nrg-sampler", *sys.argv[1:]]))
-    for note in evaluation.notes:
-        print(f"nrg-sampler: {note}", file=sys.stderr)
-    for section in _sections(evaluation):
-        for summary in section.summaries:
-            print(json.dumps(summary) if arguments.json else captioned(summary), flush=True)
+    report = _print_json if arguments.json else _print_table
+    show(evaluate(settings, shlex.join(["nrg-sampler", *sys.argv[1:]]), report))
     if arguments.suite == ALL:
         print(f"nrg-sampler: wrote {arguments.out / 'report.md'}", file=sys.stderr)
     return 0
+
+
+def _print_json(section: Section) -> None:
+    for summary in section.summaries:
+        print(json.dumps(summary), flush=True)
+
+
+def _print_table(section: Section) -> None:
+    from nrg_sampler.evaluation.report import captioned
+
+    for summary in section.summaries:
+        print(captioned(summary), flush=True)
 
 
 def settings_from(arguments: argparse.Namespace) -> EvaluationSettings:
@@ -95,21 +101,3 @@ def settings_from(arguments: argparse.Namespace) -> EvaluationSettings:
         out=arguments.out,
         guidance=guidance_from(arguments, PRESET),
     )
-
-
-def _sections(evaluation: Evaluation) -> Iterator[Section]:
-    """Run an evaluation behind a progress bar for each of its parts, and yield a suite when it is finished."""
-    from tqdm.auto import tqdm
-
-    bars: dict[tuple[str, str], Any] = {}
-    for step in evaluation.steps():
-        part = step.suite, step.unit
-        if part not in bars:
-            for bar in bars.values():
-                bar.close()
-            bars[part] = tqdm(desc=step.suite, total=step.total, unit=step.unit)
-        bars[part].update(step.done - bars[part].n)
-        if step.section is not None:
-            yield step.section
-    for bar in bars.values():
-        bar.close()

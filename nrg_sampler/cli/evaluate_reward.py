@@ -6,7 +6,8 @@ import argparse
 import json
 from pathlib import Path
 
-from nrg_sampler.cli.reward_data import add_pairs, add_teacher, data_settings, encoding_settings, given, share, show
+from nrg_sampler.cli.progress import show
+from nrg_sampler.cli.reward_data import add_pairs, add_teacher, data_settings, encoding_settings, given, share
 
 HELP = "Measure the accuracy of latent rewards on labelled pairs, with and without ties, by axis and noise level."
 EXAMPLE = "evaluate-reward videogen-rewardbench.csv --reward my-reward/reward --out accuracy"

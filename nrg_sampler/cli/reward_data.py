@@ -1,21 +1,17 @@
-"""What `train-reward` and `evaluate-reward` have in common: options that name the data, and a progress bar."""
+"""What `train-reward` and `evaluate-reward` have in common: options that name the data."""
 
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from nrg_sampler.checkpoints import BUNDLED
 from nrg_sampler.cli.parser import DTYPES, positive, whole_number
 from nrg_sampler.runs.device import AUTO
 
 if TYPE_CHECKING:
-    from nrg_sampler.runs.progress import Run
     from nrg_sampler.training.settings import DataSettings, EncodingSettings
-
-Result = TypeVar("Result")
 
 # option -> field of EncodingSettings
 ENCODING = {"model": "model", "dtype": "dtype", "cache": "cache", "height": "height", "width": "width"}
@@ -24,7 +20,6 @@ ENCODING |= {"frames": "num_frames", "fps": "fps"}
 TEACHER = {"teacher": "teacher", "pairs": "files", "videos": "videos", "prompts": "prompts", "clips": "num_clips"}
 TEACHER |= {"clips_per_prompt": "clips_per_prompt", "other_prompts": "other_prompts", "clip_batch": "batch"}
 TEACHER |= {"clip_seed": "seed", "sampling_steps": "sampling_steps", "guidance_scales": "guidance_scales"}
-SHOWN = ("loss", "accuracy")  # numbers that stand beside a bar
 
 
 def share(text: str) -> float:
@@ -135,30 +130,3 @@ def data_settings(arguments: argparse.Namespace, **labelled: Any) -> DataSetting
     if arguments.pairs is None:
         raise ValueError("Expected PAIRS.csv with labels, or a --teacher to do without, but got neither.")
     return LabelledPairs(arguments.pairs, videos=arguments.videos, strict=arguments.strict, **labelled)
-
-
-def show(run: Run[Result]) -> Result:
-    """Do a run with a progress bar for each part of it, notes on stderr; returns its result."""
-    from tqdm.auto import tqdm
-
-    from nrg_sampler.runs.sampler import quiet_unless_watched
-
-    quiet_unless_watched()
-    bar: tqdm[Any] | None = None
-    work = None
-    for progress in run:
-        if not run.is_main_process:
-            continue
-        if progress.work != work:
-            if bar is not None:
-                bar.close()
-            work = progress.work
-            bar = tqdm(desc=work, total=progress.total, unit=progress.unit, disable=not sys.stderr.isatty())
-        assert bar is not None  # made with the first part
-        bar.n = progress.done
-        bar.set_postfix({name: f"{value:.4g}" for name, value in progress.numbers.items() if name in SHOWN})
-        for note in progress.notes:
-            bar.write(f"nrg-sampler: {note}", file=sys.stderr)
-    if bar is not None:
-        bar.close()
-    return run.result

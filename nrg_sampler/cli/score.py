@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from nrg_sampler.judges.base import load_judges
+    from nrg_sampler.judges.loading import load_judges
     from nrg_sampler.runs.device import default_device, require_device
     from nrg_sampler.runs.sampler import judge_scores
     from nrg_sampler.video import read_mp4

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nrg_sampler.cli.parser import number, positive, whole_number
-from nrg_sampler.cli.reward_data import add_pairs, add_teacher, data_settings, encoding_settings, given, share, show
+from nrg_sampler.cli.progress import show
+from nrg_sampler.cli.reward_data import add_pairs, add_teacher, data_settings, encoding_settings, given, share
 
 if TYPE_CHECKING:
     from nrg_sampler.training.run import TrainedReward

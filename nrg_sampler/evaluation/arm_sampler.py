@@ -22,7 +22,7 @@ from nrg_sampler.search import Search, candidate_seeds, search
 from nrg_sampler.shapes.scenes import Prompt, caption
 
 
-class Sampled(NamedTuple):
+class ArmClips(NamedTuple):
     """Clips of one arm.
 
     Args:
@@ -89,7 +89,7 @@ class ArmSampler:
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
         return f"{arm.weights if guidance else 'searched' if thinning else 'unguided'} {digest[:12]}"
 
-    def sample(self, arm: Arm, prompts: Sequence[Prompt], seeds: Sequence[int]) -> Sampled:
+    def sample(self, arm: Arm, prompts: Sequence[Prompt], seeds: Sequence[int]) -> ArmClips:
         """Sample one clip of each prompt from the source of ``arm``; nothing is chosen among finished clips."""
         pipe = self._pipes[arm.reward]
         device = torch.device(getattr(pipe, "device", "cpu"))
@@ -101,7 +101,7 @@ class ArmSampler:
         batch = len(prompts)
         cpu = cpu_seconds / batch if device.type == "cpu" else None
         frames = clips.frames.transpose(1, 2).float().cpu()
-        return Sampled(frames, target, seconds / batch, cpu, decoding, count[0] / batch, memory.mib)
+        return ArmClips(frames, target, seconds / batch, cpu, decoding, count[0] / batch, memory.mib)
 
     @contextmanager
     def _precision(self, device: torch.device) -> Iterator[None]:

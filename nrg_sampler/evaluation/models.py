@@ -13,7 +13,8 @@ from nrg_sampler.evaluation.arm_sampler import ArmSampler
 from nrg_sampler.evaluation.controls import RandomDirection, pixel_control, trusted_as
 from nrg_sampler.evaluation.settings import EvaluationSettings
 from nrg_sampler.hosts.pipeline import NRGFlowPipeline
-from nrg_sampler.judges.base import judge_identity, load_pixel_judge
+from nrg_sampler.judges.loading import judge_identity
+from nrg_sampler.judges.shapes import load_pixel_judge
 from nrg_sampler.rewards.loading import load_reward
 from nrg_sampler.runs.manifest import model_fingerprint
 from nrg_sampler.runs.sampler import quiet_unless_watched

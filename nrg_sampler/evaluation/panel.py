@@ -7,7 +7,9 @@ from collections.abc import Callable, Sequence
 from torch import Tensor
 
 from nrg_sampler.checkpoints import BUNDLED, pipeline_source, read_sampling
-from nrg_sampler.judges import base as judges
+from nrg_sampler.judges.base import Judge
+from nrg_sampler.judges.loading import JUDGES, load_judge
+from nrg_sampler.judges.shapes import load_pixel_judge
 from nrg_sampler.shapes.oracle import grade
 from nrg_sampler.shapes.scenes import Prompt, caption
 
@@ -18,7 +20,7 @@ Grader = Callable[[Tensor, Sequence[Prompt]], Tensor]
 class _ByCaption:
     """A judge that gets the caption of a prompt, and the rate of the bundled model's clips."""
 
-    def __init__(self, judge: judges.Judge) -> None:
+    def __init__(self, judge: Judge) -> None:
         self._judge = judge
         self._fps = float(read_sampling(pipeline_source(BUNDLED))["fps"])
 
@@ -27,16 +29,14 @@ class _ByCaption:
 
 
 def panel(names: Sequence[str]) -> dict[str, Grader]:
-    """Make the named judges, those of :func:`nrg_sampler.judges.base.load_judge`, by the part before the colon.
+    """Make the named judges, those of :func:`nrg_sampler.judges.loading.load_judge`, by the part before the colon.
 
     Raises:
         ValueError: If one is unknown or its folder does not fit.
     """
     require_known(names)
     # The oracle measures by the prompt itself: not every caption names all that was asked.
-    return {
-        name.partition(":")[0]: grade if name == "oracle" else _ByCaption(judges.load_judge(name)) for name in names
-    }
+    return {name.partition(":")[0]: grade if name == "oracle" else _ByCaption(load_judge(name)) for name in names}
 
 
 def require_known(names: Sequence[str]) -> None:
@@ -45,15 +45,15 @@ def require_known(names: Sequence[str]) -> None:
     Raises:
         ValueError: If one is unknown or there is none.
     """
-    unknown = [name for name in names if name.partition(":")[0] not in judges.JUDGES]
+    unknown = [name for name in names if name.partition(":")[0] not in JUDGES]
     if unknown or not names:
-        raise ValueError(f"Expected judges from {', '.join(judges.JUDGES)}, but got {', '.join(unknown) or 'none'}.")
+        raise ValueError(f"Expected judges from {', '.join(JUDGES)}, but got {', '.join(unknown) or 'none'}.")
 
 
 def default_judges() -> tuple[list[str], str | None]:
     """Return the oracle and the bundled pixel judge; where the latter is absent, the oracle and a note that says so."""
     try:
-        judges.load_pixel_judge()
+        load_pixel_judge()
     except ValueError as error:
         return ["oracle"], f"graded by the oracle alone: {error}"
     return ["oracle", "pixel"], None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import importlib.util
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from nrg_sampler.evaluation.worst import contact_sheet, sample_cases, worst_indi
 from nrg_sampler.files import replacing, writable_folder
 from nrg_sampler.runs.device import AUTO, dtype_reason
 from nrg_sampler.runs.manifest import versions
+from nrg_sampler.runs.progress import Progress, Run
 from nrg_sampler.video import write_png
 
 SWEEP = "scale-sweep"  # the suite that measures diversity
@@ -42,23 +43,7 @@ MISSING = {
 }
 
 
-@dataclass(frozen=True)
-class Progress:
-    """How far an evaluation is.
-
-    Args:
-        suite: Which table.
-        unit: What is counted: ``"clip"``, or ``"prompt"`` where diversity is measured.
-        done: How many of them.
-        total: Of how many.
-        section: The suite's summaries, once its files are written.
-    """
-
-    suite: str
-    unit: str
-    done: int
-    total: int
-    section: Section | None = None
+OnSection = Callable[[Section], None]
 
 
 @dataclass(frozen=True)
@@ -97,8 +82,30 @@ class EvaluationResult:
         return found[0]
 
 
+def evaluate(
+    settings: EvaluationSettings, command: str | None = None, on_section: OnSection | None = None
+) -> Run[EvaluationResult]:
+    """Sample the arms of some suites at the same prompts and seeds, let judges grade the clips, and write tables.
+
+    With several suites ``report.md`` is written in the end. A second evaluation with the same settings and folder goes on
+    where the first was stopped.
+
+    Args:
+        settings: What is compared.
+        command: How it was started, for the report.
+        on_section: Called with the summaries of each suite when its files are written.
+
+    Returns:
+        The run, an iterator over its progress with the result at the end.
+
+    Raises:
+        ValueError: If a model does not load, or the folder holds clips of other settings or cannot be written.
+    """
+    return Run(Evaluation(settings, command).steps(on_section))
+
+
 class Evaluation:
-    """Sample and grade the arms of some suites at the same prompts and seeds.
+    """An evaluation whose models are loaded and whose folder is open; :func:`evaluate` runs one.
 
     Args:
         settings: What is compared.
@@ -125,46 +132,38 @@ class Evaluation:
         chosen = [dtype_reason(settings.device)] if settings.dtype == AUTO else []
         self.notes = (*chosen, *([alone] if alone else []), *self._notes())  # what a user should know beforehand
 
-    def run(self) -> EvaluationResult:
-        """Run to the end."""
-        sections = tuple(step.section for step in self.steps() if step.section is not None)
-        return EvaluationResult(self._out, sections)
-
-    def steps(self) -> Iterator[Progress]:
-        """Run, and yield after every clip; a suite's files are written when its last step is yielded.
-
-        With several suites ``report.md`` is written in the end. Stopped early, a second run goes on where this one was.
-        """
+    def steps(self, on_section: OnSection | None = None) -> Generator[Progress, None, EvaluationResult]:
+        """Sample and grade, suite by suite; see :func:`evaluate`."""
+        yield Progress("loading", 1, 1, "model", notes=self.notes)
         sections, grades = [], dict[str, list[Graded]]()
         for suite in self.settings.suites:
-            grades[suite] = []
-            diversity: dict[str, dict[int, float]] = {}
-            yield from self._grade(suite, grades[suite])
-            if suite == SWEEP:
-                yield from self._diversify(suite, diversity)
+            grades[suite] = yield from self._grade(suite)
+            diversity = (yield from self._diversify(suite)) if suite == SWEEP else {}
             sections.append(self._section(suite, grades[suite], diversity))
-            count = len(grades[suite])
-            yield Progress(suite, "clip", count, count, sections[-1])
+            if on_section is not None:
+                on_section(sections[-1])
         if len(sections) > 1:
             self._write_report(sections, grades)
+        return EvaluationResult(self._out, tuple(sections))
 
-    def _grade(self, suite: str, grades: list[Graded]) -> Iterator[Progress]:
-        arms = self._possible(suite)
-        total = len(self._prompts) * len(arms)
-        batch = self.settings.batch
+    def _grade(self, suite: str) -> Generator[Progress, None, list[Graded]]:
+        arms, grades = self._possible(suite), list[Graded]()
+        total, batch = len(self._prompts) * len(arms), self.settings.batch
         for clip in grade_arms(self._sampler, arms, self._prompts, self._clips, batch, self._judges):
             grades.append(clip)
-            yield Progress(suite, "clip", len(grades), total)
+            yield Progress(suite, len(grades), total, "clip")
         write_grades(self._file(suite, "csv"), grades)
+        return grades
 
-    def _diversify(self, suite: str, diversity: dict[str, dict[int, float]]) -> Iterator[Progress]:
-        arms = self._possible(suite)
+    def _diversify(self, suite: str) -> Generator[Progress, None, dict[str, dict[int, float]]]:
+        arms, diversity = self._possible(suite), dict[str, dict[int, float]]()
         few = self._prompts[: -(-len(self._prompts) // DIVERSITY_SHARE)]
         file = self._out / f"diversity-{self.settings.split}.csv"
-        found = diversity_of_arms(self._sampler, arms, few, file, DIVERSITY_SEEDS)
-        for done, (arm, index, value) in enumerate(found, start=1):
+        measured = diversity_of_arms(self._sampler, arms, few, file, DIVERSITY_SEEDS)
+        for done, (arm, index, value) in enumerate(measured, start=1):
             diversity.setdefault(arm, {})[index] = value
-            yield Progress(suite, "prompt", done, len(few) * len(arms))
+            yield Progress("diversity", done, len(few) * len(arms), "prompt")
+        return diversity
 
     def _section(self, suite: str, grades: Sequence[Graded], diversity: dict[str, dict[int, float]]) -> Section:
         """Summarise a suite by each judge, and write its files."""

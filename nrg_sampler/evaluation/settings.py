@@ -24,7 +24,7 @@ EQUAL = "1:1:1"
 
 @dataclass(frozen=True)
 class EvaluationSettings:
-    """Settings of :class:`nrg_sampler.evaluation.run.Evaluation`.
+    """Settings of :func:`nrg_sampler.evaluation.run.evaluate`.
 
     Args:
         suites: Names of the tables to make, of ``SUITES``.
@@ -32,7 +32,7 @@ class EvaluationSettings:
         split: ``"test"``, or ``"validation"`` for tuning.
         arms: Besides the unguided arm, only these of a single suite: names or weights, with settings as in
             ``"1:1:1 scale=2 max_push=0.2"``; ``None`` for all.
-        judges: Who grades, as :func:`nrg_sampler.judges.base.load_judge` names them; ``None`` for the oracle, and the
+        judges: Who grades, as :func:`nrg_sampler.judges.loading.load_judge` names them; ``None`` for the oracle, and the
             bundled pixel judge if there is one.
         reward: Folder or Hub id of the reward that guides; ``None`` for the bundled one.
         clean_reward: Folder of a reward trained on clean latents; ``None`` leaves out the arms that need one.

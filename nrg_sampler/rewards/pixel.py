@@ -23,7 +23,7 @@ from torch.utils.checkpoint import checkpoint
 from nrg_sampler.flow import clean_from, expand
 from nrg_sampler.rewards.base import Conditioning
 
-Judge = Callable[[Tensor], Tensor]
+FrameScorer = Callable[[Tensor], Tensor]  # frames (B, 3, T, H, W) in [0, 1] to raw numbers (B, axes)
 
 
 class PixelReward(nn.Module):
@@ -59,7 +59,7 @@ class PixelReward(nn.Module):
 
     def __init__(
         self,
-        judge: Judge,
+        judge: FrameScorer,
         vae: nn.Module,
         axes: Sequence[str],
         *,

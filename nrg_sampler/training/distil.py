@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from nrg_sampler.checkpoints import BUNDLED
+from nrg_sampler.judges.base import Judge
 from nrg_sampler.runs.progress import Progress
 from nrg_sampler.training.cache import LatentCache
 from nrg_sampler.training.encoding import PairEncoder
@@ -18,7 +19,7 @@ from nrg_sampler.training.preferences import FEW_PROMPTS, BadRow, in_share
 from nrg_sampler.training.prepare import HELD_OUT, TrainingData, model_settings
 from nrg_sampler.training.settings import TeacherClips
 from nrg_sampler.training.sources import ClipSource, GeneratedClips, VideoFiles, plan_samples
-from nrg_sampler.training.teacher_scores import ScoredClip, Teacher, TeacherScores, assign_prompts, mean_and_std
+from nrg_sampler.training.teacher_scores import ScoredClip, TeacherScores, assign_prompts, mean_and_std
 
 # Shares of the steps and the guidance scale that the model was made for: the teacher has to see poor clips as well.
 STEP_SHARES = (0.4, 0.6, 1.0)
@@ -68,9 +69,9 @@ def prepare_distillation(
     return _pair(scores, clips, bad, description)
 
 
-def load_teacher(data: TeacherClips, device: torch.device) -> tuple[Teacher, str]:
+def load_teacher(data: TeacherClips, device: torch.device) -> tuple[Judge, str]:
     """Return the teacher and what its scores are cached under."""
-    from nrg_sampler.judges.base import judge_identity, load_judge
+    from nrg_sampler.judges.loading import judge_identity, load_judge
 
     if isinstance(data.teacher, str):
         return load_judge(data.teacher, str(device)), judge_identity(data.teacher)

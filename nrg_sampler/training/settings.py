@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from nrg_sampler.checkpoints import BUNDLED
 from nrg_sampler.guidance.trust import PowersLike, powers_of, read_powers
+from nrg_sampler.judges.base import Judge
 from nrg_sampler.runs.device import AUTO
 from nrg_sampler.training.objective import Objective
 from nrg_sampler.training.trainer import TrainerSettings
@@ -94,7 +95,7 @@ class TeacherClips:
 
     Args:
         teacher: A judge by name, as ``"pixel"`` or ``"module:FILE.py:NAME"``, or a callable with named ``axes``, see
-            :class:`~nrg_sampler.training.teacher_scores.Teacher`.
+            :class:`~nrg_sampler.judges.base.Judge`.
         files: A CSV file with the columns ``path`` and ``prompt``, or a folder of videos with their prompts.
         videos: Folder that relative paths in the CSV file start from; the file's own by default.
         prompts: Prompts to sample clips of: a sequence of texts, or the name of a text file with one a line, or of a
@@ -112,7 +113,7 @@ class TeacherClips:
         ValueError: If there are no clips, a number is too small, or a callable has no identity.
     """
 
-    teacher: str | Teacher
+    teacher: str | Judge
     files: Path | None = None
     videos: Path | None = None
     prompts: str | Path | Sequence[str] | None = None

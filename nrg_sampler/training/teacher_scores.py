@@ -14,11 +14,11 @@ import hashlib
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from nrg_sampler.judges.base import Judge
 from nrg_sampler.training.cache import LatentCache, half, prompt_name
 from nrg_sampler.training.encoding import SHARD, PairEncoder
 from nrg_sampler.training.pairs import PairData
@@ -26,16 +26,6 @@ from nrg_sampler.training.sources import ClipSource
 
 NEAREST = 16  # of the prompts with the most words in common, one is drawn
 TIE = 0.25  # in standard deviations of the teacher's scores; smaller differences count as a tie in accuracies
-
-
-class Teacher(Protocol):
-    """A model or function that scores finished clips, higher is better; every judge is one."""
-
-    axes: tuple[str, ...]
-
-    def __call__(self, clips: Tensor, prompts: Sequence[str], fps: float) -> Tensor:
-        """Return scores ``(B, axes)`` of clips ``(B, 3, T, H, W)`` in ``[0, 1]``."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -109,7 +99,7 @@ class TeacherScores:
         fps: Frames a second of the clips.
     """
 
-    def __init__(self, teacher: Teacher, identity: str, cache: LatentCache, fps: float) -> None:
+    def __init__(self, teacher: Judge, identity: str, cache: LatentCache, fps: float) -> None:
         """Keep the teacher and the cache; nothing is scored yet."""
         self.axes, self.cache = tuple(teacher.axes), cache
         self._teacher, self._identity, self._fps = teacher, identity, fps

@@ -14,7 +14,7 @@ from nrg_sampler.runs.plan import Plan
 from nrg_sampler.video import Frames
 
 FILE_ROUTE = "gradio_api/file="  # relative, so that it works below a proxy's path too
-JUDGES = {
+JUDGE_CAPTIONS = {
     "oracle": "Measured in the pixels by the oracle of the shapes world, 0 to 1.",
     "reward": "Read by the guiding reward itself, its target: no evidence that the video is better.",
 }
@@ -68,9 +68,9 @@ def verdict(manifest: Manifest | None) -> str:
     if len({clip.sha256 for clip in manifest.clips}) == 1:
         lines = ["<p class='big'>No effect</p>", "<p>Both videos are identical.</p>"]
     elif "oracle" in change:
-        lines = [_big(change["oracle"]), f"<p>{_from_to(manifest, 'oracle')} {JUDGES['oracle']}</p>"]
+        lines = [_big(change["oracle"]), f"<p>{_from_to(manifest, 'oracle')} {JUDGE_CAPTIONS['oracle']}</p>"]
     elif "reward" in change:
-        lines = [_big(change["reward"]), f"<p>{JUDGES['reward']}</p>"]
+        lines = [_big(change["reward"]), f"<p>{JUDGE_CAPTIONS['reward']}</p>"]
     else:
         lines = ["<p class='big'>Not judged</p>", "<p>No judge can read this prompt or model.</p>"]
     unguided = [row for row in manifest.clips[-1].trace if row.get("finite") is False]

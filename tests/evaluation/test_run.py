@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from nrg_sampler.evaluation.run import Evaluation
+from nrg_sampler.evaluation.run import Evaluation, evaluate
 from nrg_sampler.evaluation.settings import SUITES, EvaluationSettings
 from nrg_sampler.guidance.settings import RewardGuidance
 
@@ -17,30 +17,31 @@ SMALL = EvaluationSettings(
 )
 
 
-def test_ten_lines_make_a_table(tmp_path, monkeypatch):
-    evaluation = Evaluation(replace(SMALL, out=tmp_path, dtype="auto"))
-    lines = [*evaluation.notes]
-    result = evaluation.run()
+def test_ten_lines_make_a_table(tmp_path, capsys):
+    settings = replace(SMALL, out=tmp_path, dtype="auto")
+    result = evaluate(settings).finish()
     for axis in ("VQ", "MQ", "TA", "mean"):
         row = result.row("1:1:1", axis)
-        lines.append(f"{axis}: win rate {row['win']:.1f} % [{row['low']:.1f}, {row['high']:.1f}]")
-    assert lines[0].startswith("dtype auto is ") and len(lines) >= 5
-    assert json.loads((tmp_path / "weights-validation.json").read_text())["rows"][-1] == result.row("1:1:1")
+        print(f"{axis}: win rate {row['win']:.1f} % [{row['low']:.1f}, {row['high']:.1f}], gain {row['gain']:+.2f}")
+    assert capsys.readouterr().out.count("win rate") == 4
+    assert json.loads((result.folder / "weights-validation.json").read_text())["rows"][-1] == result.row("1:1:1")
     with pytest.raises(ValueError, match=r"Expected an arm of weights graded by oracle \('1:1:1'\), but got '1:0:0'"):
         result.row("1:0:0")
 
 
-def test_steps_tell_how_far_it_is_and_a_stopped_run_goes_on(tmp_path, monkeypatch):
-    settings = replace(SMALL, out=tmp_path)
-    run = Evaluation(settings).steps()
-    assert [(next(run).done, step) for step in (1, 2)] == [(1, 1), (2, 2)]
+def test_progress_tells_how_far_it_is_and_a_stopped_run_goes_on(tmp_path, monkeypatch):
+    settings = replace(SMALL, out=tmp_path, dtype="auto")
+    run = evaluate(settings)
+    loading = next(run)
+    assert (loading.work, loading.unit) == ("loading", "model") and loading.notes[0].startswith("dtype auto is ")
+    assert [next(run).done for _ in range(2)] == [1, 2]
     run.close()
     evaluation = Evaluation(settings)
-    sampled = []
+    sampled, sections = [], []
     monkeypatch.setattr(evaluation._sampler, "sample", _counted(evaluation._sampler.sample, sampled))
-    steps = list(evaluation.steps())
-    assert [step.done for step in steps] == [1, 2, 3, 4, 4] and {step.total for step in steps} == {4}
-    assert [step.section is None for step in steps] == [True] * 4 + [False]
+    _, *steps = evaluation.steps(sections.append)
+    assert [(step.done, step.total) for step in steps] == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    assert [section.suite for section in sections] == ["weights"]
     assert len(sampled) == 2  # the first prompt was sampled before
 
 

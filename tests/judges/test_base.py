@@ -10,8 +10,9 @@ import torch
 
 from nrg_sampler import cli
 from nrg_sampler.evaluation.panel import panel
-from nrg_sampler.judges import base as judges
-from nrg_sampler.judges.base import Judge, OracleJudge, chooser, judge_identity, load_judge
+from nrg_sampler.judges.base import Judge, chooser
+from nrg_sampler.judges.loading import JUDGES, judge_identity, load_judge
+from nrg_sampler.judges.shapes import OracleJudge
 from nrg_sampler.shapes.oracle import grade
 from nrg_sampler.shapes.render import draw, render
 from nrg_sampler.shapes.scenes import Prompt, caption, sample_scene
@@ -45,7 +46,7 @@ class Brightness:
 def brightness(monkeypatch):
     """A judge that the command line knows as ``brightness``."""
     found = Brightness()
-    monkeypatch.setitem(judges.JUDGES, "brightness", lambda source, device: found)
+    monkeypatch.setitem(JUDGES, "brightness", lambda source, device: found)
     return found
 
 

@@ -15,7 +15,8 @@ import torch
 from torch import nn
 
 from nrg_sampler import NRGFlowPipeline, cli
-from nrg_sampler.judges.base import chooser, load_judge
+from nrg_sampler.judges.base import chooser
+from nrg_sampler.judges.loading import load_judge
 from nrg_sampler.judges.videoreward import (
     PIXEL_MEAN,
     PIXEL_STD,

@@ -12,7 +12,7 @@ import torch
 import nrg_sampler.shapes
 from nrg_sampler import NRGFlowPipeline
 from nrg_sampler.checkpoints import bundled_folder
-from nrg_sampler.judges.base import load_pixel_judge
+from nrg_sampler.judges.shapes import load_pixel_judge
 from nrg_sampler.rewards.card import by_axis
 from nrg_sampler.shapes.oracle import measure
 from nrg_sampler.shapes.render import draw, render

@@ -1,0 +1,132 @@
+"""Judges by name."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nrg_sampler.judges.base import Judge
+from nrg_sampler.judges.shapes import OracleJudge, PixelClipJudge, load_pixel_judge
+
+
+class FramesJudge:
+    """A module that scores frames without their prompts.
+
+    Args:
+        module: Maps clips ``(B, 3, T, H, W)`` in ``[0, 1]`` to ``(B, axes)``; has ``axes``.
+    """
+
+    def __init__(self, module: Any) -> None:
+        self.axes, self._module = tuple(module.axes), module
+
+    @torch.no_grad()
+    def __call__(self, clips: Tensor, prompts: Sequence[str], fps: float) -> Tensor:
+        """Grade clips by their frames alone."""
+        scores: Tensor = self._module(clips)
+        return scores
+
+
+def _oracle(source: str, device: str) -> Judge:
+    if source:
+        raise ValueError(f"Expected 'oracle' alone, but got 'oracle:{source}'; it has no files.")
+    return OracleJudge()
+
+
+def _videoreward(source: str, device: str) -> Judge:
+    from nrg_sampler.judges.videoreward import VideoReward
+
+    if not source:
+        raise ValueError("Expected the folder of VideoReward, but got none; write videoreward:FOLDER.")
+    return VideoReward.from_pretrained(source, device=device)
+
+
+def _pixel(source: str, device: str) -> Judge:
+    return PixelClipJudge(load_pixel_judge(source).to(device))
+
+
+def _module(source: str, device: str) -> Judge:
+    """A judge of the user's own: an object, or a class that is called without arguments."""
+    found = _imported(source)
+    judge = found() if isinstance(found, type) else found
+    axes = getattr(judge, "axes", None)
+    if not callable(judge) or not axes or isinstance(axes, str):
+        raise ValueError(
+            f"Expected a judge in {source!r}, a callable with named `axes`, but got {type(judge).__name__} without "
+            "them; give it a tuple such as `axes = ('VQ', 'MQ', 'TA')`."
+        )
+    if isinstance(judge, torch.nn.Module):
+        judge.to(device).eval()
+    call = judge.forward if isinstance(judge, torch.nn.Module) else judge
+    taken = [item for item in inspect.signature(call).parameters.values() if item.default is item.empty]
+    return FramesJudge(judge) if len(taken) == 1 else judge
+
+
+def _imported(source: str) -> Any:
+    """What ``PACKAGE.MODULE:NAME`` or ``FILE.py:NAME`` stands for."""
+    place, _, name = source.rpartition(":")
+    try:
+        if not place.endswith(".py"):
+            return getattr(importlib.import_module(place), name)
+        spec = importlib.util.spec_from_file_location(Path(place).stem, place)
+        assert spec is not None and spec.loader is not None  # known by the suffix
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return getattr(module, name)
+    except (ImportError, AttributeError, OSError, ValueError) as error:
+        raise ValueError(
+            f"Expected a judge of yours as module:PACKAGE.MODULE:NAME or module:FILE.py:NAME, but {source!r} cannot "
+            f"be imported ({error}); correct the name, or install its package."
+        ) from error
+
+
+# Makes each judge from what follows its name and a colon, and a device; to add a judge, name it here.
+JUDGES: dict[str, Callable[[str, str], Judge]] = {
+    "oracle": _oracle,
+    "pixel": _pixel,
+    "videoreward": _videoreward,
+    "module": _module,
+}
+
+
+def load_judge(name: str, device: str = "cpu") -> Judge:
+    """Make a judge.
+
+    Args:
+        name: ``"oracle"``, ``"pixel"`` for the bundled one, ``"pixel:FOLDER"``, ``"videoreward:FOLDER"``, or a judge
+            of your own as ``"module:PACKAGE.MODULE:NAME"`` or ``"module:FILE.py:NAME"``.
+        device: Where its network runs, if it has one.
+
+    Raises:
+        ValueError: If there is no such judge, or its folder does not fit.
+    """
+    kind, _, source = name.partition(":")
+    if kind not in JUDGES:
+        raise ValueError(f"Expected a judge from {', '.join(JUDGES)}, but got {name!r}.")
+    return JUDGES[kind](source, device)
+
+
+def judge_identity(name: str) -> str:
+    """Return what tells a judge from every other one, also after its files have changed."""
+    from nrg_sampler.checkpoints import bundled_folder
+    from nrg_sampler.files import fingerprint
+
+    kind, _, source = name.partition(":")
+    if kind == "pixel":
+        return f"pixel {fingerprint(Path(source) if source else bundled_folder('judge'))}"
+    if kind == "module":
+        place = source.rpartition(":")[0]
+        file = place if place.endswith(".py") else str(importlib.import_module(place).__file__)
+        return f"{name} {fingerprint(Path(file))}"
+    return f"{kind} {fingerprint(Path(source))}" if source else kind
+
+
+def load_judges(names: Iterable[str], device: str = "cpu") -> dict[str, Judge]:
+    """Make several, by the part of their name before the colon."""
+    return {name.partition(":")[0]: load_judge(name, device) for name in names}

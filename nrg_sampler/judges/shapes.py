@@ -1,0 +1,73 @@
+"""The judges of the bundled world: the oracle that measures pixels, and the trained pixel judge."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nrg_sampler.rewards.base import normalised
+
+
+class OracleJudge:
+    """Measurements of the pixels of a clip of the shapes world, each axis from 0 to 1; no network."""
+
+    axes: tuple[str, ...] = ("VQ", "MQ", "TA")
+
+    def __call__(self, clips: Tensor, prompts: Sequence[str], fps: float) -> Tensor:
+        """Grade clips; the rate does not matter.
+
+        Raises:
+            ValueError: If a prompt is not of that world, or the clips are too short.
+        """
+        from nrg_sampler.shapes.oracle import grade
+        from nrg_sampler.shapes.scenes import parse
+
+        parsed = [parse(prompt) for prompt in prompts]
+        known = [prompt for prompt in parsed if prompt is not None]
+        if len(known) < len(parsed):
+            raise ValueError(
+                f"Expected a prompt of the bundled world for the oracle, but got {prompts[parsed.index(None)]!r}; "
+                "name another judge for other videos."
+            )
+        return grade(clips, known)
+
+
+class PixelClipJudge:
+    """A trained judge of pixels, which needs no rate; grades in its standard deviations.
+
+    Args:
+        judge: A ``PixelJudge``.
+    """
+
+    def __init__(self, judge: Any) -> None:
+        self.axes, self._judge = judge.axes, judge
+
+    @torch.no_grad()
+    def __call__(self, clips: Tensor, prompts: Sequence[str], fps: float) -> Tensor:
+        """Grade clips.
+
+        Raises:
+            ValueError: If a prompt has words that the judge never saw.
+        """
+        device = next(self._judge.parameters()).device
+        return normalised(self._judge, self._judge(clips.to(device), prompts)).cpu()
+
+
+def load_pixel_judge(folder: str | Path | None = None) -> Any:
+    """Load a pixel judge, frozen; the bundled one by default.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    from nrg_sampler.checkpoints import bundled_folder, readable
+    from nrg_sampler.shapes.judge import PixelJudge
+
+    folder = Path(folder) if folder else bundled_folder("judge")
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"Expected a pixel judge in {folder}, but found none; name the folder as pixel:FOLDER.")
+    with readable(folder):
+        return PixelJudge.from_pretrained(folder, dtype=torch.float32).eval().requires_grad_(False)
