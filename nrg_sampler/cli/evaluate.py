@@ -13,7 +13,7 @@ from nrg_sampler.cli import parser as options
 from nrg_sampler.cli.parser import whole_number
 from nrg_sampler.cli.progress import show
 from nrg_sampler.evaluation.settings import PRESET, SPLITS, SUITES, EvaluationSettings
-from nrg_sampler.runs.device import AUTO, DTYPES
+from nrg_sampler.runs.device import ARITHMETIC, AUTO
 
 if TYPE_CHECKING:
     from nrg_sampler.evaluation.document import Section
@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=whole_number(1), help="denoising steps (default: the model's)")
     parser.add_argument("--batch", type=whole_number(1), default=20, help="clips sampled together (default: 20)")
     parser.add_argument(
-        "--dtype", default=AUTO, choices=DTYPES, help="of the arithmetic (default: bfloat16 where it is native)"
+        "--dtype", default=AUTO, choices=ARITHMETIC, help="of the arithmetic (default: bfloat16 where it is native)"
     )
     parser.add_argument("--device", default="cpu", help="cpu, cuda, ... (default: cpu)")
     parser.add_argument(

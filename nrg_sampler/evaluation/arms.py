@@ -178,7 +178,7 @@ def _wanted_arm(every: Sequence[Arm], text: str, base: RewardGuidance) -> Arm:
     if arm is None or (given and arm.guidance is None):
         names = ", ".join(repr(arm.name) for arm in every)
         raise ValueError(
-            f"Expected --arms from {names}, or weights such as 0.2:0.3:0.5, a guided one with settings such as scale=2 "
+            f"Expected arms from {names}, or weights such as 0.2:0.3:0.5, a guided one with settings such as scale=2 "
             f"({', '.join(known)}), but got {text!r}."
         )
     if not given or arm.guidance is None:

@@ -12,7 +12,7 @@ from nrg_sampler.evaluation.arms import Arm, wanted_arms
 from nrg_sampler.evaluation.panel import require_known
 from nrg_sampler.guidance.settings import RewardGuidance
 from nrg_sampler.rewards.weights import RewardWeights
-from nrg_sampler.runs.device import AUTO, DTYPES, dtype_name, require_device
+from nrg_sampler.runs.device import ARITHMETIC, AUTO, dtype_name, require_device
 from nrg_sampler.shapes.scenes import Prompt, prompts
 
 SUITES = tuple(MAKERS)
@@ -78,8 +78,8 @@ class EvaluationSettings:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"Expected `{name}` to be 1 or more, but got {value}.")
-        if self.dtype not in DTYPES:
-            raise ValueError(f"Expected `dtype` from {', '.join(DTYPES)}, but got {self.dtype!r}.")
+        if self.dtype not in ARITHMETIC:
+            raise ValueError(f"Expected `dtype` from {', '.join(ARITHMETIC)}, but got {self.dtype!r}.")
         require_device(self.device)
         self._check_arms()
         if self.judges is not None:

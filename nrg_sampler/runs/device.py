@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import torch
 
 AUTO = "auto"
-DTYPES = (AUTO, "float32", "bfloat16")  # of the arithmetic under autocast
+ARITHMETIC = (AUTO, "float32", "bfloat16")  # of the arithmetic under autocast
 
 # Processor features that multiply bfloat16 matrices, as torch.cpu names them: AVX512-BF16 and AMX.
 NATIVE_BFLOAT16 = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
@@ -85,14 +85,14 @@ def dtype_name(wanted: str, device: str) -> str:
     """Return ``wanted``, or for ``"auto"`` the name of :func:`fast_dtype`.
 
     Args:
-        wanted: One of ``DTYPES``.
+        wanted: One of ``ARITHMETIC``.
         device: A torch device that is present.
 
     Raises:
         ValueError: If there is no such choice.
     """
-    if wanted not in DTYPES:
-        raise ValueError(f"Expected a dtype from {', '.join(DTYPES)}, but got {wanted!r}.")
+    if wanted not in ARITHMETIC:
+        raise ValueError(f"Expected a dtype from {', '.join(ARITHMETIC)}, but got {wanted!r}.")
     return str(fast_dtype(device)).removeprefix("torch.") if wanted == AUTO else wanted
 
 

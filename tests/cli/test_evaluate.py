@@ -166,7 +166,7 @@ def test_rewards_that_are_compared_are_trusted_alike(tmp_path):
         (["--n", "99999"], "Expected `n` between 1 and"),
         (["--n", "1", "--judges", "jury"], "Expected judges from oracle"),
         (["--n", "1", "--start", "0.5", "--stop", "0.2"], "Expected `start` to be at most `stop` (0.2), but got 0.5."),
-        (["--n", "1", "--arms", "best"], "Expected --arms from 'unguided', '1:1:1'"),
+        (["--n", "1", "--arms", "best"], "Expected arms from 'unguided', '1:1:1'"),
         (["--n", "1", "--arms", "1:1:1 every=x"], "Expected a whole number for `every`, but got 'x'."),
         (["--n", "1", "--suite", "all", "--arms", "1:1:1"], "Expected `arms` with one suite"),
         (["--n", "1", "--suite", "all", "--weights", "auto"], "Expected weights as numbers"),

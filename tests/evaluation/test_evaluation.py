@@ -228,7 +228,7 @@ def test_arms_may_be_given_by_weights_and_settings():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("best", "Expected --arms from 'unguided', .*, but got 'best'"),
+        ("best", "Expected arms from 'unguided', .*, but got 'best'"),
         ("1:1:1 scales=2", r"settings such as scale=2 \(scale, start, .*, but got '1:1:1 scales=2'"),
         ("unguided scale=2", "a guided one with settings .* but got 'unguided scale=2'"),
         ("1:1:1 scale=high", "Expected a number for `scale`, but got 'high'"),

@@ -81,7 +81,7 @@ def test_weights_that_are_left_open_are_equal():
         ({"dtype": "float64"}, "Expected `dtype` from auto, float32, bfloat16, but got 'float64'"),
         ({"device": "nowhere"}, "Expected a device that is present, but got 'nowhere'"),
         ({"judges": ["jury"]}, "Expected judges from oracle"),
-        ({"arms": ["best"]}, "Expected .*arms from 'unguided', '1:1:1'"),
+        ({"arms": ["best"]}, "Expected arms from 'unguided', '1:1:1'"),
         ({"suites": ["rivals"], "guidance": RewardGuidance(weights="auto")}, "Expected weights as numbers"),
     ],
 )
