@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 from nrg_sampler.checkpoints import BUNDLED
 from nrg_sampler.guidance.trust import PowersLike, powers_of, read_powers
@@ -13,9 +13,6 @@ from nrg_sampler.judges.base import Judge
 from nrg_sampler.runs.device import AUTO
 from nrg_sampler.training.objective import Objective
 from nrg_sampler.training.trainer import TrainerSettings
-
-if TYPE_CHECKING:
-    from nrg_sampler.training.teacher_scores import Teacher
 
 DTYPES = (AUTO, "float32", "bfloat16", "float16")
 MIXED_PRECISIONS = (AUTO, "no", "bf16")
