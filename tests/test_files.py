@@ -18,16 +18,22 @@ def test_a_file_appears_when_its_block_ends(tmp_path: Path) -> None:
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 def test_a_failed_block_leaves_the_old_file_and_no_partial_one(tmp_path: Path, error: type[BaseException]) -> None:
     (tmp_path / "a.txt").write_text("old")
-    with pytest.raises(error), files.replacing(tmp_path / "a.txt") as partial:
-        partial.write_text("half")
-        raise error
+
+    def fail_halfway():
+        with files.replacing(tmp_path / "a.txt") as partial:
+            partial.write_text("half")
+            raise error
+
+    with pytest.raises(error):
+        fail_halfway()
     assert (tmp_path / "a.txt").read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
 
 
 def test_a_writable_folder_is_made_and_left_empty(tmp_path: Path) -> None:
     folder = files.writable_folder(tmp_path / "a" / "b")
-    assert folder.is_dir() and not list(folder.iterdir())
+    assert folder.is_dir()
+    assert not list(folder.iterdir())
 
 
 def test_a_folder_below_a_file_is_refused_in_one_sentence(tmp_path: Path) -> None:
@@ -37,7 +43,7 @@ def test_a_folder_below_a_file_is_refused_in_one_sentence(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    "text, expected",
+    ("text", "expected"),
     [
         ("A red circle, moving right!", "a-red-circle-moving-right"),
         ("../../etc/passwd", "etc-passwd"),

@@ -23,7 +23,8 @@ def test_a_manifest_says_what_it_said() -> None:
     )
     assert recipe.guidance.weights == RewardWeights((1.0, 2.0), ("VQ", "MQ"))
     assert (recipe.model, recipe.reward, recipe.fps) == ("shapes", None, 8.0)
-    assert recipe.sampling["num_inference_steps"] == 3 and not recipe.checkpointing
+    assert recipe.sampling["num_inference_steps"] == 3
+    assert not recipe.checkpointing
 
 
 def test_a_manifest_without_what_later_ones_name_means_the_settings_of_its_time(tmp_path: Path) -> None:
@@ -57,4 +58,5 @@ def test_a_saved_reward_scores_and_proposes_the_same() -> None:
     raw = reward(latents, torch.tensor([0.3, 0.8]), conditioning)
     torch.testing.assert_close(raw, torch.tensor(expected["raw"]), atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(reward.propose(conditioning), torch.tensor(expected["proposed"]), atol=1e-5, rtol=1e-4)
-    assert reward.recommended_scale == (1.0, 2.0, 4.0) and reward.num_members == 2
+    assert reward.recommended_scale == (1.0, 2.0, 4.0)
+    assert reward.num_members == 2

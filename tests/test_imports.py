@@ -47,7 +47,7 @@ def test_every_public_name_is_there_and_sorted():
     for name in nrg_sampler.__all__:
         assert getattr(nrg_sampler, name).__name__ == name
     with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
-        nrg_sampler.Nothing
+        _ = nrg_sampler.Nothing
 
 
 def test_attach_is_the_function_whatever_was_imported_before():

@@ -42,7 +42,8 @@ def test_the_changelog_and_the_citation_know_the_version(project: dict[str, Any]
 def test_the_licence_is_apache_in_full(project: dict[str, Any]) -> None:
     text = (ROOT / "LICENSE").read_text(encoding="utf-8")
     assert project["project"]["license"] == "Apache-2.0"
-    assert "Version 2.0, January 2004" in text and "END OF TERMS AND CONDITIONS" in text
+    assert "Version 2.0, January 2004" in text
+    assert "END OF TERMS AND CONDITIONS" in text
 
 
 def test_the_package_is_typed() -> None:

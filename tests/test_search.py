@@ -120,18 +120,20 @@ def test_a_cold_draw_keeps_the_best_and_a_hot_one_several(pipe):
     for temperature in (1e-4, 1e4):
         rows = []
         hook = pipe.transformer.register_forward_pre_hook(
-            lambda module, args, kwargs: rows.append(len(kwargs["hidden_states"])), with_kwargs=True
+            lambda module, args, kwargs, rows=rows: rows.append(len(kwargs["hidden_states"])), with_kwargs=True
         )
         search(pipe, "a red circle", Search(6, (0.5,), temperature), **SETTINGS)
         hook.remove()
         counts[temperature] = rows[-1]
-    assert counts[1e-4] == 1 and 2 <= counts[1e4] <= 6
+    assert counts[1e-4] == 1
+    assert 2 <= counts[1e4] <= 6
 
 
 def test_the_same_seeds_give_the_same_search(pipe):
     first = search(pipe, "a red circle", Search(6, (0.3, 0.6), 0.5), **SETTINGS)
     second = search(pipe, "a red circle", Search(6, (0.3, 0.6), 0.5), **SETTINGS)
-    assert first.seeds == second.seeds and torch.equal(first.latents, second.latents)
+    assert first.seeds == second.seeds
+    assert torch.equal(first.latents, second.latents)
 
 
 def test_guidance_and_search_compose(pipe):
@@ -150,13 +152,15 @@ def test_the_prompt_s_features_reach_the_reward(wan):
     pipe.set_progress_bar_config(disable=True)
     best_of_n(pipe, ["a red circle", "a blue square"], n=2, **SETTINGS)
     embeds = reward.seen[-1]
-    assert torch.equal(embeds[0], embeds[1]) and not torch.equal(embeds[1], embeds[2])
+    assert torch.equal(embeds[0], embeds[1])
+    assert not torch.equal(embeds[1], embeds[2])
 
 
 def test_the_cost_is_known_beforehand():
     assert Search.best_of(4).cost() == (4.0, 4.0)
     low, high = Search().cost()
-    assert low == pytest.approx(6 * 0.2 + 0.8) and high == 6
+    assert low == pytest.approx(6 * 0.2 + 0.8)
+    assert high == 6
     assert Search().steps(50) == {10, 15, 20}
     assert Search(moments=(0.01,)).steps(10) == {1}
 
@@ -182,7 +186,7 @@ def test_a_pipeline_without_reward_or_with_a_hidden_batch_is_refused(wan, pipe):
     class LTXPipeline:
         reward_model = TowardTarget()
 
-    with pytest.raises(ValueError, match="Expected a pipeline that can give up candidates .* but got LTXPipeline"):
+    with pytest.raises(ValueError, match=r"Expected a pipeline that can give up candidates .* but got LTXPipeline"):
         search(LTXPipeline(), "a red circle", **SETTINGS)
 
 
@@ -216,7 +220,8 @@ def test_particles_part_again_after_a_draw_and_the_best_is_returned(pipe):
     again = search(pipe, "a red circle", settings, [[0, 1, 2]], **SETTINGS)
     assert torch.equal(found.latents, again.latents)
     plain = best_of_n(pipe, "a red circle", n=3, **SETTINGS)
-    assert (found.latents - plain.latents).abs().max() > 1e-3 and found.scores.isfinite().all()
+    assert (found.latents - plain.latents).abs().max() > 1e-3
+    assert found.scores.isfinite().all()
     torch.testing.assert_close(found.scores, closeness(found.latents), rtol=1e-4, atol=1e-5)
 
 
@@ -234,7 +239,7 @@ def test_the_cost_of_particles_is_that_of_best_of_n():
 
 def test_says_when_a_solver_would_forget_the_fresh_noise(wan, pipe):
     pipe.scheduler = schedulers()["unipc"]
-    with pytest.raises(ValueError, match="Expected a solver without memory for particles .*got UniPC.*use the Euler"):
+    with pytest.raises(ValueError, match=r"Expected a solver without memory for particles .*got UniPC.*use the Euler"):
         search(pipe, "a red circle", Search.particles(2), **SETTINGS)
-    with pytest.raises(ValueError, match="Expected `noise` to be between 0 and 1, but got 2."):
+    with pytest.raises(ValueError, match=r"Expected `noise` to be between 0 and 1, but got 2."):
         Search(noise=2)

@@ -52,7 +52,7 @@ def test_equal_frames_have_equal_hashes_also_when_not_contiguous() -> None:
     assert video.frames_sha256(frames) != video.frames_sha256(frames[::-1])
 
 
-@pytest.mark.parametrize("side, expected", [(64, 256), (100, 300), (480, 480), (832, 832)])
+@pytest.mark.parametrize(("side", "expected"), [(64, 256), (100, 300), (480, 480), (832, 832)])
 def test_small_videos_are_enlarged_by_a_whole_factor_and_large_ones_left(side: int, expected: int) -> None:
     frames = clip(side, side, 1)
     enlarged = video.enlarge(frames)
@@ -65,7 +65,8 @@ def test_side_by_side_keeps_the_order_and_puts_a_gap_between() -> None:
     left, right = clip(), 255 - clip()
     both = video.side_by_side([left, right], gap=6)
     assert both.shape == (5, 64, 134, 3)
-    assert (both[:, :, :64] == left).all() and (both[:, :, 70:] == right).all()
+    assert (both[:, :, :64] == left).all()
+    assert (both[:, :, 70:] == right).all()
     assert (both[:, :, 64:70] == video.GAP_COLOR).all()
 
 
@@ -78,7 +79,8 @@ def test_strip_has_a_row_for_each_video_and_shows_the_first_and_the_last_frame()
     left, right = clip(frames=13), 255 - clip(frames=13)
     strip = video.frame_strip([left, right], columns=7, gap=2)
     assert strip.shape == (64 * 2 + 2, 64 * 7 + 2 * 6, 3)
-    assert (strip[:64, :64] == left[0]).all() and (strip[:64, -64:] == left[-1]).all()
+    assert (strip[:64, :64] == left[0]).all()
+    assert (strip[:64, -64:] == left[-1]).all()
     assert (strip[66:, :64] == right[0]).all()
 
 
@@ -90,9 +92,12 @@ def test_written_video_is_h264_yuv420p_and_reads_back_nearly_the_same(tmp_path: 
     frames = video.enlarge(clip())
     video.write_mp4(frames, tmp_path / "clip.mp4", fps=8)
     stream = stream_of(tmp_path / "clip.mp4")
-    assert "h264" in stream and "yuv420p" in stream and "bt709" in stream
+    assert "h264" in stream
+    assert "yuv420p" in stream
+    assert "bt709" in stream
     read, fps = video.read_mp4(tmp_path / "clip.mp4")
-    assert read.shape == frames.shape and fps == 8
+    assert read.shape == frames.shape
+    assert fps == 8
     assert np.abs(read.astype(int) - frames).mean() < 2
 
 
@@ -108,7 +113,7 @@ def test_odd_sides_are_padded_to_even_ones(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name, fps, message", [("clip.avi", 8, "ends in .mp4"), ("clip.mp4", 0, "`fps` to be above 0")]
+    ("name", "fps", "message"), [("clip.avi", 8, "ends in .mp4"), ("clip.mp4", 0, "`fps` to be above 0")]
 )
 def test_bad_arguments_are_refused(tmp_path: Path, name: str, fps: float, message: str) -> None:
     with pytest.raises(ValueError, match=message):

@@ -30,8 +30,11 @@ def test_the_options_reach_the_server(served: dict[str, Any]) -> None:
 
 
 def test_the_bundled_model_is_offered_once(served: dict[str, Any]) -> None:
-    assert cli.main(["app", "--model", "shapes"]) == 0 and served["models"] == [Model("shapes")]
-    assert cli.main(["app"]) == 0 and served["models"] == [Model("shapes")] and served["auth"] is None
+    assert cli.main(["app", "--model", "shapes"]) == 0
+    assert served["models"] == [Model("shapes")]
+    assert cli.main(["app"]) == 0
+    assert served["models"] == [Model("shapes")]
+    assert served["auth"] is None
 
 
 BAD = {
@@ -42,13 +45,15 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize("options, message", BAD.values(), ids=BAD)
+@pytest.mark.parametrize(("options", "message"), BAD.values(), ids=BAD)
 def test_bad_input_is_one_line_and_exit_code_2(
     options: list[str], message: str, served: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.main(["app", *options]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("nrg-sampler: error: ") and message in line and served == {}
+    assert line.startswith("nrg-sampler: error: ")
+    assert message in line
+    assert served == {}
 
 
 def test_without_gradio_it_says_what_to_install(

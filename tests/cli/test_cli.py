@@ -90,8 +90,10 @@ def test_the_help_of_generate_shows_at_most_thirty_options(capsys: pytest.Captur
             run("generate", option)
         shown[option] = options_shown(capsys.readouterr().out)
     short, full = shown["--help"], shown["--help-all"]
-    assert len(short) <= 30 and {"--help", "--preset", "--set", "--help-all", "--weights", "--start"} <= set(short)
-    assert set(short) < set(full) and len(full) == len(set(full))
+    assert len(short) <= 30
+    assert {"--help", "--preset", "--set", "--help-all", "--weights", "--start"} <= set(short)
+    assert set(short) < set(full)
+    assert len(full) == len(set(full))
     settings = {f"--{name.replace('_', '-')}" for name in settings_of(RewardGuidance)}
     assert settings | {"--paper", "--checkpointing", "--particles", "--fps"} <= set(full)
     assert not {"--conflicts", "--parallel", "--every", "--paper"} & set(short)
@@ -114,14 +116,16 @@ def test_generate_writes_a_video_and_a_manifest_for_each_seed(capsys: pytest.Cap
     names = sorted(path.name for path in Path("outputs").iterdir())
     assert names == [f"a-red-circle-seed{seed}.{kind}" for seed in (3, 4) for kind in ("json", "mp4")]
     frames, fps = read_mp4(Path("outputs/a-red-circle-seed3.mp4"))
-    assert frames.shape == (3, 256, 256, 3) and fps == 16
+    assert frames.shape == (3, 256, 256, 3)
+    assert fps == 16
     manifest = Manifest.read(Path("outputs/a-red-circle-seed4.json"))
     assert (manifest.seed, manifest.recipe.model, manifest.recipe.sampling) == (
         4,
         "any/model",
         {"num_inference_steps": 7},
     )
-    assert manifest.recipe.guidance.scale == 2 and len(manifest.clips[0].trace) == 1
+    assert manifest.recipe.guidance.scale == 2
+    assert len(manifest.clips[0].trace) == 1
     assert "outputs/a-red-circle-seed3.mp4" in capsys.readouterr().out
 
 
@@ -147,7 +151,8 @@ def test_compare_writes_both_side_by_side_a_strip_and_what_changed(capsys: pytes
     clips = Manifest.read(Path("outputs/x-seed1.json")).clips
     assert [clip.name for clip in clips] == ["unguided", "guided"]
     out = capsys.readouterr().out
-    assert out.count("VQ +3.00 · TA -0.30") == 3 and "mean of 2 seeds" in out
+    assert out.count("VQ +3.00 · TA -0.30") == 3
+    assert "mean of 2 seeds" in out
 
 
 def test_compare_says_when_the_guidance_had_no_effect(capsys: pytest.CaptureFixture[str]) -> None:
@@ -277,7 +282,7 @@ def test_a_replay_refuses_every_option_but_those_of_its_own() -> None:
     assert {"checkpointing", "particles", "judge", "prompt", "every"} <= {*refused}
 
 
-@pytest.mark.parametrize("argv, message", BAD_INPUT.values(), ids=BAD_INPUT)
+@pytest.mark.parametrize(("argv", "message"), BAD_INPUT.values(), ids=BAD_INPUT)
 def test_bad_input_is_one_line_and_exit_code_2_before_anything_is_loaded(
     argv: list[str],
     message: str,
@@ -292,8 +297,10 @@ def test_bad_input_is_one_line_and_exit_code_2_before_anything_is_loaded(
     except SystemExit as exit_:
         code = exit_.code
     captured = capsys.readouterr()
-    assert code == 2 and captured.out == ""
-    assert captured.err.startswith("nrg-sampler: error: ") and captured.err.count("\n") == 1
+    assert code == 2
+    assert captured.out == ""
+    assert captured.err.startswith("nrg-sampler: error: ")
+    assert captured.err.count("\n") == 1
     assert message in captured.err
 
 

@@ -39,13 +39,13 @@ def model(folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.Monkey
 def test_generate_then_replay_gives_the_identical_frames(model: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["generate", "a red circle", *model, *SIZE, "--seed", "2", "--out", "first.mp4"]) == 0
     manifest = Manifest.read(Path("first.json"))
-    assert (
-        manifest.recipe.sampling["max_sequence_length"] == 8 and manifest.recipe.sampling["num_inference_steps"] == 3
-    )
+    assert manifest.recipe.sampling["max_sequence_length"] == 8
+    assert manifest.recipe.sampling["num_inference_steps"] == 3
     assert manifest.recipe.fps == 5
     assert manifest.fingerprints.keys() == {"model", "reward"}
     (clip,) = manifest.clips
-    assert clip.shape == (3, 16, 16, 3) and len(clip.trace) == 3
+    assert clip.shape == (3, 16, 16, 3)
+    assert len(clip.trace) == 3
     assert clip.scores["reward"].keys() == {"VQ", "MQ", "TA"}
     capsys.readouterr()
     assert cli.main(["generate", "--replay", "first.json"]) == 0
@@ -64,9 +64,11 @@ def test_saving_memory_changes_no_frame_and_is_replayed(
         assert Manifest.read(Path(f"{name}.json")).recipe.checkpointing == bool(calls)
     plain, saving = (Manifest.read(Path(f"{name}.json")).clips[0] for name in ("plain", "saving"))
     guided = sum("skipped" not in step or not step["skipped"] for step in saving.trace)
-    assert saving.sha256 == plain.sha256 and len(calls) == guided > 0
+    assert saving.sha256 == plain.sha256
+    assert len(calls) == guided > 0
     assert cli.main(["generate", "--replay", "saving.json"]) == 0
-    assert "identical" in capsys.readouterr().out and len(calls) == 2 * guided
+    assert "identical" in capsys.readouterr().out
+    assert len(calls) == 2 * guided
 
 
 def test_a_replay_with_another_reward_differs_and_names_its_files(
@@ -84,7 +86,8 @@ def test_a_replay_with_another_reward_differs_and_names_its_files(
     capsys.readouterr()
     assert cli.main(["generate", "--replay", "first.json"]) == 1
     out = capsys.readouterr().out
-    assert "the frames differ" in out and "What changed: reward files" in out
+    assert "the frames differ" in out
+    assert "What changed: reward files" in out
 
 
 def test_the_unguided_half_of_a_comparison_is_the_stock_pipeline(model: list[str], wan: Any) -> None:
@@ -103,13 +106,15 @@ def test_the_unguided_half_of_a_comparison_is_the_stock_pipeline(model: list[str
         output_type="np",
     ).frames[0]
     assert unguided.sha256 == frames_sha256(to_uint8(frames))
-    assert unguided.trace == [] and guided.trace
+    assert unguided.trace == []
+    assert guided.trace
 
 
 def test_scale_0_needs_no_reward(model: list[str]) -> None:
     assert cli.main(["generate", "a red circle", *model[:2], *SIZE, "--scale", "0", "--out", "a.mp4"]) == 0
     (clip,) = Manifest.read(Path("a.json")).clips
-    assert clip.scores == {} and clip.trace == []
+    assert clip.scores == {}
+    assert clip.trace == []
 
 
 def test_plan_counts_evaluations_and_writes_no_video(model: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -118,13 +123,14 @@ def test_plan_counts_evaluations_and_writes_no_video(model: list[str], capsys: p
     plan = json.loads(capsys.readouterr().out)
     assert (plan["steps"], plan["guided_steps"], plan["evaluations"]) == (10, 5, 20)
     assert plan["ratio"] == pytest.approx(1 + plan["reward_evaluations"] / 20, abs=0.01)
-    assert plan["seconds"] > plan["unguided_seconds"] > 0 and plan["memory_mb"] > plan["weights_mb"]
+    assert plan["seconds"] > plan["unguided_seconds"] > 0
+    assert plan["memory_mb"] > plan["weights_mb"]
     assert not list(Path().glob("outputs/*"))
     cli.main(["generate", "a red circle", *model, *settings, "--plan"])
     assert "10 steps, 20 evaluations" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name, steps", [("unipc", 3), ("heun", 5)])
+@pytest.mark.parametrize(("name", "steps"), [("unipc", 3), ("heun", 5)])
 def test_another_scheduler_is_in_the_manifest_and_in_its_replay(
     name: str, steps: int, model: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -132,7 +138,8 @@ def test_another_scheduler_is_in_the_manifest_and_in_its_replay(
     assert cli.main([*command, "--out", "own.mp4"]) == 0
     assert cli.main([*command, "--scheduler", name, "--out", "other.mp4"]) == 0
     (own,), (other,) = (Manifest.read(Path(f"{run}.json")).clips for run in ("own", "other"))
-    assert other.sha256 != own.sha256 and len(other.trace) == steps
+    assert other.sha256 != own.sha256
+    assert len(other.trace) == steps
     capsys.readouterr()
     assert cli.main(["generate", "--replay", "other.json"]) == 0
     assert "identical" in capsys.readouterr().out
@@ -151,8 +158,10 @@ def test_the_oracle_scores_a_rendered_clip_of_the_bundled_world() -> None:
     frames = to_uint8(clip.permute(1, 2, 3, 0).numpy())
     asked = oracle_scores(frames, caption(right))
     wrong = oracle_scores(frames, caption(Prompt("star", "red", "left", "plain")))
-    assert asked is not None and wrong is not None
-    assert asked["TA"] > 0.8 > wrong["TA"] and asked["VQ"] == wrong["VQ"]
+    assert asked is not None
+    assert wrong is not None
+    assert asked["TA"] > 0.8 > wrong["TA"]
+    assert asked["VQ"] == wrong["VQ"]
     assert oracle_scores(frames, "the weather tomorrow") is None
 
 
@@ -174,7 +183,7 @@ def test_a_missing_reward_is_found_out_before_the_unguided_video(
     assert "comes without one; name its folder with --reward" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("options, message", BAD_MODELS.values(), ids=BAD_MODELS)
+@pytest.mark.parametrize(("options", "message"), BAD_MODELS.values(), ids=BAD_MODELS)
 def test_a_model_or_reward_that_does_not_fit_is_one_line_and_exit_code_2(
     options: list[str],
     message: str,
@@ -190,7 +199,8 @@ def test_a_model_or_reward_that_does_not_fit_is_one_line_and_exit_code_2(
     prompt = "a red dinosaur" if "dinosaur" in message else "a red circle"
     assert cli.main(["generate", prompt, *model, *SIZE, *options]) == 2
     last = capsys.readouterr().err.splitlines()[-1]
-    assert last.startswith("nrg-sampler: error: ") and message in last
+    assert last.startswith("nrg-sampler: error: ")
+    assert message in last
     assert not list(Path().glob("outputs/*"))
 
 
@@ -223,8 +233,11 @@ def test_the_best_of_several_seeds_is_the_one_the_reward_prefers(
 def test_a_search_on_the_way_is_replayed_and_planned(model: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["generate", "a red circle", *model, *SIZE, "--search", "--best-of", "4", "--out", "a.mp4"]) == 0
     manifest = Manifest.read(Path("a.json"))
-    assert manifest.recipe.search and manifest.recipe.search["moments"] == [0.2, 0.3, 0.4] and len(manifest.clips) == 1
-    assert manifest.clips[0].scores["reward"].keys() == {"VQ", "MQ", "TA"} and manifest.clips[0].trace
+    assert manifest.recipe.search
+    assert manifest.recipe.search["moments"] == [0.2, 0.3, 0.4]
+    assert len(manifest.clips) == 1
+    assert manifest.clips[0].scores["reward"].keys() == {"VQ", "MQ", "TA"}
+    assert manifest.clips[0].trace
     capsys.readouterr()
     assert cli.main(["generate", "--replay", "a.json"]) == 0
     assert "identical" in capsys.readouterr().out

@@ -72,8 +72,10 @@ def test_the_bundled_workload_is_the_bundled_model():
 def test_a_measured_ratio_is_the_median_of_pairs_with_its_interval():
     ratios = torch.tensor([1.1, 1.5, 1.2, 1.3, 1.4])
     (first, second) = (cost_table._timed_ratios(timing.Timed(ratios, ratios + 1), gap) for gap in (1, 2))
-    assert first["k_time"] == 1.3 and 1.1 <= first["k_time_low"] < 1.3 < first["k_time_high"] <= 1.5
-    assert first["k_processor"] == 2.3 and second["k_time"] == 1.15
+    assert first["k_time"] == 1.3
+    assert 1.1 <= first["k_time_low"] < 1.3 < first["k_time_high"] <= 1.5
+    assert first["k_processor"] == 2.3
+    assert second["k_time"] == 1.15
     assert set(cost_table._timed_ratios(None, 1).values()) == {None}
 
 
@@ -157,25 +159,29 @@ def test_rows_tell_time_operations_and_memory(shallow_shapes, capsys):
     named = {"config", "mode", "every", "k_time", "k_flops", "k_predicted", "peak_memory_mib", "n"}
     assert all(named <= row.keys() for row in rows)
     first, second = rows
-    assert first["config"] == "shapes" and first["mode"] == "separate" and first["n"] == 2 and first["k_time"] > 0
+    assert first["config"] == "shapes"
+    assert first["mode"] == "separate"
+    assert first["n"] == 2
+    assert first["k_time"] > 0
     assert second["k_flops"] - 1 == pytest.approx((first["k_flops"] - 1) / 2, abs=2e-3)
-    assert first["k_time_low"] <= first["k_time"] <= first["k_time_high"] and first["k_processor"] > 0
+    assert first["k_time_low"] <= first["k_time"] <= first["k_time_high"]
+    assert first["k_processor"] > 0
     assert first["peak_memory_mib"] > first["unguided_memory_mib"] > 0
 
 
 def test_the_table_says_what_was_not_measured(capsys):
     assert cli.main(["bench", "--n", "0", "--every", "1", "--device", "cpu"]) == 0
     line = capsys.readouterr().out.splitlines()[-1]
-    assert line.startswith("| shapes, 64x64, 13 frames | separate | 1 | 2 | - | 1.2") and line.endswith(
-        "counted | none |"
-    )
+    assert line.startswith("| shapes, 64x64, 13 frames | separate | 1 | 2 | - | 1.2")
+    assert line.endswith("counted | none |")
 
 
 def test_the_table_names_the_part_that_is_read(shallow_shapes, capsys):
     options = ["--mode", "strided", "--frame-stride", "3", "--crop", "0.5", "--every", "1", "--n", "1"]
     assert cli.main(["bench", *options, "--device", "cpu"]) == 0
     line = capsys.readouterr().out.splitlines()[-1]
-    assert line.startswith("| shapes, 64x64, 13 frames | strided, frame stride 3, crop 0.5 | 1 | 1 | ") and "[" in line
+    assert line.startswith("| shapes, 64x64, 13 frames | strided, frame stride 3, crop 0.5 | 1 | 1 | ")
+    assert "[" in line
 
 
 def test_several_videos_at_once_cost_in_proportion(shallow_shapes, capsys):
@@ -201,7 +207,8 @@ def test_too_many_blocks_are_refused(capsys):
 
 def test_a_video_of_another_size():
     wan = WORKLOADS["wan-1.3b"].sized(240, 416, 33)
-    assert wan.latents == (1, 16, 9, 30, 52) and wan.tokens == 9 * 15 * 26
+    assert wan.latents == (1, 16, 9, 30, 52)
+    assert wan.tokens == 9 * 15 * 26
     assert "240x416, 33 frames" in wan.about
     usual = WORKLOADS["wan-1.3b"]
     assert usual.sized(480, 832, 81) == usual
@@ -223,7 +230,8 @@ def test_the_process_grows_by_what_is_counted(capsys):
     run = [sys.executable, "-m", "nrg_sampler", *command, "--weigh"]
     measured = json.loads(subprocess.run(run, check=True, capture_output=True, env=giving_back).stdout)
     assert (counted["memory"], measured["memory"]) == ("counted", "measured")
-    assert measured["k_time"] is None and measured["k_flops"] == counted["k_flops"]
+    assert measured["k_time"] is None
+    assert measured["k_flops"] == counted["k_flops"]
     assert measured["peak_memory_mib"] == pytest.approx(counted["peak_memory_mib"], rel=0.15)
     assert measured["unguided_memory_mib"] < 0.5 * measured["peak_memory_mib"]
 
@@ -234,7 +242,7 @@ def test_a_size_that_is_none_is_refused(capsys):
     assert "expected HEIGHTxWIDTHxFRAMES, as 240x416x33, but got '240x416'" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("compiled, expected", [("reward", 1), ("both", 2), (None, 0)])
+@pytest.mark.parametrize(("compiled", "expected"), [("reward", 1), ("both", 2), (None, 0)])
 def test_what_is_compiled_before_it_is_timed(compiled, expected, monkeypatch):
     calls = []
     monkeypatch.setattr(torch.nn.Module, "compile", lambda module: calls.append(type(module).__name__))

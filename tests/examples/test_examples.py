@@ -41,7 +41,9 @@ def test_the_docs_say_what_the_scores_say(capsys: pytest.CaptureFixture[str]) ->
         "paper +0.168, default minus that -0.014 ± 0.023": "a paired difference of 0.014 ± 0.023",
         "letter +0.103, default minus that +0.051 ± 0.038": "a paired difference of 0.051 ± 0.038",
         "2nd +0.147, default minus that +0.007 ± 0.012": "0.007 ± 0.012 less",
-        "auto +0.157, default minus that -0.003 ± 0.008": "+0.157 against +0.154, a paired difference of 0.003 ± 0.008",
+        "auto +0.157, default minus that -0.003 ± 0.008": (
+            "+0.157 against +0.154, a paired difference of 0.003 ± 0.008"
+        ),
         "letter: noised minus clean +33.500 ± 6.031": "wins 33.5 ± 6.0 points more on motion",
         "paper: noised minus clean +26.250": "26 points at w = 30",
         "default: noised minus clean +15.250": "15 at the default",
@@ -76,7 +78,8 @@ def in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_stock_pipeline_is_guided_by_two_added_lines(weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
     names = run_example("guide_stock_wan", weights)
-    assert Path("guided.mp4").is_file() and len(names["trace"].rows()) == 20
+    assert Path("guided.mp4").is_file()
+    assert len(names["trace"].rows()) == 20
     assert "sigma" in capsys.readouterr().out
     assert (EXAMPLES / "guide_stock_wan.py").read_text(encoding="utf-8").count("# added") == 2
 
@@ -100,13 +103,16 @@ def test_the_distance_between_clips_of_open_prompts_is_told(weights: Path, capsy
     assert [line.split(":")[0] for line in said] == prompts
     for line in said:
         told = dict(part.rsplit(" ", 1) for part in line.split(": ")[1].split(", "))
-        assert told.keys() == names["SETTINGS"].keys() and told["unguided"] == "1.00"
+        assert told.keys() == names["SETTINGS"].keys()
+        assert told["unguided"] == "1.00"
     distances = names["distances"]  # of the last prompt; to the last digit, for the tiny reward pushes little
-    assert distances["unguided"] != distances["guided"] != distances["lookahead=0.1"] and min(distances.values()) > 0
+    assert distances["unguided"] != distances["guided"] != distances["lookahead=0.1"]
+    assert min(distances.values()) > 0
 
 
 def test_an_own_reward_raises_what_it_rewards(weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
     names = run_example("own_reward", weights)
     assert capsys.readouterr().out.count("mean brightness") == 2
     rewards = [row["reward"]["brightness"] for row in names["pipe"].trace.rows() if not row["skipped"]]
-    assert rewards[-1] > rewards[0] and rewards[-1] > 0.3
+    assert rewards[-1] > rewards[0]
+    assert rewards[-1] > 0.3

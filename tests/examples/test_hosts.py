@@ -1,9 +1,10 @@
-"""The examples for hosts that are too large for a test: FLUX on a tiny pipeline, ComfyUI on a stand-in of its interface."""
+"""The examples for hosts too large for a test: FLUX on a tiny pipeline, ComfyUI on a stand-in of its interface."""
 
 from __future__ import annotations
 
 import asyncio
 import copy
+import itertools
 import sys
 import types
 from pathlib import Path
@@ -37,7 +38,8 @@ def test_an_image_model_is_guided_by_a_reward_on_pixels(
     names = run_example(
         "guide_flux", **small, **{"num_inference_steps=20": "num_inference_steps=3, height=32, width=48"}
     )
-    assert (tmp_path / "warm.png").is_file() and "warmth" in capsys.readouterr().out
+    assert (tmp_path / "warm.png").is_file()
+    assert "warmth" in capsys.readouterr().out
     assert names["trace"].summary()["guided"] == 2
     unguided = names["pipe"](
         "a lighthouse at dusk", num_inference_steps=3, height=32, width=48, generator=torch.Generator().manual_seed(0)
@@ -71,7 +73,7 @@ class Model:
         self.post_cfg.append(function)
 
     def sample(self, latents: torch.Tensor, sigmas: list[float]) -> torch.Tensor:
-        for sigma, following in zip(sigmas, sigmas[1:]):
+        for sigma, following in itertools.pairwise(sigmas):
             level = torch.full((len(latents),), sigma)
             denoised = latents - sigma * torch.sin(latents)
             for function in self.post_cfg:
@@ -118,10 +120,11 @@ def test_the_comfyui_node_guides_inside_inference_mode(comfy: None, tmp_path: Pa
         latents = rand(2, 4, 2, 4, 4)
         (patched,) = node.execute(model, [[prompt, {}]], str(tmp_path), "1:1:1", 1.0).args
         guided, unguided = patched.sample(latents, sigmas), model.sample(latents, sigmas)
-    assert not torch.equal(guided, unguided) and model.post_cfg == []
+    assert not torch.equal(guided, unguided)
+    assert model.post_cfg == []
 
     loaded, expected = LatentReward.from_pretrained(tmp_path), rand(2, 4, 2, 4, 4)
-    for sigma, following in zip(sigmas, sigmas[1:]):
+    for sigma, following in itertools.pairwise(sigmas):
         conditioning = Conditioning(prompt.expand(2, -1, -1))
         velocity = torch.sin(expected)
         velocity = guided_velocity(expected, velocity, sigma, loaded, conditioning, RewardGuidance(weights="1:1:1"))

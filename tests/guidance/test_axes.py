@@ -26,8 +26,10 @@ def test_a_floor_keeps_an_axis_without_weight_from_being_lowered(scale):
     weights = "1:0" if scale > 0 else "1:1"
     free, _ = change(reward, RewardGuidance(weights=weights, scale=scale), axis)
     held, trace = change(reward, RewardGuidance(weights=weights, scale=scale, floor=axis), axis)
-    assert (free < -0.01).all() and (held > -1e-4).all()
-    assert trace.rows()[0]["floored"] == 1.0 and "floored" in str(trace)
+    assert (free < -0.01).all()
+    assert (held > -1e-4).all()
+    assert trace.rows()[0]["floored"] == 1.0
+    assert "floored" in str(trace)
 
 
 def test_a_floor_that_is_not_touched_changes_nothing():
@@ -41,7 +43,8 @@ def test_projected_conflicts_raise_both_axes():
     guidance = RewardGuidance(weights="1:0.2")
     assert (change(Opposed(), guidance, "TA")[0] < 0).all()
     projected = RewardGuidance(weights="1:0.2", conflicts="project")
-    assert (change(Opposed(), projected, "TA")[0] > 0).all() and (change(Opposed(), projected, "VQ")[0] > 0).all()
+    assert (change(Opposed(), projected, "TA")[0] > 0).all()
+    assert (change(Opposed(), projected, "VQ")[0] > 0).all()
 
 
 def test_balanced_axes_no_longer_depend_on_the_unit_of_the_reward():

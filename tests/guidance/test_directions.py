@@ -71,7 +71,8 @@ def test_the_floor_is_the_projection_onto_a_half_space():
         expected = direction[sample] - slope.clamp(max=0) * floor[sample] / floor[sample].square().sum()
         torch.testing.assert_close(result[sample], expected)
         assert changed[sample] == (slope < 0)
-    assert changed.any() and not changed.all()
+    assert changed.any()
+    assert not changed.all()
 
 
 @pytest.mark.parametrize("correlation", [0.0, 0.8, -0.8])
@@ -96,14 +97,16 @@ def test_several_floors_give_the_closest_point_of_all_allowed_ones(correlation):
 
 def test_a_floor_without_a_gradient_changes_nothing():
     result, changed = directions.above_floor(batch(8), torch.zeros(1, *SHAPE, dtype=torch.float64))
-    assert torch.equal(result, batch(8)) and not changed.any()
+    assert torch.equal(result, batch(8))
+    assert not changed.any()
 
 
 def test_a_floor_that_is_not_finite_spoils_its_own_sample_only():
     floors = batch(9, 1, *SHAPE)
     floors[0, 0, 0, 0, 0, 0] = torch.nan
     result, _ = directions.above_floor(batch(8), floors)
-    assert result[0].isnan().any() and result[1:].isfinite().all()
+    assert result[0].isnan().any()
+    assert result[1:].isfinite().all()
 
 
 def test_the_parallel_part_is_scaled_and_the_rest_kept():

@@ -7,6 +7,7 @@ posteriors, h, its tilted mean. The samples start at the quantiles of the noise,
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -87,7 +88,7 @@ def sample_by_hand(target: Mixture, reward: ExactTilt, guidance: RewardGuidance)
     """The loop a user would write, and the mean it arrives at."""
     latents = noise()
     sigmas = torch.linspace(1, 0, STEPS + 1, dtype=torch.float64)
-    for sigma, following in zip(sigmas[:-1], sigmas[1:]):
+    for sigma, following in itertools.pairwise(sigmas):
         velocity = target.velocity(latents.flatten(), sigma.expand(SAMPLES)).reshape(latents.shape)
         velocity = guided_velocity(latents, velocity, sigma, reward, guidance=guidance)
         latents = latents + (following - sigma) * velocity
@@ -129,7 +130,7 @@ def particles(target: Mixture, weight: float, share: float, count: int = 4000) -
     latents = torch.randn(count, generator=generator, dtype=torch.float64)
     sigmas = torch.linspace(1, 0, STEPS + 1, dtype=torch.float64)
     credited = target.log_tilt(latents, sigmas[0].expand(count), weight)
-    for index, (sigma, following) in enumerate(zip(sigmas[:-1], sigmas[1:]), start=1):
+    for index, (sigma, following) in enumerate(itertools.pairwise(sigmas), start=1):
         velocity = target.velocity(latents, sigma.expand(count))
         fresh = torch.randn(count, generator=generator, dtype=torch.float64)
         latents = stochastic_step(latents, velocity, sigma, following, fresh, share)

@@ -100,4 +100,5 @@ def test_the_gradients_of_a_run_are_known_beforehand(settings, count):
 @pytest.mark.parametrize("floor", ["VQ,TA", ["VQ", "TA"], " VQ, TA "])
 def test_a_floor_is_read_from_text_or_a_list(floor):
     guidance = RewardGuidance(floor=floor)
-    assert guidance.floor == ("VQ", "TA") and RewardGuidance(**guidance.to_dict()) == guidance
+    assert guidance.floor == ("VQ", "TA")
+    assert RewardGuidance(**guidance.to_dict()) == guidance

@@ -24,7 +24,8 @@ def test_a_gradient_that_is_not_finite_is_warned_about():
         GuidanceWarning, match="gradient was not finite in 1 of 1 guided steps; those were left unguided"
     ):
         guided = guided_velocity(batch(1), velocity, 0.5, Broken())
-    assert torch.equal(guided[0], velocity[0]) and not torch.equal(guided[1], velocity[1])
+    assert torch.equal(guided[0], velocity[0])
+    assert not torch.equal(guided[1], velocity[1])
     assert guided.isfinite().all()
 
 
@@ -102,7 +103,8 @@ def test_no_gradient_is_left_behind():
 
     reward, latents = Trainable(96, 1), batch(1).requires_grad_()
     guided = guided_velocity(latents, batch(0), 0.5, reward)
-    assert latents.grad is None and all(parameter.grad is None for parameter in reward.parameters())
+    assert latents.grad is None
+    assert all(parameter.grad is None for parameter in reward.parameters())
     assert not guided.requires_grad
 
 
@@ -147,7 +149,8 @@ def test_no_step_waits_for_the_device():
     trace = GuidanceTrace(Bumpy.axes)
     latents, velocity = batch(1).to("meta"), batch().to("meta")
     guided = guided_velocity(latents, velocity, 0.5, Bumpy(), guidance=RewardGuidance(damping=1.0), trace=trace)
-    assert guided.device.type == "meta" and guided.shape == SHAPE
+    assert guided.device.type == "meta"
+    assert guided.shape == SHAPE
     with pytest.raises((NotImplementedError, RuntimeError)):
         trace.warn()
 
@@ -188,14 +191,16 @@ def test_a_reused_direction_asks_the_reward_every_nth_step_only():
         pushes.append(batch(0) - guided)
     assert reward.calls == 3 == guidance.gradients(8)
     assert [row.get("reused") for row in trace.rows()] == [None, None, False, False, True, True, False, True]
-    assert torch.equal(pushes[3], pushes[4]) and pushes[0].norm() == 0
+    assert torch.equal(pushes[3], pushes[4])
+    assert pushes[0].norm() == 0
 
 
 def test_reuse_without_a_memory_evaluates_the_reward_in_every_step():
     latents, velocity = batch(1), batch()
     reused, every = (RewardGuidance(weights="1:0", every=gap, reuse=gap > 1) for gap in (3, 1))
     results = [guided_velocity(latents, velocity, 0.5, Opposed(), guidance=guidance) for guidance in (reused, every)]
-    assert torch.equal(*results) and not torch.equal(results[0], velocity)
+    assert torch.equal(*results)
+    assert not torch.equal(results[0], velocity)
     trace = GuidanceTrace(Opposed.axes)
     for index in range(4):
         guided_velocity(

@@ -49,7 +49,8 @@ def test_rows_average_over_the_batch(trace):
 def test_rows_per_sample_keep_every_number(trace):
     _, first, second = trace.rows(per_sample=True)
     assert (first["sample"], second["sample"]) == (0, 1)
-    assert first["reward"] == {"VQ": 1.0, "TA": 2.0} and second["reward"] == {"VQ": 3.0, "TA": 4.0}
+    assert first["reward"] == {"VQ": 1.0, "TA": 2.0}
+    assert second["reward"] == {"VQ": 3.0, "TA": 4.0}
     assert (first["capped"], second["capped"]) == (False, True)
 
 
@@ -80,7 +81,8 @@ def test_printing_shows_a_line_per_step(trace):
     lines = str(trace).splitlines()
     assert lines[0].split() == ["step", "sigma", "VQ", "TA", "|grad|", "coefficient", "push", "ms", "note"]
     assert lines[1].split() == ["0", "1.000", "skipped:", "sigma"]
-    assert lines[2].split()[:7] == ["1", "0.800", "2.000", "3.000", "2", "4", "20.0%"] and lines[2].endswith("capped")
+    assert lines[2].split()[:7] == ["1", "0.800", "2.000", "3.000", "2", "4", "20.0%"]
+    assert lines[2].endswith("capped")
     assert str(GuidanceTrace(scale=0)) == "No guidance: the scale is 0."
 
 
@@ -143,4 +145,5 @@ def test_an_alarm_is_a_target_that_rises_while_a_judge_falls(trace, target, orac
 
 
 def test_without_a_judge_there_is_no_alarm():
-    assert hacking_alarm({"reward": {"VQ": 1.0}}, ["VQ"]) is None and hacking_alarm({}, ["VQ"]) is None
+    assert hacking_alarm({"reward": {"VQ": 1.0}}, ["VQ"]) is None
+    assert hacking_alarm({}, ["VQ"]) is None

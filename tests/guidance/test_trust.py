@@ -34,7 +34,7 @@ POWERS = {
 }
 
 
-@pytest.mark.parametrize("given, powers", POWERS.values(), ids=POWERS)
+@pytest.mark.parametrize(("given", "powers"), POWERS.values(), ids=POWERS)
 @pytest.mark.parametrize("options", [{}, {"conflicts": "project"}, {"floor": "b"}, {"balanced": True}], ids=str)
 def test_each_axis_is_trusted_by_its_own_powers(given, powers, options):
     """The push by axes of one strength and trust each is that of weights which change with the noise level."""

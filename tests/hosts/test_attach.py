@@ -113,9 +113,11 @@ def test_both_transformers_of_wan22_are_watched(wan22):
     for hook in hooks:
         hook.remove()
     assert set(used) == {"first", "second"}
-    assert len(reward.seen) == 5 and all(torch.equal(embeds, reward.seen[0]) for embeds in reward.seen)
+    assert len(reward.seen) == 5
+    assert all(torch.equal(embeds, reward.seen[0]) for embeds in reward.seen)
     assert not torch.equal(guided, unguided)
-    assert is_untouched(wan22) and torch.equal(sample(wan22, num_inference_steps=6), unguided)
+    assert is_untouched(wan22)
+    assert torch.equal(sample(wan22, num_inference_steps=6), unguided)
 
 
 def test_nested_and_repeated_attachment_is_refused(wan, reward):

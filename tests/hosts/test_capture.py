@@ -202,7 +202,7 @@ def test_arguments_in_order_are_named_through_a_wrapper_or_refused_with_its_name
     assert set(spy.prompts) == {round(prompt.mean().item(), 2)}
     tiny.pipe.transformer = Opaque(denoiser)
     with pytest.raises(
-        ValueError, match="Expected `encoder_hidden_states` among the arguments .* but Opaque was called"
+        ValueError, match=r"Expected `encoder_hidden_states` among the arguments .* but Opaque was called"
     ):
         step_by_hand(tiny, lambda pipe, latents: pipe.transformer(latents, time, prompt))
 
@@ -216,7 +216,8 @@ def test_a_step_without_a_call_has_the_prompt_of_the_step_before() -> None:
         calls.append(None)
 
     spy = step_by_hand(tiny, every_second)
-    assert len(spy.prompts) == 2 and len(set(spy.prompts)) == 1  # the first step is pure noise
+    assert len(spy.prompts) == 2
+    assert len(set(spy.prompts)) == 1
 
 
 def test_a_denoiser_that_was_never_called_is_no_reason_to_guide_without_a_prompt() -> None:

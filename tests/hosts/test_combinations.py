@@ -34,7 +34,7 @@ def transformer() -> Any:
 
 @pytest.fixture
 def pipe(components: dict[str, Any]) -> Iterator[Any]:
-    """A Wan pipeline with a transformer of its own, which a test may change; what hooks the shared parts is removed."""
+    """A Wan pipeline with a transformer of its own, which a test may change; hooks of the shared parts are removed."""
     from diffusers import WanPipeline
 
     pipe = WanPipeline(**{**components, "transformer": transformer()}, scheduler=schedulers()["unipc"])
@@ -46,7 +46,8 @@ def pipe(components: dict[str, Any]) -> Iterator[Any]:
 def guided(pipe: Any, **settings: Any) -> torch.Tensor:
     with attach(pipe, PromptMatch(), STRONG) as trace:
         result = sample(pipe, **settings)
-    assert trace.summary()["guided"] > 0 and trace.summary()["not_finite"] == 0
+    assert trace.summary()["guided"] > 0
+    assert trace.summary()["not_finite"] == 0
     return result
 
 
@@ -173,7 +174,7 @@ CACHES = {
 @pytest.mark.parametrize("name", CACHES)
 @pytest.mark.parametrize("first", ["cache", "guidance"])
 def test_a_cache_of_the_model_s_features_leaves_the_reward_fresh(pipe: Any, name: str, first: str) -> None:
-    """The reward is asked in every step, also where the model's blocks are skipped, whichever was switched on first."""
+    """The reward is evaluated in every step, also where the model's blocks are skipped, whichever was on first."""
     uncached = sample(pipe, num_inference_steps=6)
     reward = PromptMatch()
     config = CACHES[name](pipe)
@@ -187,7 +188,8 @@ def test_a_cache_of_the_model_s_features_leaves_the_reward_fresh(pipe: Any, name
     assert trace.summary()["guided"] == len(reward.seen) == 5
     assert not torch.equal(result, uncached)
     if unguided is not None:
-        assert not torch.equal(unguided, uncached) and not torch.equal(result, unguided)
+        assert not torch.equal(unguided, uncached)
+        assert not torch.equal(result, unguided)
         assert torch.equal(sample(pipe, num_inference_steps=6), unguided)
     pipe.transformer.disable_cache()
     assert torch.equal(sample(pipe, num_inference_steps=6), uncached)
@@ -217,7 +219,8 @@ def test_a_lora_on_the_model_stays_in_force(pipe: Any) -> None:
     unadapted = guided(pipe)
     pipe.transformer.add_adapter(LoraConfig(r=2, target_modules=["to_q", "to_v"], init_lora_weights=False))
     unguided, result = sample(pipe), guided(pipe)
-    assert not torch.equal(result, unguided) and not torch.equal(result, unadapted)
+    assert not torch.equal(result, unguided)
+    assert not torch.equal(result, unadapted)
     pipe.transformer.disable_adapters()
     torch.testing.assert_close(guided(pipe), unadapted)
 
@@ -301,7 +304,8 @@ def test_a_callback_sees_guided_latents_and_may_change_them(pipe: Any) -> None:
 
     pipe.scheduler = schedulers()["euler"]
     result = guided(pipe, callback_on_step_end=halve)
-    assert len(seen) == 4 and torch.equal(result, seen[-1] / 2)
+    assert len(seen) == 4
+    assert torch.equal(result, seen[-1] / 2)
 
 
 def test_an_interrupted_run_ends_and_the_next_one_is_whole(pipe: Any) -> None:
@@ -314,7 +318,8 @@ def test_an_interrupted_run_ends_and_the_next_one_is_whole(pipe: Any) -> None:
     with attach(pipe, PromptMatch(), STRONG) as trace:
         interrupted = sample(pipe, callback_on_step_end=stop)
         whole = sample(pipe)
-    assert not torch.equal(interrupted, expected) and torch.equal(whole, expected)
+    assert not torch.equal(interrupted, expected)
+    assert torch.equal(whole, expected)
     assert [step.run for step in trace.steps] == [0, 0, 1, 1, 1, 1]
 
 

@@ -85,7 +85,7 @@ class Steps:
         self.pipe.scheduler.step = types.MethodType(step, self.pipe.scheduler)
 
     def _see(self, module: Any, args: Any, kwargs: Any) -> None:
-        self.seen.append({**dict(zip(("hidden_states",), args)), **kwargs})
+        self.seen.append({**dict(zip(("hidden_states",), args, strict=False)), **kwargs})
 
     def __exit__(self, *error: Any) -> None:
         self.kind.step = self.original
@@ -94,7 +94,7 @@ class Steps:
 
 @pytest.fixture(scope="module")
 def built() -> Iterator[dict[str, Tiny]]:
-    yield {}
+    return {}
 
 
 @pytest.fixture(params=TINY)
@@ -136,7 +136,8 @@ def test_the_reward_reads_the_positive_prompt_alone(tiny: Tiny) -> None:
     usual = heard(tiny)
     assert torch.equal(heard(tiny, **moved(tiny, negative=True)), usual)
     other = heard(tiny, **moved(tiny, negative=False))
-    assert other.shape == usual.shape and not torch.equal(other, usual)
+    assert other.shape == usual.shape
+    assert not torch.equal(other, usual)
 
 
 def final(tiny: Tiny, scale: float) -> tuple[torch.Tensor, dict[str, Any]]:
@@ -200,13 +201,14 @@ def test_every_family_is_tested() -> None:
 def test_a_refused_pipeline_says_why_in_one_sentence(name: str) -> None:
     import diffusers
 
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(ValueError, match="Expected a pipeline of a rectified flow") as caught:
         family_of(getattr(diffusers, name))
     sentence = str(caught.value)
     assert sentence.startswith(
         f"Expected a pipeline of a rectified flow, but {name} cannot be guided: {REFUSED[name]};"
     )
-    assert sentence.endswith("lists those that can.") and "\n" not in sentence
+    assert sentence.endswith("lists those that can.")
+    assert "\n" not in sentence
 
 
 def test_a_subclass_belongs_to_the_nearest_family() -> None:
@@ -226,25 +228,27 @@ def test_a_subclass_belongs_to_the_nearest_family() -> None:
 def test_an_unknown_pipeline_with_a_flow_scheduler_works_with_a_warning() -> None:
     tiny = unknown(TINY["Wan"]())
     unguided = tiny.sample()
-    with pytest.warns(GuidanceWarning, match="Home is not among the pipelines this was tested with; guiding it as"):
-        with attach(tiny.pipe, Pattern(), scale=0.3):
-            guided = tiny.sample()
+    message = "Home is not among the pipelines this was tested with; guiding it as"
+    with pytest.warns(GuidanceWarning, match=message), attach(tiny.pipe, Pattern(), scale=0.3):
+        guided = tiny.sample()
     assert not torch.equal(guided, unguided)
 
 
 def test_an_unknown_image_pipeline_works_too() -> None:
     tiny = unknown(TINY["Stable Diffusion 3"]())
-    with pytest.warns(GuidanceWarning, match="Home is not among"):
-        with attach(tiny.pipe, Pattern(), scale=0.3) as trace:
-            tiny.sample()
+    with (
+        pytest.warns(GuidanceWarning, match="Home is not among"),
+        attach(tiny.pipe, Pattern(), scale=0.3) as trace,
+    ):
+        tiny.sample()
     assert trace.summary()["guided"] == 2
 
 
 def test_an_unknown_pipeline_with_packed_latents_is_refused() -> None:
     tiny = unknown(TINY["FLUX.1"]())
-    with pytest.warns(GuidanceWarning), pytest.raises(ValueError, match=r"latents of shape \(B, C, T, H, W\) at the"):
-        with attach(tiny.pipe, Pattern()):
-            tiny.sample()
+    message = r"latents of shape \(B, C, T, H, W\) at the"
+    with pytest.warns(GuidanceWarning), pytest.raises(ValueError, match=message), attach(tiny.pipe, Pattern()):
+        tiny.sample()
 
 
 def unknown(tiny: Tiny) -> Tiny:
@@ -260,9 +264,9 @@ def test_latents_of_another_layout_than_the_family_s_are_refused() -> None:
     pipe = pipeline("WanPipeline", transformer=wan_transformer())
     pipe.scheduler.set_timesteps(4)
     packed = torch.zeros(1, 8, 16)
-    with pytest.raises(ValueError, match=r"Expected latents of shape \(B, C, T, H, W\) at the scheduler, but got"):
-        with attach(pipe, Pattern()):
-            pipe.scheduler.step(packed, pipe.scheduler.timesteps[0], packed)
+    message = r"Expected latents of shape \(B, C, T, H, W\) at the scheduler, but got"
+    with pytest.raises(ValueError, match=message), attach(pipe, Pattern()):
+        pipe.scheduler.step(packed, pipe.scheduler.timesteps[0], packed)
 
 
 def test_the_command_lists_the_table(capsys: pytest.CaptureFixture[str]) -> None:
@@ -276,14 +280,13 @@ def test_the_command_lists_the_table(capsys: pytest.CaptureFixture[str]) -> None
     assert {row["name"]: row["reason"] for row in table["refused"]} == REFUSED
     assert main(["families"]) == 0
     plain = capsys.readouterr().out
-    assert "WanVACEPipeline" in plain and "CogVideoXPipeline: it is not a rectified flow" in plain
+    assert "WanVACEPipeline" in plain
+    assert "CogVideoXPipeline: it is not a rectified flow" in plain
     assert main(["families", "--markdown"]) == 0
     tables = capsys.readouterr().out
-    assert (
-        tables.startswith("| family | pipelines |")
-        and "`FluxPipeline`" in tables
-        and "| refused | because |" in tables
-    )
+    assert tables.startswith("| family | pipelines |")
+    assert "`FluxPipeline`" in tables
+    assert "| refused | because |" in tables
 
 
 BEGIN, END = "<!-- families: begin -->\n", "<!-- families: end -->"
@@ -316,5 +319,7 @@ def test_a_reward_that_needs_the_velocity_gets_one_that_keeps_a_given_frame(name
     with attach(tiny.pipe, NeedsVelocity()):
         tiny.sample()
     for latents, velocity in seen:
-        assert velocity.shape == latents.shape and velocity[:, :, 1:].any() and not velocity[:, :, :1].any()
+        assert velocity.shape == latents.shape
+        assert velocity[:, :, 1:].any()
+        assert not velocity[:, :, :1].any()
     torch.testing.assert_close(seen[0][0][:, :, 0], seen[1][0][:, :, 0])  # the frame is the same at every step

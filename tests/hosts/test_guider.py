@@ -75,7 +75,8 @@ def test_it_samples_what_the_attached_pipeline_samples(modular: Modular) -> None
     modular.pipe.update_components(guider=RewardGuider(plain, modular.pipe.scheduler, reward, STRONG))
     torch.testing.assert_close(modular.sample(), attached)
     assert not torch.equal(attached, unguided)
-    assert len(reward.seen) == 2 and torch.equal(reward.seen[0], modular.state["prompt_embeds"])
+    assert len(reward.seen) == 2
+    assert torch.equal(reward.seen[0], modular.state["prompt_embeds"])
     assert not modular.pipe.transformer._forward_pre_hooks
     modular.pipe.update_components(guider=plain)
     assert torch.equal(modular.sample(), unguided)
@@ -119,8 +120,10 @@ def test_it_keeps_class_and_configuration_of_the_guider_it_wraps(tmp_path: Any) 
 
     inner = ClassifierFreeGuidance(guidance_scale=3.0)
     guider = RewardGuider(inner, schedulers()["euler"], TowardTarget())
-    assert isinstance(guider, ClassifierFreeGuidance) and isinstance(guider, RewardGuider)
-    assert type(inner) is ClassifierFreeGuidance and guider.config == inner.config
+    assert isinstance(guider, ClassifierFreeGuidance)
+    assert isinstance(guider, RewardGuider)
+    assert type(inner) is ClassifierFreeGuidance
+    assert guider.config == inner.config
     assert isinstance(guider.trace, GuidanceTrace)
     assert type(copy.deepcopy(guider)) is ClassifierFreeGuidance
     assert type(guider.new(guidance_scale=2.0)) is ClassifierFreeGuidance
@@ -131,9 +134,9 @@ def test_it_keeps_class_and_configuration_of_the_guider_it_wraps(tmp_path: Any) 
 def test_attaching_to_a_pipeline_with_a_guided_guider_is_refused() -> None:
     pipe = modular_wan().pipe
     pipe.update_components(guider=RewardGuider(pipe.guider, pipe.scheduler, TowardTarget()))
-    with pytest.raises(ValueError, match="Expected a pipeline without guidance, but guidance is attached"):
-        with attach(pipe, TowardTarget()):
-            pass
+    message = "Expected a pipeline without guidance, but guidance is attached"
+    with pytest.raises(ValueError, match=message), attach(pipe, TowardTarget()):
+        pass
 
 
 def test_bad_input_is_refused_when_it_is_made() -> None:

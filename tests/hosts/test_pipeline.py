@@ -74,7 +74,8 @@ def test_a_folder_loads_as_the_pipeline_it_is_and_as_ours(folder):
     from diffusers import WanPipeline
 
     pipe = quiet(NRGFlowPipeline.from_pretrained(folder, reward_model=TinyReward()))
-    assert isinstance(pipe, NRGFlowPipeline) and isinstance(pipe, WanPipeline)
+    assert isinstance(pipe, NRGFlowPipeline)
+    assert isinstance(pipe, WanPipeline)
     assert isinstance(pipe.reward_model, TinyReward)
     assert pipe.trace is None
     stock = quiet(WanPipeline.from_pretrained(folder))
@@ -153,10 +154,13 @@ def test_from_pipe_shares_everything_and_upcasts_nothing(wan):
     wan.transformer.to(torch.bfloat16)
     try:
         pipe = NRGFlowPipeline.from_pipe(wan, reward_model=TinyReward())
-        assert pipe.transformer is wan.transformer and pipe.scheduler is wan.scheduler
+        assert pipe.transformer is wan.transformer
+        assert pipe.scheduler is wan.scheduler
         assert {parameter.dtype for parameter in wan.transformer.parameters()} == {torch.bfloat16}
-        assert type(wan).__name__ == "WanPipeline" and not isinstance(wan, NRGFlowPipeline)
-        assert "reward_model" not in wan.config and pipe.config.reward_model[1] == "TinyReward"
+        assert type(wan).__name__ == "WanPipeline"
+        assert not isinstance(wan, NRGFlowPipeline)
+        assert "reward_model" not in wan.config
+        assert pipe.config.reward_model[1] == "TinyReward"
         assert sample(pipe).isfinite().all()
     finally:
         wan.transformer.to(torch.float32)
@@ -186,7 +190,8 @@ def test_arguments_left_out_come_from_the_folder(folder):
     assert pipe.sampling_defaults == {key: value for key, value in SAMPLING.items() if key != "closed_vocabulary"}
     frames = pipe("a red circle", output_type="pt").frames
     assert frames.shape == (1, 3, 3, 16, 16)  # (B, T, C, H, W)
-    assert pipe.scheduler.num_inference_steps == 3 and pipe.guidance_scale == 4.0
+    assert pipe.scheduler.num_inference_steps == 3
+    assert pipe.guidance_scale == 4.0
     frames = pipe("a red circle", None, 32, num_frames=5, output_type="pt").frames
     assert frames.shape == (1, 5, 3, 32, 16)
 
@@ -202,7 +207,8 @@ def test_the_signature_shows_both_sets_of_arguments(guided):
 
 
 def test_the_reward_stays_put_when_the_pipeline_is_offloaded(guided):
-    assert "reward_model" in guided._exclude_from_cpu_offload and "reward_model" in guided._optional_components
+    assert "reward_model" in guided._exclude_from_cpu_offload
+    assert "reward_model" in guided._optional_components
     assert "reward_model" in guided.components
 
 
@@ -259,7 +265,7 @@ def test_a_reward_for_another_latent_space_is_refused(wan, folder):
 
 def test_a_folder_that_cannot_be_written_is_refused(guided, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match="Expected a folder that can be written to, but .*file cannot"):
+    with pytest.raises(ValueError, match=r"Expected a folder that can be written to, but .*file cannot"):
         guided.save_pretrained(tmp_path / "file")
 
 
@@ -284,12 +290,12 @@ def test_a_broken_config_is_named(folder, tmp_path):
     broken = copied(folder, tmp_path)
     (broken / "transformer" / "config.json").write_text("{")
     with pytest.raises(
-        ValueError, match="Expected a complete file in .*transformer/config.json, but it cannot be read"
+        ValueError, match=r"Expected a complete file in .*transformer/config.json, but it cannot be read"
     ):
         NRGFlowPipeline.from_pretrained(broken)
     (broken / "transformer" / "config.json").unlink()
     (broken / "sampling.json").write_text("[1]")
-    with pytest.raises(ValueError, match="Expected a JSON object in .*sampling.json"):
+    with pytest.raises(ValueError, match=r"Expected a JSON object in .*sampling.json"):
         checkpoints_module.read_sampling(broken)
 
 
@@ -320,15 +326,15 @@ def test_a_folder_without_a_supported_pipeline_is_refused(tmp_path, index, messa
 
 
 def test_a_folder_without_a_reward_is_refused_as_one(folder, tmp_path):
-    with pytest.raises(ValueError, match="Expected a reward in .*, but found none"):
+    with pytest.raises(ValueError, match=r"Expected a reward in .*, but found none"):
         NRGFlowPipeline.from_pretrained(folder, reward_model=tmp_path)
-    with pytest.raises(ValueError, match="Expected a LatentReward in .*, but got WanTransformer3DModel"):
+    with pytest.raises(ValueError, match=r"Expected a LatentReward in .*, but got WanTransformer3DModel"):
         NRGFlowPipeline.from_pretrained(folder, reward_model=folder / "transformer")
 
 
 def test_the_bundled_names_lead_to_the_bundled_folders(folder, latent_reward_folder, tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoints_module, "_WEIGHTS", tmp_path)
-    with pytest.raises(ValueError, match="Expected the bundled model in .*pipeline, but it is not there; install"):
+    with pytest.raises(ValueError, match=r"Expected the bundled model in .*pipeline, but it is not there; install"):
         NRGFlowPipeline.from_pretrained("shapes")
     (tmp_path / "pipeline").symlink_to(folder)
     (tmp_path / "reward").symlink_to(latent_reward_folder)

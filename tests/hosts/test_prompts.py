@@ -70,7 +70,8 @@ def test_the_prompt_is_prepared_once_a_run(wan):
     reward = PreparesItsPrompt()
     with attach(wan, reward, scale=5.0):
         first = sample(wan)
-        assert reward.prepared == 1 and len(reward.seen) > 1
+        assert reward.prepared == 1
+        assert len(reward.seen) > 1
         sample(wan, "a blue square")
         assert reward.prepared == 2
     with attach(wan, PromptMatch(), scale=5.0):

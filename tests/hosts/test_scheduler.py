@@ -39,8 +39,10 @@ def test_it_samples_what_the_attached_pipeline_samples(wan: Any, solver: str) ->
 def test_it_is_a_scheduler_of_the_class_it_was_made_from() -> None:
     plain = schedulers()["unipc"]
     guided = RewardGuidedScheduler(plain, TowardTarget())
-    assert isinstance(guided, type(plain)) and isinstance(guided, RewardGuidedScheduler)
-    assert type(plain) is not type(guided) and "trace" not in vars(plain)
+    assert isinstance(guided, type(plain))
+    assert isinstance(guided, RewardGuidedScheduler)
+    assert type(plain) is not type(guided)
+    assert "trace" not in vars(plain)
     assert guided.config == plain.config
 
 
@@ -73,7 +75,8 @@ def test_it_is_saved_as_the_plain_scheduler_and_loaded_with_or_without_a_reward(
     folder = tmp_path / "scheduler"
     assert type(RewardGuidedScheduler.from_pretrained(folder)) is UniPCMultistepScheduler
     guided = RewardGuidedScheduler.from_pretrained(tmp_path, subfolder="scheduler", reward=TowardTarget())
-    assert isinstance(guided, RewardGuidedScheduler) and guided.config.flow_shift == 3.0
+    assert isinstance(guided, RewardGuidedScheduler)
+    assert guided.config.flow_shift == 3.0
 
 
 def test_from_config_takes_another_setting_and_a_reward() -> None:
@@ -81,9 +84,11 @@ def test_from_config_takes_another_setting_and_a_reward() -> None:
 
     guided = RewardGuidedScheduler(schedulers()["unipc"], TowardTarget(), STRONG)
     other = type(guided).from_config(guided.config, flow_shift=7.0)
-    assert type(other) is UniPCMultistepScheduler and other.config.flow_shift == 7.0
+    assert type(other) is UniPCMultistepScheduler
+    assert other.config.flow_shift == 7.0
     again = type(guided).from_config(other.config, TowardTarget(), STRONG)
-    assert isinstance(again, RewardGuidedScheduler) and again.config.flow_shift == 7.0
+    assert isinstance(again, RewardGuidedScheduler)
+    assert again.config.flow_shift == 7.0
     assert type(FlowMatchEulerDiscreteScheduler.from_config(guided.config)) is FlowMatchEulerDiscreteScheduler
 
 
@@ -91,8 +96,10 @@ def test_copies_are_plain() -> None:
     plain = schedulers()["euler"]
     guided = RewardGuidedScheduler(plain, TowardTarget())
     for copied in (copy.copy(guided), copy.deepcopy(guided), pickle.loads(pickle.dumps(guided))):
-        assert type(copied) is type(plain) and set(vars(copied)) == set(vars(plain))
-    assert isinstance(guided, RewardGuidedScheduler) and guided.trace.steps == []
+        assert type(copied) is type(plain)
+        assert set(vars(copied)) == set(vars(plain))
+    assert isinstance(guided, RewardGuidedScheduler)
+    assert guided.trace.steps == []
 
 
 def test_bad_input_is_refused_when_it_is_made() -> None:
@@ -123,6 +130,6 @@ def test_packed_latents_are_refused() -> None:
 
 def test_attaching_to_a_guided_scheduler_is_refused(wan: Any) -> None:
     wan.scheduler = RewardGuidedScheduler(wan.scheduler, TowardTarget())
-    with pytest.raises(ValueError, match="Expected a pipeline without guidance, but guidance is attached"):
-        with attach(wan, TowardTarget()):
-            pass
+    message = "Expected a pipeline without guidance, but guidance is attached"
+    with pytest.raises(ValueError, match=message), attach(wan, TowardTarget()):
+        pass

@@ -161,7 +161,8 @@ def test_the_pipeline_is_as_it_was_after_an_exception(pipe, reward):
     with pytest.raises(KeyboardInterrupt), attach(pipe, reward, SHARED):
         sample(pipe, callback_on_step_end=stop)
     assert [weight.requires_grad for weight in pipe.transformer.parameters()] == tracked
-    assert not pipe.transformer._forward_pre_hooks and not pipe.transformer.blocks[1]._forward_hooks
+    assert not pipe.transformer._forward_pre_hooks
+    assert not pipe.transformer.blocks[1]._forward_hooks
     assert torch.is_grad_enabled()
     assert torch.equal(sample(pipe), unguided)
 
@@ -192,7 +193,7 @@ UNSAFE = {
 }
 
 
-@pytest.mark.parametrize("spoil, message", UNSAFE.values(), ids=UNSAFE)
+@pytest.mark.parametrize(("spoil", "message"), UNSAFE.values(), ids=UNSAFE)
 def test_what_would_make_it_silently_wrong_is_refused(pipe, reward, spoil, message):
     spoil(pipe.transformer)
     with (
@@ -218,9 +219,9 @@ def test_a_reward_of_other_weights_is_refused(pipe, reward):
 def test_settings_that_do_not_fit_are_refused(pipe, reward, inputs, wan22):
     with pytest.raises(ValueError, match="Expected `forward` to be 'separate' or 'shared', but got 'both'"):
         RewardGuidance(forward="both")
-    with pytest.raises(ValueError, match="Expected `smoothing` to be 0 with forward='shared', but got 0.2"):
+    with pytest.raises(ValueError, match=r"Expected `smoothing` to be 0 with forward='shared', but got 0.2"):
         RewardGuidance(forward="shared", smoothing=0.2)
-    with pytest.raises(ValueError, match="Expected `lookahead` to be 0 with forward='shared', but got 0.2"):
+    with pytest.raises(ValueError, match=r"Expected `lookahead` to be 0 with forward='shared', but got 0.2"):
         RewardGuidance(forward="shared", lookahead=0.2)
     latents, sigma, embeds = inputs
     with pytest.raises(ValueError, match="Expected forward='separate' in a sampling loop of your own"):

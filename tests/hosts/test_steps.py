@@ -78,7 +78,8 @@ def test_a_small_push_survives_half_precision(wan, reward):
         second = scheduler.step(velocity, scheduler.timesteps[1], first, return_dict=False)[0]
     change = second - first - (scheduler.sigmas[2] - scheduler.sigmas[1])
     assert second.dtype == torch.float32
-    assert (change > 0).all() and change.max() < 1e-3
+    assert (change > 0).all()
+    assert change.max() < 1e-3
 
 
 def test_return_dict_keeps_working(wan, reward):
@@ -105,12 +106,20 @@ def test_a_deep_copy_of_the_scheduler_steps_by_itself_unguided(wan, reward):
     latents, velocity = torch.zeros(1, 16, 2, 4, 4), torch.ones(1, 16, 2, 4, 4)
     wan.scheduler.set_timesteps(4)
     expected = copy.deepcopy(wan.scheduler)
-    with pytest.warns(GuidanceWarning), attach(wan, reward, STRONG):
-        copied = copy.deepcopy(wan.scheduler)
-        for timestep in wan.scheduler.timesteps[:2]:
-            stepped = copied.step(velocity, timestep, latents).prev_sample
-            assert torch.equal(stepped, expected.step(velocity, timestep, latents).prev_sample)
-        assert copied.step_index == 2 and wan.scheduler.step_index is None
+    timesteps = wan.scheduler.timesteps[:2]
+
+    def steps_of_a_copy():
+        with attach(wan, reward, STRONG):
+            copied = copy.deepcopy(wan.scheduler)
+            steps = [copied.step(velocity, timestep, latents).prev_sample for timestep in timesteps]
+            return copied.step_index, steps
+
+    with pytest.warns(GuidanceWarning):
+        index, steps = steps_of_a_copy()
+    for timestep, stepped in zip(timesteps, steps, strict=True):
+        assert torch.equal(stepped, expected.step(velocity, timestep, latents).prev_sample)
+    assert index == 2
+    assert wan.scheduler.step_index is None
 
 
 def test_the_trace_tells_every_step(wan, reward):
@@ -122,7 +131,9 @@ def test_the_trace_tells_every_step(wan, reward):
     assert [row["skipped"] for row in rows[:8]] == ["window", "window", None, "every", None, "every", None, "every"]
     assert [row["run"] for row in rows] == [0] * 8 + [1] * 2
     assert [row["sigma"] for row in rows[8:]] == pytest.approx(wan.scheduler.sigmas[:2].tolist())
-    assert rows[2]["reward"]["closeness"] < 0 and rows[2]["capped"] and rows[2]["push_ratio"] == pytest.approx(0.3)
+    assert rows[2]["reward"]["closeness"] < 0
+    assert rows[2]["capped"]
+    assert rows[2]["push_ratio"] == pytest.approx(0.3)
     assert json.loads(trace.to_json())["summary"]["guided"] == trace.summary()["guided"] == 3
     assert len(str(trace).splitlines()) == 11
 
@@ -162,9 +173,11 @@ def test_guidance_without_effect_says_so(wan):
         attach(wan, Constant()),
     ):
         sample(wan)
-    with pytest.warns(GuidanceWarning, match="no effect: no denoising step was within its window"):
-        with attach(wan, TowardTarget(), start=0.4, stop=0.4):
-            sample(wan)
+    with (
+        pytest.warns(GuidanceWarning, match="no effect: no denoising step was within its window"),
+        attach(wan, TowardTarget(), start=0.4, stop=0.4),
+    ):
+        sample(wan)
     with (
         pytest.warns(GuidanceWarning, match="no effect: no denoising step passed through"),
         attach(wan, TowardTarget()),
@@ -175,20 +188,22 @@ def test_guidance_without_effect_says_so(wan):
 def test_latents_of_another_layout_are_refused(wan, reward):
     wan.scheduler.set_timesteps(4)
     packed = torch.zeros(1, 8, 16)
-    with pytest.raises(
-        ValueError, match=r"Expected latents of shape \(B, C, T, H, W\) at the scheduler, but got \(1, 8"
+    with (
+        pytest.raises(
+            ValueError, match=r"Expected latents of shape \(B, C, T, H, W\) at the scheduler, but got \(1, 8"
+        ),
+        attach(wan, reward),
     ):
-        with attach(wan, reward):
-            wan.scheduler.step(packed, wan.scheduler.timesteps[0], packed)
+        wan.scheduler.step(packed, wan.scheduler.timesteps[0], packed)
 
 
 def test_sigmas_above_one_are_refused(wan, reward):
     wan.scheduler.set_timesteps(4)
     wan.scheduler.sigmas = wan.scheduler.sigmas * 80
     latents = torch.zeros(1, 16, 2, 4, 4)
-    with pytest.raises(ValueError, match="Expected sigmas between 0 and 1, but the scheduler starts at 80"):
-        with attach(wan, reward):
-            wan.scheduler.step(latents, wan.scheduler.timesteps[0], latents)
+    message = "Expected sigmas between 0 and 1, but the scheduler starts at 80"
+    with pytest.raises(ValueError, match=message), attach(wan, reward):
+        wan.scheduler.step(latents, wan.scheduler.timesteps[0], latents)
 
 
 def test_reused_directions_ask_the_reward_less_often_and_start_anew_in_every_run(wan):

@@ -54,7 +54,7 @@ def test_weights_print_as_they_are_read(weights):
 
 @pytest.mark.parametrize("weights", ["", "a:b:c", "1:1:", "VQ=", "VQ=1,TA", 3, ["x"], object()])
 def test_weights_that_do_not_parse_are_refused(weights):
-    with pytest.raises(ValueError, match="Expected reward weights like '1:1:1'.* write one number per axis"):
+    with pytest.raises(ValueError, match=r"Expected reward weights like '1:1:1'.* write one number per axis"):
         RewardWeights.parse(weights)
 
 
@@ -196,9 +196,11 @@ def test_nothing_but_what_is_documented_is_looked_for(wan):
         assert torch.equal(guided, sample(wan))
     with pytest.raises(ValueError, match="forward='separate' in a sampling loop of your own"):
         guided_velocity(latents, latents, 0.5, reward, guidance=RewardGuidance(forward="shared"))
-    with pytest.raises(ValueError, match="a latent reward that was trained with prompt_in_trunk=True"):
-        with attach(wan, reward, forward="shared"):
-            pass
+    with (
+        pytest.raises(ValueError, match="a latent reward that was trained with prompt_in_trunk=True"),
+        attach(wan, reward, forward="shared"),
+    ):
+        pass
     assert trusted_as(reward, plain) is reward
 
 

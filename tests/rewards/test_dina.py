@@ -201,9 +201,9 @@ def test_a_trunk_trained_without_adapters(published, noisy, tmp_path):
         assert torch.equal(whole(*noisy), merged(*noisy))
 
     torch.save(published_head(), tmp_path / "checkpoint" / "rm_head.pt")  # frozen: the head alone
-    (tmp_path / "config.json").write_text("model:\n  " + "\n  ".join(  # YAML, as its own tools write it
-        f"{name}: {json.dumps(value)}" for name, value in settings(use_lora=False, freeze_backbone=True)["model"].items()
-    ))  # fmt: skip
+    model = settings(use_lora=False, freeze_backbone=True)["model"]
+    lines = ["model:", *(f"  {name}: {json.dumps(value)}" for name, value in model.items())]
+    (tmp_path / "config.json").write_text("\n".join(lines))  # YAML, as its own tools write it
     frozen = DiNaReward.from_pretrained(tmp_path, base=published.whole)
     assert frozen.loaded_keys == len(published_head())
     with torch.no_grad():
@@ -238,7 +238,8 @@ def test_guides_a_stable_diffusion_3_pipeline_by_the_positive_prompt(published):
         tiny.pipe(**arguments, generator=torch.Generator().manual_seed(0))
     assert any(row.get("push_ratio", 0) > 0 for row in trace.rows())
     shape, embeds, pooled = seen[0]
-    assert len(shape) == 5 and shape[2] == 1
+    assert len(shape) == 5
+    assert shape[2] == 1
     torch.testing.assert_close(embeds, tiny.arguments["prompt_embeds"].float())
     torch.testing.assert_close(pooled, tiny.arguments["pooled_prompt_embeds"].float())
 
@@ -257,7 +258,9 @@ BAD_KEYS = {
     "head lacks": ("rm_head.pt", lambda state: state.pop("attn1.norm_t.weight"), "lacks attn1.norm_t.weight"),
     "head has too many": ("rm_head.pt", lambda state: state.update(eta3=torch.ones(1)), "has too many: +eta3"),
     "head of another size": (
-        "rm_head.pt", lambda state: state.update(query_tokens=torch.ones(1, 4, WIDTH)), "another shape of query_tokens",
+        "rm_head.pt",
+        lambda state: state.update(query_tokens=torch.ones(1, 4, WIDTH)),
+        "another shape of query_tokens",
     ),
     "half an adapter": (
         "backbone_lora/adapter_model.safetensors", lambda state: state.pop(LORA),
@@ -276,7 +279,7 @@ BAD_KEYS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("file, change, message", BAD_KEYS.values(), ids=BAD_KEYS)
+@pytest.mark.parametrize(("file", "change", "message"), BAD_KEYS.values(), ids=BAD_KEYS)
 def test_a_missing_or_surplus_key_is_named(published, tmp_path, file, change, message):
     folder = tmp_path / "copy"
     shutil.copytree(published.folder, folder)
@@ -287,14 +290,16 @@ def test_a_missing_or_surplus_key_is_named(published, tmp_path, file, change, me
 
 BAD_FOLDERS = {
     "no settings": ("config.json", "{", "Expected the published DiNa-LRM settings in"),
-    "too many blocks": ("config.json", json.dumps(settings(num_transformer_layers=9)), "Expected a transformer of 9 blocks"),
+    "too many blocks": (
+        "config.json", json.dumps(settings(num_transformer_layers=9)), "Expected a transformer of 9 blocks",
+    ),
     "logistic": ("config.json", json.dumps(settings(use_logistic=True)), "Expected use_logistic false"),
     "damaged head": ("checkpoint/rm_head.pt", "nothing", "rm_head.pt, but it cannot be read"),
     "no adapter settings": ("checkpoint/backbone_lora/adapter_config.json", "{}", "Expected adapter_config.json in"),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("file, text, message", BAD_FOLDERS.values(), ids=BAD_FOLDERS)
+@pytest.mark.parametrize(("file", "text", "message"), BAD_FOLDERS.values(), ids=BAD_FOLDERS)
 def test_a_folder_that_does_not_fit_is_one_sentence(published, tmp_path, file, text, message):
     folder = tmp_path / "copy"
     shutil.copytree(published.folder, folder)
@@ -318,5 +323,5 @@ def test_says_what_is_wrong(published, noisy, wan, tmp_path):
         reward.check_compatible(other)
     with pytest.raises(ValueError, match="Expected an SD3Transformer2DModel as the base, but got Linear"):
         DiNaReward.from_pretrained(published.folder, base=nn.Linear(1, 1))
-    with pytest.raises(ValueError, match="Expected the base model of DiNa-LRM in '.*nowhere'"):
+    with pytest.raises(ValueError, match=r"Expected the base model of DiNa-LRM in '.*nowhere'"):
         DiNaReward.from_pretrained(published.folder, base=tmp_path / "nowhere")

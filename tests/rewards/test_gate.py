@@ -137,7 +137,8 @@ def test_the_manifest_holds_the_weights_that_were_proposed(folders, tmp_path, ca
     shown = capsys.readouterr().out
     manifest = Manifest.read(tmp_path / "auto.json")
     weights = list(manifest.recipe.guidance.weights.values)
-    assert manifest.recipe.proposed and sum(weights) == pytest.approx(3, abs=0.01)
+    assert manifest.recipe.proposed
+    assert sum(weights) == pytest.approx(3, abs=0.01)
     assert f"weights {RewardWeights(tuple(weights))}, proposed by the reward for this prompt" in shown
     assert cli.main(["generate", "--replay", str(tmp_path / "auto.json")]) == 0
     assert "identical" in capsys.readouterr().out
@@ -149,13 +150,16 @@ def test_the_page_puts_the_sliders_where_they_are_proposed(folders, tmp_path):
     model = Model(str(folders[0]), str(folders[1]))
     studio = studio_of(model, tmp_path)
     view, values = studio.proposal(model.name, REQUEST["prompt"])
-    assert values is None and "still loading" in view.status
+    assert values is None
+    assert "still loading" in view.status
     studio.engine.open(model.name)
     view, values = studio.proposal(model.name, REQUEST["prompt"])
-    assert view.status is None and sum(values) == pytest.approx(3, abs=0.01)
+    assert view.status is None
+    assert sum(values) == pytest.approx(3, abs=0.01)
     studio.engine.loaded(model.name).reward_model.gate = None
     view, values = studio.proposal(model.name, REQUEST["prompt"])
-    assert values is None and "Expected a reward with a gate" in view.status
+    assert values is None
+    assert "Expected a reward with a gate" in view.status
 
 
 def test_the_bundled_stage_adds_a_gate_to_the_reward_and_says_how_good_it_is(tmp_path, monkeypatch):
@@ -181,8 +185,10 @@ def test_the_bundled_stage_adds_a_gate_to_the_reward_and_says_how_good_it_is(tmp
     (found,) = fit_gate(tmp_path)
     stored = json.loads((tmp_path / "gate-accuracy.json").read_text())
     assert found["MQ"] == stored["MQ"]["rank_correlation"] > 0.5 > abs(found["VQ"])
-    assert stored["MQ"]["ceiling"] > 0.8 and stored["MQ"]["prompts"] == 20
+    assert stored["MQ"]["ceiling"] > 0.8
+    assert stored["MQ"]["prompts"] == 20
     reward = LatentReward.from_pretrained(tmp_path / "reward")
     pipe.reward_model = reward
-    assert reward.has_gate and weights_for_prompt(pipe, "a red circle moving right").values
+    assert reward.has_gate
+    assert weights_for_prompt(pipe, "a red circle moving right").values
     assert "| MQ |" in assemble.reward_card(reward, {"mixed": {}, "same": {}}, stored)

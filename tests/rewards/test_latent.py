@@ -95,7 +95,7 @@ def test_starts_from_the_blocks_of_the_transformer():
     reward = LatentReward.from_transformer(transformer, num_blocks=1)
     for name, value in transformer.blocks[0].state_dict().items():
         assert torch.equal(reward.blocks[0].state_dict()[name], value)
-    with pytest.raises(ValueError, match="Expected `num_blocks` between 1 and 1 .* but got 2"):
+    with pytest.raises(ValueError, match=r"Expected `num_blocks` between 1 and 1 .* but got 2"):
         LatentReward.from_transformer(transformer, num_blocks=2)
 
 
@@ -110,13 +110,12 @@ def test_round_trip_keeps_outputs_and_statistics(reward, inputs, tmp_path):
     reward.save_pretrained(tmp_path)
     loaded = LatentReward.from_pretrained(tmp_path)
     torch.testing.assert_close(loaded(*inputs), reward(*inputs))
-    assert (
-        loaded.mean == (1.0, 2.0, 3.0)
-        and loaded.std == (0.5, 1.0, 2.0)
-        and loaded.recommended_scale == (0.7, 0.7, 2.0)
-    )
+    assert loaded.mean == (1.0, 2.0, 3.0)
+    assert loaded.std == (0.5, 1.0, 2.0)
+    assert loaded.recommended_scale == (0.7, 0.7, 2.0)
     assert loaded.recommended_damping == (0.0, 0.5, 1.5)
-    assert not any(parameter.requires_grad for parameter in loaded.parameters()) and not loaded.training
+    assert not any(parameter.requires_grad for parameter in loaded.parameters())
+    assert not loaded.training
 
 
 def test_half_precision_stays_close(reward, inputs):
@@ -128,7 +127,7 @@ def test_refuses_another_latent_space(wan):
     reward = LatentReward.from_transformer(tiny_transformer(), 1)
     reward.check_compatible(wan)
     reward.register_to_config(in_channels=48)
-    with pytest.raises(ValueError, match="Expected a pipeline with 48 latent channels.*has 16"):
+    with pytest.raises(ValueError, match=r"Expected a pipeline with 48 latent channels.*has 16"):
         reward.check_compatible(wan)
 
 
@@ -138,7 +137,7 @@ def test_refuses_another_vae(wan, tmp_path):
     loaded = LatentReward.from_pretrained(tmp_path)
     loaded.check_compatible(wan)  # JSON has turned tuples into lists
     loaded.register_to_config(latent_space={**loaded.config.latent_space, "vae": "AutoencoderKLLTXVideo"})
-    with pytest.raises(ValueError, match="Expected a VAE with `vae` AutoencoderKLLTXVideo.*has AutoencoderKLWan"):
+    with pytest.raises(ValueError, match=r"Expected a VAE with `vae` AutoencoderKLLTXVideo.*has AutoencoderKLWan"):
         loaded.check_compatible(wan)
     mean = [0.5, *loaded.config.latent_space["latents_mean"][1:]]
     loaded.register_to_config(latent_space={**latent_space(wan.vae), "latents_mean": mean})
@@ -168,7 +167,8 @@ def test_members_differ_and_the_reward_is_their_mean(inputs, tmp_path, options):
     reward = LatentReward.from_transformer(tiny_transformer(), 1, num_members=3, num_token_reads=1, **options)
     reward.requires_grad_(False).eval()
     members = reward(*inputs, members=True)
-    assert members.shape == (2, 3, 3) and members.std(dim=1).min() > 1e-4
+    assert members.shape == (2, 3, 3)
+    assert members.std(dim=1).min() > 1e-4
     torch.testing.assert_close(reward(*inputs), members.mean(dim=1))
     reward.save_pretrained(tmp_path)
     torch.testing.assert_close(LatentReward.from_pretrained(tmp_path)(*inputs, members=True), members)
@@ -211,7 +211,8 @@ def test_rewards_saved_before_there_were_options_still_load():
     reward = LatentReward.from_pretrained(bundled_folder("reward"), dtype=torch.float32)
     stored = load_file(bundled_folder("reward") / "diffusion_pytorch_model.safetensors")
     assert set(reward.state_dict()) == set(stored)
-    assert reward.config.pooling == "query" and reward.config.separate_queries
+    assert reward.config.pooling == "query"
+    assert reward.config.separate_queries
 
 
 def test_writes_a_model_card(reward, tmp_path):
@@ -231,7 +232,8 @@ def test_writes_a_model_card(reward, tmp_path):
     for line in ("some/model", "12 pairs", "| MQ | 2 | 1 |", "| 0.0-0.5 | 87.5 (40) | - | - |"):
         assert line in card
     plain = model_card(LatentReward.from_transformer(tiny_transformer(), 1).config)
-    assert "Not measured." in plain and "**Base model:** not stated" in plain
+    assert "Not measured." in plain
+    assert "**Base model:** not stated" in plain
 
 
 def test_says_what_is_wrong_with_its_input(reward, inputs):

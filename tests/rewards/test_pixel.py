@@ -140,7 +140,8 @@ def test_weights_of_vae_and_judge_stay_as_they_were(convolutional):
     reward = PixelReward(judge, convolutional, ("light", "contrast"))
     reward_gradient(noisy, SIGMA, reward, Conditioning(velocity=velocity))
     for parameter in (*judge.parameters(), *convolutional.parameters()):
-        assert parameter.requires_grad and parameter.grad is None
+        assert parameter.requires_grad
+        assert parameter.grad is None
 
 
 def test_it_scores_finished_latents_and_clips_without_a_velocity(convolutional):
@@ -162,7 +163,8 @@ def test_it_guides_a_stock_pipeline_and_scale_0_leaves_it_alone(wan):
     for scale in (300.0, 3000.0):
         with attach(wan, reward, weights="light=1", scale=scale, max_push=None) as trace:
             brightness.append(reward.score_frames(reward.frames(sample(wan)))[0, 0])
-    assert brightness == sorted(brightness) and brightness[-1] > brightness[0] + 1e-3
+    assert brightness == sorted(brightness)
+    assert brightness[-1] > brightness[0] + 1e-3
     assert trace.summary()["guided"] == 3
     assert not any(hasattr(parameter, "grad") and parameter.grad is not None for parameter in wan.vae.parameters())
 
@@ -175,7 +177,7 @@ def test_a_loop_of_ones_own_hands_over_the_velocity(convolutional):
 
 
 def test_says_what_is_wrong(convolutional, wan):
-    with pytest.raises(ValueError, match="Expected `tile` to be 1 or more latent pixels, or None.*but got 0"):
+    with pytest.raises(ValueError, match=r"Expected `tile` to be 1 or more latent pixels, or None.*but got 0"):
         PixelReward(Judge(), convolutional, ("light",), tile=0)
     with pytest.raises(ValueError, match="Expected `margin` to be 0 or more latent pixels, but got -1"):
         PixelReward(Judge(), convolutional, ("light",), margin=-1)

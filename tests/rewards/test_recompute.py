@@ -64,10 +64,12 @@ def test_the_gradient_is_the_same_and_attention_is_computed_once(reward, inputs)
     grad, raw, plain = calls_of_a_gradient(reward, *inputs)
     reward.enable_gradient_checkpointing()
     saving_grad, saving_raw, saving = calls_of_a_gradient(reward, *inputs)
-    assert torch.equal(saving_grad, grad) and torch.equal(saving_raw, raw)
+    assert torch.equal(saving_grad, grad)
+    assert torch.equal(saving_raw, raw)
     assert grad.abs().max() > 0
     attention = [name for name in plain if "attention" in name and "backward" not in name]
-    assert attention and all(saving[name] == plain[name] >= 6 for name in attention)  # of 3 blocks, to self and prompt
+    assert attention
+    assert all(saving[name] == plain[name] >= 6 for name in attention)
     assert saving["addmm"] > plain["addmm"]
     reward.disable_gradient_checkpointing()
     assert calls_of_a_gradient(reward, *inputs)[2] == plain

@@ -51,7 +51,7 @@ def test_a_clip_carries_the_hash_of_its_frames(written: Manifest) -> None:
 
 
 @pytest.mark.parametrize(
-    "text, message",
+    ("text", "message"),
     [
         ("{", "is not valid JSON"),
         ("[]", "another kind of JSON"),
@@ -76,7 +76,7 @@ def test_incomplete_clips_are_refused(written: Manifest, tmp_path: Path, clips: 
 
 
 def test_a_missing_manifest_is_refused_in_one_sentence(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="Expected a manifest, but .*none.json cannot be read"):
+    with pytest.raises(ValueError, match=r"Expected a manifest, but .*none.json cannot be read"):
         Manifest.read(tmp_path / "none.json")
 
 

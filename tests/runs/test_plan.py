@@ -37,7 +37,8 @@ def pipe(wan: Any) -> Any:
 
 def test_the_ratio_is_the_one_that_is_counted(pipe: Any) -> None:
     workload = plan._workload(pipe, {**plan.WAN_DEFAULTS, **RECIPE.sampling})
-    assert workload is not None and workload.latents == (1, 16, 5, 16, 16)
+    assert workload is not None
+    assert workload.latents == (1, 16, 5, 16, 16)
     _, _, predicted = cost.count_step(workload, 1, False, torch.float32)
     found = plan.plan(pipe, RECIPE)
     assert (found.evaluations, found.guided_steps) == (18, 9)
@@ -64,19 +65,24 @@ def test_memory_is_left_open_where_weights_come_and_go(pipe: Any) -> None:
 def test_memory_grows_with_the_picture(pipe: Any) -> None:
     small = plan.count_memory(pipe, RECIPE)
     large = plan.count_memory(pipe, replace(RECIPE, sampling={**RECIPE.sampling, "height": 128, "width": 128}))
-    assert small is not None and large is not None
+    assert small is not None
+    assert large is not None
     assert plan.plan(pipe, RECIPE).weights_mb < small.needed < large.needed < large.available
     unguided = plan.count_memory(pipe, replace(RECIPE, guidance=RewardGuidance(scale=0.0)))
-    assert unguided is not None and unguided.needed < small.needed
+    assert unguided is not None
+    assert unguided.needed < small.needed
     cropped = plan.count_memory(pipe, replace(RECIPE, guidance=RewardGuidance(frame_stride=3, crop=0.5)))
-    assert cropped is not None and cropped.needed < small.needed
+    assert cropped is not None
+    assert cropped.needed < small.needed
 
 
 def test_what_cannot_be_counted_is_left_open(pipe: Any) -> None:
     pipe.reward_model = TowardTarget()
     assert plan.count_memory(pipe, RECIPE) is None
     found = plan.plan(pipe, RECIPE)
-    assert found.fits and found.needed_mb is None and "needs about" not in str(found)
+    assert found.fits
+    assert found.needed_mb is None
+    assert "needs about" not in str(found)
 
 
 def test_a_plan_says_before_it_tries_that_it_will_not_fit(
@@ -86,10 +92,14 @@ def test_a_plan_says_before_it_tries_that_it_will_not_fit(
     monkeypatch.setattr(plan, "measure", lambda sampler: pytest.fail("it tried"))
     assert cli.main(["generate", "a red circle moving right", "--plan", "--json", "--device", "cpu"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["fits"] is False and found["needed_mb"] > 0 and found["seconds"] is None
+    assert found["fits"] is False
+    assert found["needed_mb"] > 0
+    assert found["seconds"] is None
 
 
 def test_a_plan_says_what_is_free(pipe: Any) -> None:
     fits, tight = (str(plan.plan(pipe, RECIPE, memory=plan.Memory(20.0, free))) for free in (30.0, 10.0))
-    assert "A guided step needs about 20 MB; 30 MB are free." in fits and "will not fit" not in fits
-    assert "That will not fit: let the reward save memory" in tight and "--checkpointing" in tight
+    assert "A guided step needs about 20 MB; 30 MB are free." in fits
+    assert "will not fit" not in fits
+    assert "That will not fit: let the reward save memory" in tight
+    assert "--checkpointing" in tight

@@ -63,9 +63,12 @@ def test_a_pair_arrives_unguided_first_with_progress_and_ends_with_everything(st
     seen, page = run(studio.compare("me", request(studio)))
     first = next(index for index, view in enumerate(seen) if view.unguided and "<video" in view.unguided)
     last = next(index for index, view in enumerate(seen) if view.guided and "<video" in view.guided)
-    assert first < last and seen[0].busy is True and page["busy"] is False
+    assert first < last
+    assert seen[0].busy is True
+    assert page["busy"] is False
     steps = [view.status for view in seen if view.status and "step" in view.status]
-    assert "Unguided · step 1 of 4" in steps[0] and "Guided · step 4 of 4" in steps[-1]
+    assert "Unguided · step 1 of 4" in steps[0]
+    assert "Guided · step 4 of 4" in steps[-1]
     assert any(view.guided and "data:image/jpeg" in view.guided for view in seen)
     assert "VQ +" in page["verdict"] or "VQ -" in page["verdict"]
     assert "its target: no evidence" in page["verdict"]  # no oracle for this model
@@ -113,18 +116,22 @@ def test_a_run_is_restored_with_its_settings(studio: Studio) -> None:
     run(studio.compare("me", request(studio, seed=1, weights="1:0:0")))
     run(studio.compare("me", request(studio, seed=2, weights="0:1:0")))
     latest, earlier = studio.restore("me", 0), studio.restore("me", 1)
-    assert latest.values is not None and earlier.values is not None
+    assert latest.values is not None
+    assert earlier.values is not None
     assert (latest.values["seed"], earlier.values["seed"]) == (2, 1)
-    assert earlier.values["weights"] == "1:0:0" and earlier.guided != latest.guided
+    assert earlier.values["weights"] == "1:0:0"
+    assert earlier.guided != latest.guided
     assert "no longer there" in (studio.restore("me", 2).status or "")
 
 
 def test_a_sweep_fills_its_triangle_and_a_clip_gives_its_weights(studio: Studio) -> None:
     seen, page = run(studio.sweep("me", request(studio), 2))
-    assert page["sweep"].count("<video") == 6 and page["sweep"].count("nrg-row") == 3
+    assert page["sweep"].count("<video") == 6
+    assert page["sweep"].count("nrg-row") == 3
     assert any(view.sweep and view.sweep.count("<video") == 2 for view in seen)
     picked = studio.pick("me", "sweep", 1)
-    assert picked.values is not None and picked.values["weights"] == "0.5:0.5:0"
+    assert picked.values is not None
+    assert picked.values["weights"] == "0.5:0.5:0"
     assert "no longer there" in (studio.pick("me", "sweep", 6).status or "")
     run(studio.sweep("me", request(studio, seed=1), 2))
     assert len(files_of(studio, "me")) == 18  # those of the first sweep are gone
@@ -133,9 +140,11 @@ def test_a_sweep_fills_its_triangle_and_a_clip_gives_its_weights(studio: Studio)
 def test_candidates_are_ranked_by_score_and_one_gives_its_seed(studio: Studio) -> None:
     _, page = run(studio.best_of("me", request(studio, seed=10), 3))
     scores = [float(text.split("<")[0]) for text in page["best"].split("score ")[1:]]
-    assert len(scores) == 3 and scores == sorted(scores, reverse=True)
+    assert len(scores) == 3
+    assert scores == sorted(scores, reverse=True)
     picked = studio.pick("me", "best", 0)
-    assert picked.values is not None and f"seed {picked.values['seed']}" in page["best"].split("1. ")[1]
+    assert picked.values is not None
+    assert f"seed {picked.values['seed']}" in page["best"].split("1. ")[1]
     assert {studio.pick("me", "best", place).values["seed"] for place in range(3)} == {10, 11, 12}  # type: ignore[index]
 
 
@@ -149,8 +158,10 @@ def test_cancel_starts_no_network_call_later_than_one_step_after_it(studio: Stud
         if not clicked and view.status and "step 5 of 100" in view.status:
             studio.cancel("me")
             clicked = time.perf_counter()
-    assert clicked and sum(moment > clicked for moment in moments) <= 2  # the two of one step
-    assert "Cancelled" in (views[-1].status or "") and views[-1].busy is False
+    assert clicked
+    assert sum(moment > clicked for moment in moments) <= 2
+    assert "Cancelled" in (views[-1].status or "")
+    assert views[-1].busy is False
     assert "Not finished" in (views[-1].guided or "")
     time.sleep(0.2)
     assert sum(moment > clicked for moment in moments) <= 2
@@ -170,7 +181,8 @@ def test_closing_the_page_in_the_middle_stops_the_run_and_deletes_its_files(stud
     time.sleep(0.5)
     calls = len(moments)
     time.sleep(0.3)
-    assert len(moments) == calls < 100 and not folder.exists()
+    assert len(moments) == calls < 100
+    assert not folder.exists()
 
 
 def test_a_second_visitor_waits_in_line_and_sees_the_place(studio: Studio) -> None:
@@ -207,8 +219,10 @@ def test_a_waiting_run_is_cancelled_at_once(studio: Studio) -> None:
 def test_visits_do_not_see_each_other(studio: Studio) -> None:
     run(studio.compare("me", request(studio)))
     mine, yours = studio.visits.get("me"), studio.visits.get("you")
-    assert len(mine.results) == 1 and yours.results == []
-    assert mine.folder != yours.folder and len(mine.folder.name) >= 32  # not to be guessed
+    assert len(mine.results) == 1
+    assert yours.results == []
+    assert mine.folder != yours.folder
+    assert len(mine.folder.name) >= 32
     assert "no longer there" in (studio.restore("you", 0).status or "")
 
 
@@ -217,7 +231,8 @@ def test_idle_visits_are_forgotten_with_their_files(studio: Studio, monkeypatch:
     folder = studio.visits.get("me").folder
     studio.visits.get("me").seen -= 3 * 3600
     studio.visits.get("you")
-    assert not folder.exists() and len(studio.visits) == 1
+    assert not folder.exists()
+    assert len(studio.visits) == 1
 
 
 BAD = {
@@ -232,12 +247,13 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize("changes, message", BAD.values(), ids=BAD)
+@pytest.mark.parametrize(("changes", "message"), BAD.values(), ids=BAD)
 def test_a_bad_request_is_a_sentence_and_the_server_goes_on(
     changes: dict[str, Any], message: str, studio: Studio
 ) -> None:
     _, page = run(studio.compare("me", request(studio, **changes)))
-    assert message in page["status"] and page["busy"] is False
+    assert message in page["status"]
+    assert page["busy"] is False
     assert [name for name in files_of(studio, "me") if "partial" in name] == []
     _, page = run(studio.compare("me", request(studio, steps=2)))
     assert "Done" in page["status"]
@@ -250,7 +266,8 @@ def test_a_full_disk_is_a_sentence_and_leaves_no_half_file(studio: Studio, monke
     monkeypatch.setattr(results, "write_mp4", full)
     _, page = run(studio.compare("me", request(studio)))
     assert "could not be written: No space left on device" in page["status"]
-    assert "<video" not in page["unguided"] and studio.visits.get("me").results == []
+    assert "<video" not in page["unguided"]
+    assert studio.visits.get("me").results == []
     assert [name for name in files_of(studio, "me") if name.endswith((".mp4", ".json")) or "partial" in name] == []
 
 
@@ -273,7 +290,8 @@ def test_programs_get_files_and_manifests(studio: Studio) -> None:
     unguided, guided, both, manifest = api.compare(studio, "me", values)
     assert [path.name for path in (unguided, guided, both)] == ["unguided.mp4", "guided.mp4", "compare.mp4"]
     again, single = api.generate(studio, "me", values)
-    assert again.is_file() and single["clips"][0]["sha256"] == manifest["clips"][1]["sha256"]
+    assert again.is_file()
+    assert single["clips"][0]["sha256"] == manifest["clips"][1]["sha256"]
     clips = api.sweep(studio, "me", values, 2)
     assert [manifest["guidance"]["weights"] for _, manifest in clips][:2] == [[1.0, 0.0, 0.0], [0.5, 0.5, 0.0]]
     with pytest.raises(ValueError, match="Expected steps between 1 and 100"):
@@ -283,15 +301,19 @@ def test_programs_get_files_and_manifests(studio: Studio) -> None:
 def test_the_plan_is_told_before_the_run_and_so_is_what_is_wrong(studio: Studio) -> None:
     run(studio.compare("me", request(studio)))
     text = studio.plan(request(studio, steps=10))
-    assert "40 + " in text and "about" in text and "GB" in text
+    assert "40 + " in text
+    assert "about" in text
+    assert "GB" in text
     assert "Expected at least one reward weight above 0" in studio.plan(request(studio, weights="0:0:0"))
 
 
 def test_a_model_that_does_not_load_says_so_when_it_is_picked(studio: Studio) -> None:
     *_, (view, axes) = studio.open_model("me", "./nowhere")
-    assert "Expected a diffusers pipeline" in (view.status or "") and axes is None
+    assert "Expected a diffusers pipeline" in (view.status or "")
+    assert axes is None
     *_, (view, axes) = studio.open_model("me", next(iter(studio.engine.models)))
-    assert "Ready" in (view.status or "") and axes == ("VQ", "MQ", "TA")
+    assert "Ready" in (view.status or "")
+    assert axes == ("VQ", "MQ", "TA")
 
 
 def test_many_visitors_at_once_are_all_served(studio: Studio) -> None:

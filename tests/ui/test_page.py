@@ -1,4 +1,4 @@
-"""The served page on a tiny model: its endpoints through ``gradio_client``, what it gives away, how it bears a crowd."""
+"""The served page on a tiny model: its endpoints through ``gradio_client``, what it exposes, how it bears a crowd."""
 
 from __future__ import annotations
 
@@ -82,7 +82,8 @@ def test_programs_see_three_typed_endpoints_and_nothing_else(client: Any) -> Non
     assert about["unnamed_endpoints"] == {}
     parameters = {item["parameter_name"]: item for item in about["named_endpoints"]["/compare"]["parameters"]}
     types = {name: item["python_type"]["type"] for name, item in parameters.items()}
-    assert types["prompt"] == types["weights"] == "str" and types["steps"] == types["seed"] == "int"
+    assert types["prompt"] == types["weights"] == "str"
+    assert types["steps"] == types["seed"] == "int"
     assert types["strength"] == types["cfg"] == "float"
     assert [name for name, item in parameters.items() if not item["parameter_has_default"]] == ["prompt"]
 
@@ -102,14 +103,15 @@ def test_a_program_reproduces_a_page_run_bit_for_bit_from_its_manifest(served: A
 
 def test_generate_and_sweep_answer_too(client: Any) -> None:
     video, manifest = client.predict("a red circle", "0:0:1", 1.0, 3, api_name="/generate")
-    assert Path(video).stat().st_size > 0 and manifest["guidance"]["weights"] == [0.0, 0.0, 1.0]
+    assert Path(video).stat().st_size > 0
+    assert manifest["guidance"]["weights"] == [0.0, 0.0, 1.0]
     videos, manifests = client.predict("a red circle", strength=100, steps=4, api_name="/sweep")
     assert len(videos) == len(manifests) == 6
     assert len({manifest["clips"][0]["sha256"] for manifest in manifests}) == 6
 
 
 @pytest.mark.parametrize(
-    "changes, message",
+    ("changes", "message"),
     [
         ({"steps": 10**9}, "Expected steps between 1 and 100, but got 1000000000."),
         ({"seed": -1}, "Expected seed between 0 and 4294967295, but got -1."),

@@ -93,7 +93,8 @@ class Visit:
 
     def tab(self, name: str) -> None:
         self.js(
-            "[...document.querySelectorAll('#nrg-tabs button[role=tab]')].find(b => b.innerText.trim() === arguments[0]).click()",
+            "[...document.querySelectorAll('#nrg-tabs button[role=tab]')]"
+            ".find(b => b.innerText.trim() === arguments[0]).click()",
             name,
         )
 

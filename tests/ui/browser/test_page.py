@@ -77,7 +77,8 @@ def test_a_guided_run_from_the_prompt_to_the_downloads(visit: Any) -> None:
     manifest = visit.chromium.execute_async_script(
         "fetch(arguments[0]).then(answer => answer.json()).then(arguments[1])", links["Manifest, JSON"]
     )
-    assert manifest["prompt"] == "a green star moving up" and len(manifest["clips"]) == 2
+    assert manifest["prompt"] == "a green star moving up"
+    assert len(manifest["clips"]) == 2
     assert visit.js(PLACES) == places  # nothing jumped
     texts = ["#nrg-status p", "#nrg-verdict p.big", "#nrg-verdict p + p", ".nrg-head p", ".nrg-plan", ".nrg-files a"]
     assert min(visit.js(CONTRASTS, texts)) >= 4.5
@@ -91,7 +92,8 @@ def test_both_players_stay_within_50_milliseconds(visit: Any) -> None:
     time.sleep(2.5)  # a whole round, in which late players catch up
     distances = visit.chromium.execute_async_script(DISTANCES)
     print(f"{len(distances)} looks, at most {1000 * max(distances):.0f} ms apart")
-    assert len(distances) > 20 and max(distances) <= 0.05
+    assert len(distances) > 20
+    assert max(distances) <= 0.05
     visit.click("[data-nrg=play]")
     paused = "return [...document.querySelectorAll('#nrg-stage video')].every(video => video.paused)"
     visit.until(lambda: visit.js(paused))
