@@ -1,8 +1,13 @@
-"""Intervals by the bootstrap, and rank correlation; every draw has a fixed seed, so that a table can be made again."""
+"""Intervals by the bootstrap and by Student's t, and rank correlation.
+
+Every draw has a fixed seed, so that a table can be made again.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+import statistics
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -52,6 +57,50 @@ def estimate(values: Tensor) -> Estimate:
     """Return the mean of ``values`` (n,) with its interval."""
     low, high = bootstrap_interval(values.double())
     return Estimate(values.double().mean().item(), low, high)
+
+
+def t_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float] | None:
+    """Return Student's t-interval of the mean of a few values; ``None`` for a single one.
+
+    A bootstrap of four values is too narrow: its resamples vary less than new samples would.
+
+    Args:
+        values: Independent, such as one for each seed; their distribution is taken as normal.
+        level: How often the interval should hold the truth.
+    """
+    if len(values) < 2:
+        return None
+    mean = statistics.fmean(values)
+    half = t_quantile((1 + level) / 2, len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
+    return mean - half, mean + half
+
+
+def t_quantile(probability: float, degrees: int) -> float:
+    """Return a quantile of Student's t distribution.
+
+    Args:
+        probability: From 0.5 to below 1.
+        degrees: Degrees of freedom, 1 or more.
+
+    Reference:
+        Abramowitz and Stegun, 1964, 26.7.3 and 26.7.4 (the distribution as a finite sum), solved by bisection.
+    """
+    low, high = 0.0, math.pi / 2  # of the angle whose tangent is t / sqrt(degrees)
+    for _ in range(100):
+        angle = (low + high) / 2
+        low, high = (angle, high) if _t_within(angle, degrees) < 2 * probability - 1 else (low, angle)
+    return math.sqrt(degrees) * math.tan((low + high) / 2)
+
+
+def _t_within(angle: float, degrees: int) -> float:
+    """Probability of a t between minus and plus ``sqrt(degrees) * tan(angle)``."""
+    odd = degrees % 2
+    term = math.sin(angle) * (math.cos(angle) if odd else 1.0)
+    total = 0.0
+    for power in range(2 + odd, degrees + 1, 2):  # each term is of one more factor cos^2
+        total += term
+        term *= math.cos(angle) ** 2 * (power - 1) / power
+    return 2 / math.pi * (angle + total) if odd else total
 
 
 def ratio_interval(numerator: Tensor, denominator: Tensor) -> tuple[float, float] | None:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from nrg_sampler.cli.parser import DEFAULT_FOLDER
@@ -17,10 +16,11 @@ from nrg_sampler.files import slug, writable_folder
 from nrg_sampler.judges.alarm import hacking_alarm
 from nrg_sampler.judges.loading import load_judges
 from nrg_sampler.runs.manifest import Manifest, changes, format_change
+from nrg_sampler.runs.outcome import Changes
 from nrg_sampler.runs.sampler import Sampler
 from nrg_sampler.runs.writing import MAKERS
 
-Changes = dict[str, dict[str, float]]
+Conclude = Callable[[Sequence[Manifest], Sequence[Path], argparse.Namespace], None]
 
 INTERRUPTED = 130
 JUDGE_LINES = {
@@ -31,17 +31,20 @@ JUDGE_LINES = {
 }
 
 
-def run_seeds(arguments: argparse.Namespace) -> int:
+def run_seeds(arguments: argparse.Namespace, usual: int = 1, conclude: Conclude | None = None) -> int:
     """Make one file a seed, each written when it is finished.
 
     Args:
         arguments: The options of :mod:`nrg_sampler.cli.parser`, and the ``command``.
+        usual: How many seeds where neither a number nor a single file is named.
+        conclude: Called at the end with the manifests, the files and the options.
 
     Returns:
         The exit code.
     """
     recipe = from_arguments(arguments)
-    first, count = arguments.seed or 0, arguments.num or 1
+    usual = 1 if is_file(arguments.out) else usual
+    first, count = arguments.seed or 0, arguments.num or usual
     paths = output_paths(arguments.out, recipe.prompt, range(first, first + count))
     if arguments.plan:
         _print_plan(Sampler(recipe), as_json=arguments.json)
@@ -54,14 +57,12 @@ def run_seeds(arguments: argparse.Namespace) -> int:
         for seed, path in paths.items():
             manifests.append(MAKERS[arguments.command](sampler, seed, path))
             report(manifests[-1], path, as_json=arguments.json)
+        if conclude is not None:
+            conclude(manifests, list(paths.values()), arguments)
     except KeyboardInterrupt:
         kept = f"{len(manifests)} of {count} videos are finished and kept in {next(iter(paths.values())).parent}"
         print(f"nrg-sampler: interrupted: {kept}.", file=sys.stderr)
         return INTERRUPTED
-    if len(manifests) > 1 and not arguments.json:
-        found = [change for m in manifests if (change := changes(m.clips))]
-        _print_changes(f"mean of {len(manifests)} seeds", found)
-        _print_alarm(mean_change(found), manifests[0])
     return 0
 
 
@@ -74,13 +75,13 @@ def output_paths(out: Path | None, prompt: str, seeds: Sequence[int]) -> dict[in
         ValueError: If the folder cannot be written, or one file is named for several seeds.
     """
     out = out or DEFAULT_FOLDER
-    if out.suffix.lower() == ".mp4":
+    if is_file(out):
         if len(seeds) > 1:
             raise ValueError(f"Expected a folder for {len(seeds)} videos, but got the file {out}; name a folder.")
         writable_folder(out.parent)
         return {seeds[0]: out}
     writable_folder(out)
-    return {seed: _free(out / f"{slug(prompt)}-seed{seed}.mp4") for seed in seeds}
+    return {seed: free_path(out / f"{slug(prompt)}-seed{seed}.mp4") for seed in seeds}
 
 
 def report(manifest: Manifest, path: Path, as_json: bool) -> None:
@@ -97,8 +98,8 @@ def report(manifest: Manifest, path: Path, as_json: bool) -> None:
     print(f"{path}  ({seconds:.1f} s, seed {manifest.seed})", flush=True)
     change = changes(manifest.clips)
     if change:
-        _print_changes("guided - unguided", [change])
-        _print_alarm(change, manifest)
+        _print_changes(change)
+        print_alarm(change, manifest)
     if len({clip.sha256 for clip in manifest.clips}) < len(manifest.clips):
         print("  The guidance had no effect: both videos are identical.", flush=True)
 
@@ -119,32 +120,26 @@ def _print_plan(sampler: Sampler, as_json: bool) -> None:
         print(f"Axes weighed {sampler.recipe.guidance.weights}, as the reward proposes for this prompt.")
 
 
-def mean_change(found: Sequence[Changes]) -> Changes:
-    """Average changes over seeds, by judge and axis."""
-    if not found:
-        return {}
-    return {
-        judge: {axis: fmean(change[judge].get(axis, 0.0) for change in found) for axis in found[0][judge]}
-        for judge in found[0]
-    }
+def _print_changes(change: Changes) -> None:
+    print("  guided - unguided")
+    for judge, axes in change.items():
+        print("  " + JUDGE_LINES.get(judge, f"{judge}  {{}}").format(format_change(axes)), flush=True)
 
 
-def _print_changes(title: str, found: Sequence[Changes]) -> None:
-    if not found:
-        return
-    print(f"  {title}")
-    for judge, mean in mean_change(found).items():
-        print("  " + JUDGE_LINES.get(judge, f"{judge}  {{}}").format(format_change(mean)), flush=True)
-
-
-def _print_alarm(change: Changes, manifest: Manifest) -> None:
+def print_alarm(change: Changes, manifest: Manifest) -> None:
     """Say when the guidance pleases the reward alone; one seed can be chance, so the mean is judged as well."""
     alarm = hacking_alarm(change, manifest.weighted_axes())
     if alarm:
         print(f"  {alarm}", flush=True)
 
 
-def _free(path: Path) -> Path:
+def is_file(out: Path | None) -> bool:
+    """Return whether one video file is named rather than a folder."""
+    return out is not None and out.suffix.lower() == ".mp4"
+
+
+def free_path(path: Path) -> Path:
+    """Return ``path``, or the first numbered name beside it that neither a file nor a manifest has."""
     name, number = path.stem, 2
     while path.exists() or path.with_suffix(".json").exists():
         path = path.with_stem(f"{name}-{number}")

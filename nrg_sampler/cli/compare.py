@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from nrg_sampler.cli import parser as options
 
-HELP = "Sample the same seeds without and with the reward; write them side by side and say what changed."
-EXAMPLE = 'compare "a red circle moving right" --num 4'
+if TYPE_CHECKING:
+    from nrg_sampler.runs.manifest import Manifest
+
+HELP = "Sample the same seeds without and with the reward, and say what changed, with Student's interval of the mean change."
+EXAMPLE = 'compare "a red circle moving right"'
+SEEDS = 4
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    options.add_prompt(parser)
+    options.add_prompt(parser, seeds=SEEDS)
     parser.add_argument(
         "--plan", action="store_true", help="say what it would cost, after timing two steps, and write nothing"
     )
@@ -24,4 +32,45 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from nrg_sampler.cli.batch import run_seeds
 
-    return run_seeds(arguments)
+    return run_seeds(arguments, SEEDS, conclude)
+
+
+def conclude(manifests: Sequence[Manifest], videos: Sequence[Path], arguments: argparse.Namespace) -> None:
+    """Write one picture of all seeds, and print how the axes changed on average and in how many of the seeds.
+
+    Args:
+        manifests: One for each seed.
+        videos: Their files.
+        arguments: The options.
+    """
+    from nrg_sampler.cli.batch import print_alarm
+    from nrg_sampler.judges.alarm import hacking_alarm
+    from nrg_sampler.runs.manifest import changes
+    from nrg_sampler.runs.outcome import format_summary, mean_changes, summarise_changes, summary_entries
+    from nrg_sampler.runs.strip import write_compare_strip
+
+    strip = _strip_path(arguments.out, videos[0], manifests[0].recipe.prompt)
+    write_compare_strip(manifests, videos, strip)
+    summary = summarise_changes([changes(manifest.clips) for manifest in manifests])
+    mean = mean_changes(summary)
+    if arguments.json:
+        alarm = hacking_alarm(mean, manifests[0].weighted_axes())
+        seeds = [manifest.seed for manifest in manifests]
+        print(json.dumps({"seeds": seeds, "strip": str(strip), "mean": summary_entries(summary), "alarm": alarm}))
+        return
+    print(f"{strip}  (all seeds)")
+    if len(manifests) > 1:
+        print(f"  mean of {len(manifests)} seeds [95 % t-interval]")
+        for judge, axes in summary.items():
+            print(f"  {judge}  {format_summary(axes)}", flush=True)
+        print_alarm(mean, manifests[0])
+
+
+def _strip_path(out: Path | None, video: Path, prompt: str) -> Path:
+    """The name of the picture; beside a file that was named it is replaced, in a folder it is a free one."""
+    from nrg_sampler.cli.batch import free_path, is_file
+    from nrg_sampler.files import slug
+
+    if is_file(out):
+        return video.with_name(f"{video.stem}-compare.png")
+    return free_path(video.with_name(f"{slug(prompt)}-compare.png"))

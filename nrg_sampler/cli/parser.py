@@ -99,11 +99,18 @@ def positive(text: str) -> float:
     return value
 
 
-def add_prompt(parser: argparse.ArgumentParser, required: bool = True) -> None:
-    """Add the prompt and how many videos of it, where to."""
+def add_prompt(parser: argparse.ArgumentParser, required: bool = True, seeds: int = 1) -> None:
+    """Add the prompt and how many videos of it, where to.
+
+    Args:
+        parser: Of a subcommand.
+        required: Whether there has to be a prompt.
+        seeds: How many videos where nothing is given.
+    """
     parser.add_argument("prompt", metavar="PROMPT", nargs=None if required else "?", help="what the video shows")
     parser.add_argument("--seed", type=whole_number(0), metavar="N", help="seed of the first video (default: 0)")
-    parser.add_argument("--num", type=whole_number(1), metavar="N", help="videos, one seed after another (default: 1)")
+    about = f"videos, one seed after another (default: {seeds}{', or 1 where a file is named' if seeds > 1 else ''})"
+    parser.add_argument("--num", type=whole_number(1), metavar="N", help=about)
     parser.add_argument(
         "--out", type=Path, metavar="PATH", help=f"a folder, or one .mp4 file (default: {DEFAULT_FOLDER})"
     )
