@@ -12,17 +12,15 @@ import shutil
 
 import pytest
 import torch
+from tiny_videoreward import LORA, STATISTICS, TEMPLATE, old_name, settings, write_base
 from torch import nn
 
 from nrg_sampler import NRGFlowPipeline, cli
 from nrg_sampler.judges.base import chooser
 from nrg_sampler.judges.loading import load_judge
 from nrg_sampler.judges.videoreward import (
-    PIXEL_MEAN,
-    PIXEL_STD,
     TOKENS,
     VideoReward,
-    frame_size,
     patchified,
     resized,
     sampled,
@@ -33,56 +31,6 @@ from nrg_sampler.video import read_mp4, write_mp4
 
 # peft about a property of transformers
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
-
-MARKS = ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|video_pad|>", "<|image_pad|>")
-WORDS = ("system", "user", "assistant", "quality", "motion", "prompt", "a", "red", "blue", "circle")
-TEMPLATE = "quality <|VQ_reward|>\nmotion <|MQ_reward|>\nprompt {text_prompt} <|TA_reward|>\n"
-STATISTICS = {"VQ_mean": 3.0, "VQ_std": 2.0, "MQ_mean": 1.0, "MQ_std": 0.5, "TA_mean": -1.0, "TA_std": 4.0}
-LORA = {"lora_enable": True, "lora_r": 4, "lora_alpha": 8, "use_rslora": False}
-
-
-def settings(output_dim=1, **data):
-    return {
-        "data_config": {
-            "max_frame_pixels": 200704, "fps": 2.0, "num_frames": None, "sample_type": "uniform",
-            "prompt_template_type": "detailed_special", **data,
-        },
-        "model_config": {"model_name_or_path": "./base", "use_special_tokens": True, "output_dim": output_dim},
-        "peft_lora_config": LORA,
-        "inference_config": STATISTICS,
-    }  # fmt: skip
-
-
-def write_base(folder):
-    """A tokenizer and a random Qwen2-VL, as `save_pretrained` writes them."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast, Qwen2VLConfig, Qwen2VLForConditionalGeneration
-
-    vocabulary = {word: index for index, word in enumerate(("<pad>", "<unk>", *WORDS))}
-    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    backend.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", unk_token="<unk>")
-    tokenizer.add_tokens(list(MARKS), special_tokens=True)
-    tokenizer.save_pretrained(folder)
-    text = {
-        "vocab_size": 40, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2,
-        "num_key_value_heads": 1, "rope_parameters": {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 1e4},
-    }  # fmt: skip
-    vision = {"depth": 1, "embed_dim": 32, "hidden_size": 32, "num_heads": 2, "mlp_ratio": 2}
-    ids = {name: tokenizer.convert_tokens_to_ids(f"<|{mark}|>") for name, mark in (
-        ("video_token_id", "video_pad"), ("image_token_id", "image_pad"),
-        ("vision_start_token_id", "vision_start"), ("vision_end_token_id", "vision_end"),
-    )}  # fmt: skip
-    torch.manual_seed(0)
-    model = Qwen2VLForConditionalGeneration(Qwen2VLConfig(text_config=text, vision_config=vision, **ids))
-    model.save_pretrained(folder)
-    return model, len(tokenizer) + len(TOKENS)
-
-
-def old_name(key):
-    """The name a weight had before transformers 4.52."""
-    key = key.replace("base_model.model.model.language_model.", "base_model.model.model.")
-    return key.replace("base_model.model.model.visual.", "base_model.model.visual.")
 
 
 @pytest.fixture(scope="module")
@@ -265,35 +213,6 @@ def test_the_rate_decides_which_frames_are_seen(trained, clip):
     reward = VideoReward.from_pretrained(trained[0])
     slow, fast = (reward(clip[None], ["a red circle"], fps=fps)[0] for fps in (2.0, 24.0))
     assert (slow - fast).abs().max() > 1e-5
-
-
-def test_frames_are_cut_as_transformers_cuts_a_picture():
-    """Its processor repeats a picture to fill the pair of frames that a patch holds."""
-    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
-
-    frame = torch.randint(0, 256, (3, 56, 84), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    theirs = Qwen2VLImageProcessorPil()(images=[frame.numpy()], do_resize=False, return_tensors="pt")
-    patches, grid = patchified(torch.stack([frame, frame]))
-    torch.testing.assert_close(patches, theirs["pixel_values"], rtol=1e-5, atol=1e-5)
-    assert list(grid) == theirs["image_grid_thw"][0].tolist()
-
-
-def test_a_patch_holds_two_frames_in_their_order():
-    frames = torch.arange(4, dtype=torch.uint8).view(4, 1, 1, 1).expand(4, 3, 28, 28)
-    patches, grid = patchified(frames)
-    assert grid == (2, 2, 2)
-    seen = patches.view(2, 4, 3, 2, 14, 14) * torch.tensor(PIXEL_STD).view(3, 1, 1, 1) * 255
-    seen = seen + torch.tensor(PIXEL_MEAN).view(3, 1, 1, 1) * 255
-    expected = torch.tensor([[0.0, 1.0], [2.0, 3.0]]).view(2, 1, 1, 2, 1, 1).expand_as(seen)
-    torch.testing.assert_close(seen, expected, rtol=1e-4, atol=1e-4)
-    assert torch.equal(patchified(frames[:3])[0], patchified(frames[[0, 1, 2, 2]])[0])
-
-
-@pytest.mark.parametrize("size", [(480, 832), (720, 1280), (64, 64), (300, 900)])
-def test_frames_get_the_size_that_transformers_would_give(size):
-    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
-
-    assert frame_size(*size, 200704) == smart_resize(*size, 28, 128 * 28 * 28, 200704)
 
 
 def test_an_output_for_each_token_is_read_from_the_diagonal(trained, clip, tmp_path):
