@@ -287,7 +287,7 @@ def test_scores_a_video_file_by_name(trained, judge_name, clip, tmp_path, capsys
 def test_grades_both_sides_of_a_comparison(judge_name, tmp_path, capsys):
     out = ["--out", str(tmp_path / "pair.mp4"), "--device", "cpu", "--json"]
     assert cli.main(["compare", ASKED, "--steps", "2", "--judge", judge_name, *out]) == 0
-    result = json.loads(capsys.readouterr().out)
+    result, _ = map(json.loads, capsys.readouterr().out.splitlines())
     before, after = (clip["scores"]["videoreward"] for clip in result["clips"])
     assert list(before) == list(after) == ["VQ", "MQ", "TA"]
     changed = {axis: round(after[axis] - value, 4) for axis, value in before.items()}
