@@ -13,7 +13,7 @@ from nrg_sampler.cli import parser as options
 if TYPE_CHECKING:
     from nrg_sampler.runs.manifest import Manifest
 
-HELP = "Sample the same seeds without and with the reward, and say what changed, with Student's interval of the mean change."
+HELP = "Sample the same seeds without and with the reward, and say what changed, with Student's interval."
 EXAMPLE = 'compare "a red circle moving right"'
 SEEDS = 4
 

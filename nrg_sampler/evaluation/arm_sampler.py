@@ -30,7 +30,8 @@ class ArmClips(NamedTuple):
         target: What the guiding reward reads off the finished latents, in its standard deviations, shape
             ``(B, axes)``; ``None`` without one.
         seconds: Time to sample and decode, per clip.
-        cpu_seconds: Processor time of the same, per clip, which other programs do not disturb; ``None`` on another device.
+        cpu_seconds: Processor time of the same, per clip, which other programs do not disturb; ``None`` on another
+            device.
         decoding: Share of that time spent on decoding.
         evaluations: Forward passes of the video model, per clip.
         memory_mib: Peak memory of the batch; ``None`` if the system does not tell.
@@ -143,7 +144,7 @@ def _thinned(
 
 
 class _Watch:
-    """Measure wall-clock and processor time from its making on, and which share of the latter came after the last mark.
+    """Measure wall-clock and processor time from its making on, and which share of it came after the last mark.
 
     Args:
         device: What the wall clock waits for in the end; steps do not wait, so on another than a CPU the share is 0.

@@ -67,23 +67,25 @@ def weights_suite(base: RewardGuidance) -> list[Arm]:
     Reference:
         Liu et al., 2025, arXiv:2501.13918, Table 5.
     """
-    arms = [Arm(UNGUIDED), Arm("1:1:1", replace(base, weights="1:1:1"))]
-    for weights in AXIS_WEIGHTS.values():
-        arms.append(Arm(weights, replace(base, weights=weights)))
-    for weights in AXIS_WEIGHTS.values():
-        arms.append(Arm(f"{weights} flipped", flipped(replace(base, weights=weights))))
-    for weights in MIXED_WEIGHTS:
-        arms.append(Arm(weights, replace(base, weights=weights)))
+    weighed = {
+        weights: replace(base, weights=weights) for weights in ("1:1:1", *AXIS_WEIGHTS.values(), *MIXED_WEIGHTS)
+    }
     without = MIXED_WEIGHTS[-1]
-    return [*arms, Arm(f"{without} floor {FLOOR}", replace(base, weights=without, floor=FLOOR))]
+    return [
+        Arm(UNGUIDED),
+        *(Arm(weights, weighed[weights]) for weights in ("1:1:1", *AXIS_WEIGHTS.values())),
+        *(Arm(f"{weights} flipped", flipped(weighed[weights])) for weights in AXIS_WEIGHTS.values()),
+        *(Arm(weights, weighed[weights]) for weights in MIXED_WEIGHTS),
+        Arm(f"{without} floor {FLOOR}", replace(weighed[without], floor=FLOOR)),
+    ]
 
 
 def noise_aware_suite(base: RewardGuidance) -> list[Arm]:
     """A reward trained on noised latents beside one trained on clean ones, and the latter where there is no noise.
 
     The two are compared four times: by the settings of ``base``, which trust either reward less in noise; by those of
-    the paper, which trust it more, at a strength that suits the bundled reward and at the paper's own; and in the first
-    half of the steps alone, where latents are mostly noise.
+    the paper, which trust it more, at a strength that suits the bundled reward and at the paper's own; and in the
+    first half of the steps alone, where latents are mostly noise.
 
     Reference:
         Liu et al., 2025, arXiv:2501.13918v1, Table 7 (motion quality alone).

@@ -40,9 +40,9 @@ class RandomDirection:
 
 
 def pixel_control(judge: Any, pipe: Any) -> PixelReward:
-    """Return a reward that asks a judge of clean pixels about the predicted clean latents, as the paper's Table 7 does.
+    """Return a reward that shows the predicted clean latents to a judge of pixels, as the paper's Table 7 does.
 
-    It asks without a prompt, so only the axes that see none mean anything.
+    The judge gets no prompt, so only the axes that see none mean anything.
 
     Args:
         judge: A ``PixelJudge``.

@@ -20,11 +20,11 @@ TITLES = {
 }
 READING = (
     "Win rates are in percent against the unguided run of the same prompt and seed, a tie counting half. Gains are in "
-    "standard deviations of the unguided grades; `mean` is that of the three axes. Brackets are 95 % bootstrap intervals "
-    "over prompts. The target is the reward that guides: its gain is no evidence. The hacking index is the share of the "
-    "target's gain that the judge does not confirm: 0 all confirmed, 1 nothing, above 1 a loss. Time, network "
-    "(forward passes of the video model), motion, high frequency, saturation and diversity are over those of the unguided "
-    "run; time is processor time on a CPU. Static clips move less than a tenth of the unguided median."
+    "standard deviations of the unguided grades; `mean` is that of the three axes. Brackets are 95 % bootstrap "
+    "intervals over prompts. The target is the reward that guides: its gain is no evidence. The hacking index is the "
+    "share of the target's gain that the judge does not confirm: 0 all confirmed, 1 nothing, above 1 a loss. Time, "
+    "network (forward passes of the video model), motion, high frequency, saturation and diversity are over those of "
+    "the unguided run; time is processor time on a CPU. Static clips move less than a tenth of the unguided median."
 )
 
 
@@ -68,8 +68,8 @@ class Document:
             name, count = self.worst
             parts += [
                 "## The worst cases",
-                f"The {count} prompts on which the default guidance loses most by the oracle, worst first: frames of the "
-                "unguided clip, below them those of the guided one of the same seed, and the change on each axis.",
+                f"The {count} prompts on which the default guidance loses most by the oracle, worst first: frames of "
+                "the unguided clip, below them those of the guided one of the same seed, and the change on each axis.",
                 f"![The {count} worst cases]({name})",
             ]
         return "\n\n".join(parts) + "\n"

@@ -62,6 +62,7 @@ class Graded:
         return self.further.get("cpu_seconds", self.seconds)
 
     def row(self) -> dict[str, Any]:
+        """Return the row of a CSV file."""
         grades = {axis: f"{value:.6f}" for axis, value in zip(AXES, self.grades, strict=True)}
         return {
             "arm": self.arm, "index": self.index, "prompt": self.prompt, "seed": self.seed, **grades,
@@ -70,6 +71,7 @@ class Graded:
 
     @classmethod
     def from_row(cls, row: Mapping[str, str]) -> Graded:
+        """Read a row of a CSV file."""
         grades = tuple(float(row[axis]) for axis in AXES)
         further = {name: float(value) for name, value in row.items() if name not in COLUMNS and value}
         return cls(
@@ -101,7 +103,8 @@ def grade_arms(
     Args:
         sampler: Samples single clips.
         arms: What to compare.
-        prompts: One clip each; prompt ``i`` has seed ``i`` in every arm, and further candidates the same further seeds.
+        prompts: One clip each; prompt ``i`` has seed ``i`` in every arm, and further candidates the same further
+            seeds.
         file: CSV of single clips by source and seed, which suites share; a run that was interrupted goes on where it
             stopped.
         batch: Clips sampled together.

@@ -51,7 +51,7 @@ def require_known(names: Sequence[str]) -> None:
 
 
 def default_judges() -> tuple[list[str], str | None]:
-    """Return the oracle and the bundled pixel judge; where the latter is absent, the oracle and a note that says so."""
+    """Return the oracle and the bundled pixel judge; where that is absent, the oracle and a note that says so."""
     try:
         load_pixel_judge()
     except ValueError as error:

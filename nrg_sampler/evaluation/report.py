@@ -112,8 +112,8 @@ def about_arm(
         ``memory_mib``; ``gain_per_cost``, the mean gain over ``k - 1``; ``hacking``, see ``hacking_index``, and
         ``diversity`` over that of the unguided run, both with a 95 % interval ``_low`` to ``_high`` over prompts;
         ``motion``, ``high_frequency`` and ``saturation`` over those of the unguided run; ``static`` and
-        ``unguided_static``, percent of clips with less than a tenth of the unguided median of motion. ``None`` where it
-        was not measured.
+        ``unguided_static``, percent of clips with less than a tenth of the unguided median of motion. ``None`` where
+        it was not measured.
     """
     k, gain = mean_row["k"], mean_row["gain"]
     about: dict[str, Any] = {
@@ -215,7 +215,8 @@ def captioned(summary: Mapping[str, Any]) -> str:
     caption = (
         f"{summary['suite']}: {summary['n']} prompts ({summary['split']}), {steps} steps, {summary['dtype']}, "
         f"graded by {judge_name(summary)}. Win rates in percent against the unguided run at the same seed, ties half, "
-        "with 95 % intervals; gains in standard deviations of the unguided grades; other columns over the unguided run."
+        "with 95 % intervals; gains in standard deviations of the unguided grades; other columns over the unguided "
+        "run."
     )
     return f"{caption}\n\n{markdown(summary)}"
 

@@ -36,8 +36,8 @@ from nrg_sampler.video import write_png
 SWEEP = "scale-sweep"  # the suite that measures diversity
 DIVERSITY_SHARE = 16  # one prompt in so many is sampled with several seeds
 MISSING = {
-    "clean": "a reward trained on clean latents, made by `python -m nrg_sampler.shapes.train clean-reward` and named with "
-    "--clean-reward FOLDER",
+    "clean": "a reward trained on clean latents, made by `python -m nrg_sampler.shapes.train clean-reward` and named "
+    "with --clean-reward FOLDER",
     "pixel": "the pixel judge, made by `python -m nrg_sampler.shapes.train judge` and named with "
     "--judges oracle,pixel:FOLDER",
 }
@@ -87,8 +87,8 @@ def evaluate(
 ) -> Run[EvaluationResult]:
     """Sample the arms of some suites at the same prompts and seeds, let judges grade the clips, and write tables.
 
-    With several suites ``report.md`` is written in the end. A second evaluation with the same settings and folder goes on
-    where the first was stopped.
+    With several suites ``report.md`` is written in the end. A second evaluation with the same settings and folder goes
+    on where the first was stopped.
 
     Args:
         settings: What is compared.

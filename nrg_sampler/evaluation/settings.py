@@ -32,8 +32,8 @@ class EvaluationSettings:
         split: ``"test"``, or ``"validation"`` for tuning.
         arms: Besides the unguided arm, only these of a single suite: names or weights, with settings as in
             ``"1:1:1 scale=2 max_push=0.2"``; ``None`` for all.
-        judges: Who grades, as :func:`nrg_sampler.judges.loading.load_judge` names them; ``None`` for the oracle, and the
-            bundled pixel judge if there is one.
+        judges: Who grades, as :func:`nrg_sampler.judges.loading.load_judge` names them; ``None`` for the oracle, and
+            the bundled pixel judge if there is one.
         reward: Folder or Hub id of the reward that guides; ``None`` for the bundled one.
         clean_reward: Folder of a reward trained on clean latents; ``None`` leaves out the arms that need one.
         steps: Denoising steps; ``None`` for the model's.
@@ -92,8 +92,8 @@ class EvaluationSettings:
             )
         if SEARCHING in self.suites and self.guidance.axis_weights.auto:
             raise ValueError(
-                f"Expected weights as numbers for the suite {SEARCHING}, whose searches choose by them, but got 'auto'; "
-                "name another suite, or weights such as 1:1:1."
+                f"Expected weights as numbers for the suite {SEARCHING}, whose searches choose by them, but got 'auto'"
+                "; name another suite, or weights such as 1:1:1."
             )
         for suite in self.suites:
             self.arms_of(suite)

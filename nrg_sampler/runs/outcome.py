@@ -63,7 +63,7 @@ def mean_changes(summary: Mapping[str, Mapping[str, AxisChange]]) -> dict[str, d
 
 
 def format_summary(axes: Mapping[str, AxisChange]) -> str:
-    """Return one line such as ``VQ +0.031 [-0.012, +0.074] (3 of 4 rose) · MQ +0.052 [+0.020, +0.084] (4 of 4 rose)``."""
+    """Return one line such as ``VQ +0.031 [-0.012, +0.074] (3 of 4 rose) · MQ +0.052 [+0.020, +0.084] (4 of 4)``."""
     return " · ".join(f"{axis} {change}" for axis, change in axes.items())
 
 
