@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
@@ -23,7 +24,7 @@ def replacing(path: Path) -> Iterator[Path]:
     Args:
         path: Where the finished file belongs; its folder must exist.
     """
-    partial = path.with_name(f"{path.stem}.{os.getpid()}.partial{path.suffix}")
+    partial = _partial(path)
     try:
         yield partial
         os.replace(partial, path)
@@ -45,6 +46,30 @@ def writable_folder(folder: Path) -> Path:
         reason = error.strerror or str(error)
         raise ValueError(f"Expected a folder that can be written to, but {folder} cannot: {reason}.") from error
     return folder
+
+
+def writable_file(path: Path) -> Path:
+    """Make the folder of ``path`` and prove that the file can be written, before any work is spent on it.
+
+    Raises:
+        ValueError: If the folder cannot be made or written to, a folder has that name, or it is too long.
+    """
+    writable_folder(path.parent)
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        _partial(path).touch()
+        _partial(path).unlink()
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise ValueError(
+            f"Expected a file that can be written, but {path} cannot: {reason}; choose another name."
+        ) from error
+    return path
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(f"{path.stem}.{os.getpid()}.partial{path.suffix}")
 
 
 def slug(text: str, max_length: int = 48) -> str:

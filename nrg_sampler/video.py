@@ -6,7 +6,7 @@ Everywhere here ``frames`` is a uint8 array of shape ``(T, H, W, 3)``, RGB.
 from __future__ import annotations
 
 import hashlib
-import re
+import os
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from nrg_sampler.files import replacing
-
-Frames = NDArray[np.uint8]
+from nrg_sampler.files import replacing, writable_file
+from nrg_sampler.videofile import Frames as Frames
+from nrg_sampler.videofile import VideoFile
 
 VIEWABLE_SIDE = 256  # pixels; a smaller video is enlarged to about this when written
 GAP = 8  # pixels between pictures that stand side by side
@@ -138,44 +138,59 @@ def write_mp4(frames: Frames, path: Path, fps: float) -> None:
     with replacing(path) as partial:
         command = [imageio_ffmpeg.get_ffmpeg_exe(), "-y", "-v", "error"]
         command += ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", size, "-r", str(fps), "-i", "-", "-an", *ENCODING]
-        done = subprocess.run([*command, str(partial)], input=frames.tobytes(), capture_output=True)
+        done = subprocess.run([*command, f"file:{partial}"], input=frames.tobytes(), capture_output=True)
         if done.returncode:
             raise OSError(f"ffmpeg could not write {path}: {done.stderr.decode(errors='replace').strip()}")
 
 
+def writable_mp4(path: Path) -> Path:
+    """Prove that a video can be written at ``path``, by writing one beside it, before anything is sampled.
+
+    Raises:
+        ValueError: If the file cannot be written or there is no encoder.
+    """
+    writable_file(path)
+    trial = path.with_stem(f"{path.stem}.{os.getpid()}.trial")
+    try:
+        write_mp4(np.zeros((1, 16, 16, 3), dtype=np.uint8), trial, fps=1)
+    except (OSError, RuntimeError) as error:
+        raise ValueError(
+            f"Expected a place and an encoder for a video, but {path} cannot be written: {error}; choose another folder, "
+            "or install imageio-ffmpeg with its ffmpeg."
+        ) from error
+    finally:
+        trial.unlink(missing_ok=True)
+    return path
+
+
 def read_mp4(path: Path) -> tuple[Frames, float]:
-    """Read a video file.
+    """Read all frames of a video file, upright and with square pixels.
+
+    At an irregular frame rate, frame ``k`` is the one that is shown ``k / fps`` seconds after the first; ``fps`` is the
+    average then, so that number and rate give the true length.
 
     Returns:
         Frames of shape ``(T, H, W, 3)``, and frames per second.
 
     Raises:
-        ValueError: If there is no such file or it is not a video.
+        UnreadableVideoError: If there is no such file or it is not a video, a ValueError.
     """
-    import imageio_ffmpeg
+    video = VideoFile(path)
+    return read_frames(video, video.even_times), video.fps
 
-    if not path.is_file():
-        raise ValueError(f"Expected a video file, but {path} does not exist.")
-    # Each PPM picture begins with its size in text; the frame rate is only in ffmpeg's report.
-    command = [
-        imageio_ffmpeg.get_ffmpeg_exe(),
-        "-hide_banner",
-        "-i",
-        str(path),
-        "-f",
-        "image2pipe",
-        "-c:v",
-        "ppm",
-        "-",
-    ]
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True)
-    header = re.match(rb"P6\n(\d+) (\d+)\n255\n", done.stdout)
-    rate = re.search(r"Video:.* ([\d.]+) fps", done.stderr.decode(errors="replace"))
-    if done.returncode or not header or not rate:
-        raise ValueError(f"Expected a video file, but {path} cannot be read as one.")
-    width, height = int(header[1]), int(header[2])
-    pictures = np.frombuffer(done.stdout, dtype=np.uint8).reshape(-1, header.end() + height * width * 3)
-    return pictures[:, header.end() :].reshape(-1, height, width, 3), float(rate[1])
+
+def read_frames(video: VideoFile, times: Sequence[float], size: tuple[int, int] | None = None) -> Frames:
+    """Read the frames of a file that are shown at some times, ascending, as :meth:`VideoFile.at` gives them.
+
+    Returns:
+        Shape ``(T, H, W, 3)``.
+    """
+    height, width = size or video.size
+    frames: Frames = np.empty((len(times), height, width, 3), dtype=np.uint8)
+    count = 0
+    for count, picture in enumerate(video.at(times, (height, width)), start=1):
+        frames[count - 1] = picture
+    return frames[:count]
 
 
 def write_png(picture: Frames, path: Path) -> None:

@@ -16,6 +16,7 @@ LAYERS = (
     "files",
     "statistics",
     "schedulers",
+    "videofile",
     "video",
     "checkpoints",
     "rewards",  # what guides

@@ -134,6 +134,36 @@ def test_reading_what_is_no_video_is_refused(tmp_path: Path) -> None:
         video.read_mp4(tmp_path / "text.mp4")
 
 
+def test_a_place_for_a_video_is_tried_and_left_as_it_was(tmp_path: Path) -> None:
+    (tmp_path / "old.mp4").write_text("old")
+    for name in ("old.mp4", "new/12:30.mp4", "-y.mp4"):
+        assert video.writable_mp4(tmp_path / name) == tmp_path / name
+    assert (tmp_path / "old.mp4").read_text() == "old"
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["new", "old.mp4"]
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"), [("folder.mp4", "Is a directory"), (f"{'x' * 250}.mp4", "File name too long")]
+)
+def test_a_file_that_cannot_be_written_is_refused_before_anything_is_sampled(
+    tmp_path: Path, name: str, reason: str
+) -> None:
+    (tmp_path / "folder.mp4").mkdir()
+    with pytest.raises(ValueError, match=rf"Expected a file that can be written, but .* cannot: {reason}; choose"):
+        video.writable_mp4(tmp_path / name)
+
+
+def test_a_missing_encoder_is_noticed_before_anything_is_sampled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def absent() -> str:
+        raise RuntimeError("No ffmpeg exe could be found.")
+
+    monkeypatch.setattr(imageio_ffmpeg, "get_ffmpeg_exe", absent)
+    with pytest.raises(ValueError, match="Expected a place and an encoder for a video, but .*No ffmpeg exe"):
+        video.writable_mp4(tmp_path / "clip.mp4")
+
+
 def test_png_reads_back_exactly(tmp_path: Path) -> None:
     from PIL import Image
 

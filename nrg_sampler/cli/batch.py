@@ -12,13 +12,14 @@ from typing import Any
 
 from nrg_sampler.cli.parser import DEFAULT_FOLDER
 from nrg_sampler.cli.recipe import from_arguments
-from nrg_sampler.files import slug, writable_folder
+from nrg_sampler.files import slug, writable_file, writable_folder
 from nrg_sampler.judges.alarm import hacking_alarm
 from nrg_sampler.judges.loading import load_judges
 from nrg_sampler.runs.manifest import Manifest, changes, format_change
 from nrg_sampler.runs.outcome import Changes
 from nrg_sampler.runs.sampler import Sampler
 from nrg_sampler.runs.writing import MAKERS
+from nrg_sampler.video import writable_mp4
 
 Conclude = Callable[[Sequence[Manifest], Sequence[Path], argparse.Namespace], None]
 
@@ -67,21 +68,25 @@ def run_seeds(arguments: argparse.Namespace, usual: int = 1, conclude: Conclude 
 
 
 def output_paths(out: Path | None, prompt: str, seeds: Sequence[int]) -> dict[int, Path]:
-    """Choose a file for each seed and prove that its folder can be written, before anything is sampled.
+    """Choose a file for each seed and prove that it can be written, before anything is sampled.
 
     In a folder nothing is overwritten: a taken name gets a number. A named file is replaced.
 
     Raises:
-        ValueError: If the folder cannot be written, or one file is named for several seeds.
+        ValueError: If a file cannot be written, or one file is named for several seeds.
     """
     out = out or DEFAULT_FOLDER
     if is_file(out):
         if len(seeds) > 1:
             raise ValueError(f"Expected a folder for {len(seeds)} videos, but got the file {out}; name a folder.")
-        writable_folder(out.parent)
-        return {seeds[0]: out}
-    writable_folder(out)
-    return {seed: free_path(out / f"{slug(prompt)}-seed{seed}.mp4") for seed in seeds}
+        paths = {seeds[0]: out}
+    else:
+        writable_folder(out)
+        paths = {seed: free_path(out / f"{slug(prompt)}-seed{seed}.mp4") for seed in seeds}
+    for path in paths.values():
+        writable_file(path.with_suffix(".json"))
+    writable_mp4(paths[seeds[-1]])  # the others are in the same folder
+    return paths
 
 
 def report(manifest: Manifest, path: Path, as_json: bool) -> None:

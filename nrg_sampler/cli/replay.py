@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from nrg_sampler.files import writable_folder
+from nrg_sampler.files import writable_file
 from nrg_sampler.runs.device import require_device
 from nrg_sampler.runs.manifest import Manifest, differences
 from nrg_sampler.runs.sampler import Sampler
 from nrg_sampler.runs.writing import MAKERS
+from nrg_sampler.video import writable_mp4
 
 DIFFERENT = 1
 
@@ -57,7 +58,8 @@ def _output(out: Path | None, manifest: Path) -> Path:
     folder, name = manifest.parent, f"{manifest.stem}-replay.mp4"
     if out is not None:
         folder, name = (out.parent, out.name) if out.suffix.lower() == ".mp4" else (out, name)
-    return writable_folder(folder) / name
+    writable_file((folder / name).with_suffix(".json"))
+    return writable_mp4(folder / name)
 
 
 def _changed(old: Manifest, new: Manifest) -> list[str]:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nrg_sampler.cli import parser as options
 
 if TYPE_CHECKING:
-    from nrg_sampler.video import Frames
+    from nrg_sampler.judges.base import Judge
+    from nrg_sampler.runs.sampler import Scores
+    from nrg_sampler.videofile import VideoFile
 
 HELP = "Score finished videos with judges that do not guide."
 EXAMPLE = 'score outputs/*.mp4 --prompt "a red circle moving right" --judge oracle'
@@ -28,14 +32,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from nrg_sampler.judges.loading import load_judges
     from nrg_sampler.runs.device import default_device, require_device
-    from nrg_sampler.runs.sampler import judge_scores
-    from nrg_sampler.video import read_mp4
 
     prompts = [arguments.prompt or _asked(path) for path in arguments.videos]
     judges = load_judges(arguments.judge or ["oracle"], require_device(arguments.device or default_device()))
     for path, prompt in zip(arguments.videos, prompts, strict=True):
-        frames, fps = read_mp4(path)
-        scores = judge_scores(judges, _as_sampled(frames, path), prompt, arguments.fps or fps)
+        scores = _scores(path, judges, prompt, arguments.fps)
         if arguments.json:
             print(json.dumps({"video": str(path), "prompt": prompt, "scores": scores}), flush=True)
         else:
@@ -43,6 +44,30 @@ def run(arguments: argparse.Namespace) -> int:
             for judge, axes in scores.items():
                 print(f"  {judge}  " + " · ".join(f"{axis} {value:.3f}" for axis, value in axes.items()), flush=True)
     return 0
+
+
+def _scores(path: Path, judges: Mapping[str, Judge], prompt: str, fps: float | None) -> Scores:
+    """Let every judge score a file; what a judge is shown of a long or large one is said on the standard error."""
+    from nrg_sampler.judges.showing import view_for
+    from nrg_sampler.runs.sampler import judge_scores
+    from nrg_sampler.videofile import VideoFile
+
+    video = VideoFile(path)
+    size = _sampled_size(video)
+    views = {name: view_for(judge, video, size, fps) for name, judge in judges.items()}
+    scores: Scores = {}
+    for view in dict.fromkeys(views.values()):
+        frames = view.read(video)
+        alike = {name: judge for name, judge in judges.items() if views[name] == view}
+        if len(frames) < len(video.times) or view.size != size:
+            height, width = view.size
+            print(
+                f"nrg-sampler: {path} is long or large: shown to {', '.join(alike)} are {len(frames)} of "
+                f"{len(video.times)} frames at {width} x {height} pixels.",
+                file=sys.stderr,
+            )
+        scores |= judge_scores(alike, frames, prompt, view.fps)
+    return {name: scores[name] for name in judges}
 
 
 def _asked(video: Path) -> str:
@@ -67,17 +92,13 @@ def _asked(video: Path) -> str:
     return manifest.recipe.prompt
 
 
-def _as_sampled(frames: Frames, video: Path) -> Frames:
-    """Undo the enlarging of a small video, if the manifest beside it tells of any: judges see what was sampled."""
+def _sampled_size(video: VideoFile) -> tuple[int, int]:
+    """Height and width of what was sampled: smaller than the file if its manifest tells of a small, enlarged video."""
     from nrg_sampler.runs.manifest import Manifest
 
-    beside = video.with_suffix(".json")
+    beside = video.path.with_suffix(".json")
     if not beside.exists():
-        return frames
+        return video.size
     height, width = Manifest.read(beside).clips[0].shape[1:3]
-    factor = frames.shape[1] // height
-    if factor < 2 or frames.shape[1:3] != (height * factor, width * factor):
-        return frames
-    blocks = frames.reshape(len(frames), height, factor, width, factor, 3)
-    whole: Frames = blocks.mean(axis=(2, 4)).round().astype(frames.dtype)
-    return whole
+    factor = video.size[0] // height
+    return (height, width) if factor >= 2 and video.size == (height * factor, width * factor) else video.size

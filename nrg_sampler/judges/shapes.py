@@ -11,11 +11,14 @@ from torch import Tensor
 
 from nrg_sampler.rewards.base import normalised
 
+MOST_PIXELS = 2**22  # of a file; both judges need some hundred bytes for each, and know small pictures
+
 
 class OracleJudge:
     """Measurements of the pixels of a clip of the shapes world, each axis from 0 to 1; no network."""
 
     axes: tuple[str, ...] = ("VQ", "MQ", "TA")
+    most_pixels = MOST_PIXELS
 
     def __call__(self, clips: Tensor, prompts: Sequence[str], fps: float) -> Tensor:
         """Grade clips; the rate does not matter.
@@ -42,6 +45,8 @@ class PixelClipJudge:
     Args:
         judge: A ``PixelJudge``.
     """
+
+    most_pixels = MOST_PIXELS
 
     def __init__(self, judge: Any) -> None:
         self.axes, self._judge = judge.axes, judge

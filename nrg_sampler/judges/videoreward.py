@@ -114,6 +114,10 @@ class VideoReward:
         """
         return torch.stack([self._score(clip, prompt, fps) for clip, prompt in zip(clips, prompts, strict=True)])
 
+    def frames_seen(self, total: int, fps: float) -> int:
+        """Return how many of ``total`` frames at ``fps`` are looked at, evenly spread."""
+        return len(sampled(total, fps, self.data))
+
     def _score(self, clip: Tensor, prompt: str, fps: float) -> Tensor:
         device, dtype = self.head.weight.device, self.head.weight.dtype
         frames = (clip.transpose(0, 1) * 255).round().to(torch.uint8)  # (T, 3, H, W)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 
 from nrg_sampler.checkpoints import BUNDLED, bundled_folder, pipeline_source, read_sampling
@@ -153,7 +154,7 @@ def judge_scores(judges: Mapping[str, Judge], frames: Frames, prompt: str, fps: 
         prompt: The text of the video.
         fps: Frames per second.
     """
-    clip = torch.from_numpy(frames.copy()).permute(3, 0, 1, 2)[None] / 255  # (1, 3, T, H, W)
+    clip = torch.from_numpy(np.require(frames, requirements="W")).permute(3, 0, 1, 2)[None] / 255  # (1, 3, T, H, W)
     return {name: _by_axis(judge.axes, judge(clip, [prompt], fps)[0]) for name, judge in judges.items()}
 
 

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
 import math
-import re
-import subprocess
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +15,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from nrg_sampler.training.preferences import FPS_TOLERANCE, PreferencePair, PreferenceTable
+from nrg_sampler.videofile import UnreadableVideoError, VideoFile
+
+SAME_FPS = 0.002  # relative: 29.97 frames a second are sampled as 30, one by one
 
 
 class UnreadableClipError(ValueError):
@@ -30,8 +28,9 @@ class UnreadableClipError(ValueError):
 class ClipSettings:
     """How a video file becomes a clip.
 
-    Frame ``k`` is the one nearest to ``k / fps`` seconds, from the start of the file. Every frame is scaled, with
-    antialiasing, until it just covers the size, and cropped around the centre.
+    Frame ``k`` is the one that is shown ``k / fps`` seconds after the first, however irregular the file's rate; where
+    the two rates differ by rounding alone, as 29.97 and 30 do, the file's frames are taken one by one. Every frame is
+    scaled, with antialiasing, until it just covers the size, and cropped around the centre.
 
     Args:
         height: Of the clip, in pixels.
@@ -64,14 +63,10 @@ def read_clip(file: Path, settings: ClipSettings) -> Tensor:
     Raises:
         UnreadableClipError: If it cannot be decoded, is too short or has too few frames a second.
     """
-    frames: list[Tensor] = []
-    with _decoded(file) as video:
+    with _reading(file):
+        video = VideoFile(file)
         _check_fps(file, video.fps, settings)
-        wanted = _wanted(video.fps, settings)
-        for index, picture in enumerate(video.pictures):
-            frames += [_resized(picture, settings)] * wanted.count(index)
-            if index >= wanted[-1]:
-                break
+        frames = [_resized(picture, settings) for picture in video.at(_times(video.fps, settings))]
     if len(frames) < settings.num_frames:
         raise UnreadableClipError(
             f"{file.name} is too short: {len(frames)} of {settings.num_frames} frames at {settings.fps:g} a second"
@@ -102,80 +97,32 @@ def inspect_pairs(table: PreferenceTable, settings: ClipSettings) -> Iterator[in
 
 
 def _inspect(file: Path, settings: ClipSettings) -> float:
-    """Frames a second of a file whose first frame can be decoded and that is long enough by its header."""
-    with _decoded(file) as video:
+    """Frames a second of a file that is long enough and whose first frame can be decoded."""
+    with _reading(file):
+        video = VideoFile(file)
         _check_fps(file, video.fps, settings)
-        if round(min(video.seconds, 1e6) * video.fps) <= _wanted(video.fps, settings)[-1]:
+        if video.seconds <= _times(video.fps, settings)[-1]:
             raise UnreadableClipError(
                 f"{file.name} is too short: {video.seconds:g} seconds for {settings.num_frames} frames at "
                 f"{settings.fps:g} a second"
             )
-        return video.fps
+        next(video.at([0.0]))
+    return video.fps
 
 
-def _wanted(fps: float, settings: ClipSettings) -> list[int]:
-    """Which frames of a file with ``fps`` frames a second are sampled."""
-    return [math.floor(index * fps / settings.fps + 0.5) for index in range(settings.num_frames)]
-
-
-@dataclass(frozen=True)
-class _Video:
-    """A file that is being decoded; ``seconds`` is infinite where the header does not state it."""
-
-    fps: float
-    seconds: float
-    pictures: Iterator[NDArray[np.uint8]]
+def _times(fps: float, settings: ClipSettings) -> list[float]:
+    """When the frames of a clip are shown in a file with ``fps`` frames a second."""
+    rate = fps if abs(fps - settings.fps) < SAME_FPS * settings.fps else settings.fps
+    return [index / rate for index in range(settings.num_frames)]
 
 
 @contextmanager
-def _decoded(file: Path) -> Iterator[_Video]:
-    """Decode a file frame by frame, each ``(H, W, 3)``, for as long as the block lasts."""
-    import imageio_ffmpeg
-
-    command = [
-        imageio_ffmpeg.get_ffmpeg_exe(),
-        "-hide_banner",
-        "-i",
-        str(file),
-        "-f",
-        "image2pipe",
-        "-c:v",
-        "ppm",
-        "-",
-    ]
-    with (
-        tempfile.TemporaryFile() as log,
-        subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log) as process,
-    ):
-        try:
-            pictures = _pictures(process.stdout)
-            first = next(pictures, None)
-            log.seek(0)
-            text = log.read().decode(errors="replace")  # about the input, once there is output
-            rate = re.search(r"Video:.* ([\d.]+) fps", text)
-            if first is None or rate is None:
-                reason = text.strip().splitlines()[-1] if text.strip() else "no message from ffmpeg"
-                raise UnreadableClipError(f"{file.name} cannot be decoded ({reason[:120]})")
-            length = re.search(r"Duration: (\d+):(\d+):([\d.]+)", text)
-            seconds = (
-                sum(float(part) * unit for part, unit in zip(length.groups(), (3600, 60, 1), strict=True))
-                if length
-                else math.inf
-            )
-            yield _Video(float(rate[1]), seconds, itertools.chain([first], pictures))
-        finally:
-            process.kill()
-
-
-def _pictures(stream: Any) -> Iterator[NDArray[np.uint8]]:
-    """PPM pictures one after another: three lines of text, then the pixels."""
-    while stream.readline().strip() == b"P6":
-        width, height = map(int, stream.readline().split())
-        stream.readline()
-        pixels = stream.read(height * width * 3)
-        if len(pixels) < height * width * 3:
-            return
-        yield np.frombuffer(pixels, dtype=np.uint8).reshape(height, width, 3)
+def _reading(file: Path) -> Iterator[None]:
+    """Turn what is wrong with a file into the reason of a clip."""
+    try:
+        yield
+    except UnreadableVideoError as error:
+        raise UnreadableClipError(f"{file.name} cannot be decoded ({error.reason})") from error
 
 
 def _check_fps(file: Path, fps: float, settings: ClipSettings) -> None:
@@ -188,7 +135,7 @@ def _check_fps(file: Path, fps: float, settings: ClipSettings) -> None:
 def _resized(picture: NDArray[np.uint8], settings: ClipSettings) -> Tensor:
     """One frame ``(3, H, W)``, scaled to cover the size and cut to it around the centre."""
     height, width, _ = picture.shape
-    pixels = torch.from_numpy(picture.copy())
+    pixels = torch.from_numpy(picture)
     factor = max(settings.height / height, settings.width / width)
     covering = max(settings.height, round(height * factor)), max(settings.width, round(width * factor))
     frame = pixels.permute(2, 0, 1)[None].float() / 255

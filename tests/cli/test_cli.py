@@ -105,7 +105,7 @@ def test_help_loads_neither_diffusers_nor_transformers() -> None:
         "from nrg_sampler.cli import main\n"
         "try: main(['--help'])\n"
         "except SystemExit: pass\n"
-        "print(sorted({'diffusers', 'transformers', 'gradio', 'imageio_ffmpeg', 'PIL'} & sys.modules.keys()))"
+        "print(sorted({'diffusers', 'transformers', 'gradio', 'av', 'imageio_ffmpeg', 'PIL'} & sys.modules.keys()))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.splitlines()[-1] == "[]"
@@ -127,6 +127,24 @@ def test_generate_writes_a_video_and_a_manifest_for_each_seed(capsys: pytest.Cap
     assert manifest.recipe.guidance.scale == 2
     assert len(manifest.clips[0].trace) == 1
     assert "outputs/a-red-circle-seed3.mp4" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("out", ["2026-11-27T14:30", "a:b.mp4", "./-y.mp4", "http:/x"])
+def test_any_name_that_the_file_system_has_is_a_place_for_videos(out: str) -> None:
+    assert run("generate", "x", *MODEL, "--out", out) == 0
+    path = Path(out) if out.endswith(".mp4") else Path(out) / "x-seed0.mp4"
+    assert read_mp4(path)[0].shape == (3, 256, 256, 3)
+    assert path.with_suffix(".json").is_file()
+
+
+@pytest.mark.parametrize("in_the_way", ["clip.mp4", "clip.json"])
+def test_an_output_that_cannot_be_written_costs_no_sampling(
+    in_the_way: str, fake: type[FakeSampler], capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path(in_the_way).mkdir()
+    fake.interrupt_at = 0  # sampling would end otherwise
+    assert run("generate", "x", *MODEL, "--out", "clip.mp4") == 2
+    assert f"Expected a file that can be written, but {in_the_way} cannot: Is a directory" in capsys.readouterr().err
 
 
 def test_nothing_in_a_folder_is_overwritten_but_a_named_file_is() -> None:
