@@ -160,7 +160,7 @@ def test_a_missing_encoder_is_noticed_before_anything_is_sampled(
         raise RuntimeError("No ffmpeg exe could be found.")
 
     monkeypatch.setattr(imageio_ffmpeg, "get_ffmpeg_exe", absent)
-    with pytest.raises(ValueError, match="Expected a place and an encoder for a video, but .*No ffmpeg exe"):
+    with pytest.raises(ValueError, match=r"Expected a place and an encoder for a video, but .*No ffmpeg exe"):
         video.writable_mp4(tmp_path / "clip.mp4")
 
 

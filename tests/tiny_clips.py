@@ -17,9 +17,9 @@ class FakePipe:
 
     _callback_tensor_inputs = ("latents", "prompt_embeds")
     reward_model = None
-    sampling_defaults = {"num_inference_steps": 10}
 
     def __init__(self):
+        self.sampling_defaults = {"num_inference_steps": 10}
         self.calls = []
         self.transformer = torch.nn.Identity()
 

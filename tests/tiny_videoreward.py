@@ -40,7 +40,8 @@ def write_base(folder):
     tokenizer.save_pretrained(folder)
     text = {
         "vocab_size": 40, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2,
-        "num_key_value_heads": 1, "rope_parameters": {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 1e4},
+        "num_key_value_heads": 1,
+        "rope_parameters": {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 1e4},
     }  # fmt: skip
     vision = {"depth": 1, "embed_dim": 32, "hidden_size": 32, "num_heads": 2, "mlp_ratio": 2}
     ids = {name: tokenizer.convert_tokens_to_ids(f"<|{mark}|>") for name, mark in (

@@ -26,10 +26,12 @@ def test_arms_may_be_given_by_weights_and_settings():
         base,
     )
     assert [arm.name for arm in arms[:3]] == [UNGUIDED, "guided", "0.2:0.3:0.5"]
-    assert arms[3].guidance == replace(base, scale=2, max_push=None) and arms[3].name == "guided scale=2 max_push=none"
+    assert arms[3].guidance == replace(base, scale=2, max_push=None)
+    assert arms[3].name == "guided scale=2 max_push=none"
     assert arms[4].guidance == RewardGuidance("VQ=1,TA=0.5", floor="TA,MQ", balanced=True, every=2)
     (proposed,) = wanted_arms(weights_suite(base), ["auto"], base)[1:]
-    assert proposed.guidance == RewardGuidance("auto") and proposed.weights == "auto"
+    assert proposed.guidance == RewardGuidance("auto")
+    assert proposed.weights == "auto"
     (floored,) = wanted_arms(weights_suite(base), ["0.5:0.5:0 floor TA floor=VQ"], base)[1:]
     assert floored.guidance == RewardGuidance("0.5:0.5:0", floor="VQ")
     (trusted,) = wanted_arms(weights_suite(base), ["1:1:1 damping=0.5 fading=VQ=4,MQ=2"], base)[1:]
@@ -75,7 +77,8 @@ def test_the_weights_suite_begins_with_the_arms_it_always_had():
 @pytest.mark.parametrize("suite", SUITES)
 def test_every_suite_has_an_unguided_arm_and_names_each_arm_once(suite):
     names = [arm.name for arm in SUITES[suite](RewardGuidance(weights="1:1:1"))]
-    assert names[0] == UNGUIDED and len(set(names)) == len(names)
+    assert names[0] == UNGUIDED
+    assert len(set(names)) == len(names)
 
 
 def test_rivals_keep_the_user_s_weights():
@@ -85,7 +88,7 @@ def test_rivals_keep_the_user_s_weights():
 
 
 @pytest.mark.parametrize(
-    "name, change",
+    ("name", "change"),
     [
         ("guided", {}),
         ("guided, first third", {"stop": 1 / 3}),

@@ -16,7 +16,8 @@ from nrg_sampler.statistics import estimate
 
 def test_ties_count_half():
     rate = win_rate(torch.tensor([1.0, 0.0, 0.5, 0.5]), torch.tensor([0.0, 1.0, 0.5, 0.0]))
-    assert rate.win == pytest.approx(100 * 2.5 / 4) and rate.n == 4
+    assert rate.win == pytest.approx(100 * 2.5 / 4)
+    assert rate.n == 4
 
 
 def test_win_rate_says_what_is_wrong():
@@ -38,10 +39,13 @@ def test_the_interval_of_a_slider_narrows_with_the_number_of_prompts():
     weights = torch.tensor([0.0, 0.5, 1.0, 2.0])
     noise = torch.randn(4, 400, generator=torch.Generator().manual_seed(0))
     few, many = (slider_correlation(weights, weights[:, None] + 3 * noise[:, :n]) for n in (10, 400))
-    assert many.high - many.low < few.high - few.low and many.low > 0.5
+    assert many.high - many.low < few.high - few.low
+    assert many.low > 0.5
 
 
 def test_hacking_is_gain_that_only_the_target_sees():
-    assert hacking_index(2.0, 2.0) == 0 and hacking_index(0.0, 2.0) == 1 and hacking_index(-1.0, 2.0) == 1.5
+    assert hacking_index(2.0, 2.0) == 0
+    assert hacking_index(0.0, 2.0) == 1
+    assert hacking_index(-1.0, 2.0) == 1.5
     assert hacking_index(1.0, -0.5) is None
     assert str(estimate(torch.zeros(3))) == "+0.00 [+0.00, +0.00]"

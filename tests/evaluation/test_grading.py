@@ -39,7 +39,8 @@ def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path):
     file.write_text(file.read_text() + "unguided,3,a cut line,3,0.5,0.5,0.5,1.0,0.1")
     pipe = FakePipe()
     graded = list(grades_of(pipe, arms, 4, file, batch=2))
-    assert len(graded) == 8 and len(pipe.calls) < 4
+    assert len(graded) == 8
+    assert len(pipe.calls) < 4
     sources = [ArmSampler(pipe).source(arm) for arm in arms]
     assert {(clip.arm, clip.index) for clip in read_grades(file)} == {(one, i) for one in sources for i in range(4)}
 
@@ -48,7 +49,9 @@ def test_a_table_of_an_earlier_version_is_still_read(tmp_path):
     file = tmp_path / "old.csv"
     file.write_text(",".join(COLUMNS) + "\nunguided,0,a red circle,0,0.5,0.25,1.0,0.516\n")
     (clip,) = read_grades(file)
-    assert clip.grades == (0.5, 0.25, 1.0) and clip.seconds == 0.516 and clip.further == {}
+    assert clip.grades == (0.5, 0.25, 1.0)
+    assert clip.seconds == 0.516
+    assert clip.further == {}
 
 
 def test_another_judge_grades_the_same_clips_and_a_table_without_its_grades_is_made_again(tmp_path):
@@ -57,7 +60,8 @@ def test_another_judge_grades_the_same_clips_and_a_table_without_its_grades_is_m
     pipe = FakePipe()
     graded = list(grades_of(pipe, arms, 2, file, judges={"pixel": brightness}))
     assert len(pipe.calls) == 1
-    assert graded[0].by("pixel") == pytest.approx((0.5, 0.5, 0.5)) and graded[0].by("oracle") == graded[0].grades
+    assert graded[0].by("pixel") == pytest.approx((0.5, 0.5, 0.5))
+    assert graded[0].by("oracle") == graded[0].grades
     assert read_grades(file)[1].by("pixel") == pytest.approx((0.5, 0.5, 0.5))
     assert all(map(math.isnan, graded[0].by("target")))
 
@@ -95,10 +99,13 @@ def test_the_best_candidate_costs_all_of_them():
     by_text = chosen(Arm("b", search=Search.best_of(2, "0:0:1")), both)
     by_oracle = chosen(Arm("b", search=Search.best_of(2), judge="oracle"), both)
     assert (by_all.seed, by_text.seed, by_oracle.seed) == (1, 0, 0)
-    assert by_all.further["evaluations"] == 20 and by_all.further["memory_mib"] == 101
+    assert by_all.further["evaluations"] == 20
+    assert by_all.further["memory_mib"] == 101
     # the reward reads latents, so one of two clips is not decoded
-    assert by_all.cost == pytest.approx(2 * 2.0 - 0.1 * 2.0) and by_all.seconds == pytest.approx(2 * 3.0 - 0.1 * 3.0)
-    assert by_oracle.cost == 2 * 2.0 and by_oracle.by("target") == (0.0, 0.0, 1.0)
+    assert by_all.cost == pytest.approx(2 * 2.0 - 0.1 * 2.0)
+    assert by_all.seconds == pytest.approx(2 * 3.0 - 0.1 * 3.0)
+    assert by_oracle.cost == 2 * 2.0
+    assert by_oracle.by("target") == (0.0, 0.0, 1.0)
 
 
 def test_sources_differ_in_whatever_changes_the_clips(tmp_path):
@@ -136,5 +143,5 @@ def test_diversity_is_measured_over_seeds_and_resumed(tmp_path):
 
 
 def test_an_unknown_judge_is_refused():
-    with pytest.raises(ValueError, match="Expected judges from oracle.*, but got jury."):
+    with pytest.raises(ValueError, match=r"Expected judges from oracle.*, but got jury."):
         panel(["oracle", "jury"])

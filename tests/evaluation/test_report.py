@@ -26,7 +26,8 @@ from nrg_sampler.shapes.scenes import prompts
 def test_summary_counts_wins_against_the_unguided_run(tmp_path):
     arms = weights_suite(RewardGuidance())
     summary = summarise("weights", arms, grades_of(FakePipe(), arms, 3, tmp_path / "g.csv"))
-    assert summary["n"] == 3 and summary["judge"] == "oracle"
+    assert summary["n"] == 3
+    assert summary["judge"] == "oracle"
     assert len(summary["rows"]) == 4 * (len(arms) - 1)
     assert all(row["win"] == 50.0 and row["gain"] == 0 for row in summary["rows"])  # grey against grey: only ties
     assert "| 1:0:0 | 50.0 [50.0, 50.0]" in markdown(summary)
@@ -45,10 +46,10 @@ def test_summary_measures_gains_costs_and_side_effects_against_the_unguided_run(
     summary = summarise("scale-sweep", arms, clips, diversity={UNGUIDED: {0: 0.2, 1: 0.4}, "1:1:1": {0: 0.1, 1: 0.35}})
     rows = {row["axis"]: row for row in summary["rows"]}
     assert (rows["VQ"]["win"], rows["MQ"]["win"], rows["mean"]["win"]) == (100, 50, 100)
-    assert rows["VQ"]["gain"] == pytest.approx(0.5, abs=1e-3) and rows["mean"]["gain"] == pytest.approx(
-        0.5 / 3, abs=1e-3
-    )
-    assert rows["VQ"]["target_gain"] == pytest.approx(2, abs=1e-3) and rows["VQ"]["k"] == 1.5
+    assert rows["VQ"]["gain"] == pytest.approx(0.5, abs=1e-3)
+    assert rows["mean"]["gain"] == pytest.approx(0.5 / 3, abs=1e-3)
+    assert rows["VQ"]["target_gain"] == pytest.approx(2, abs=1e-3)
+    assert rows["VQ"]["k"] == 1.5
     (about,) = summary["arms"]
     assert about["hacking"] == pytest.approx(1 - (0.5 / 3) / 2, abs=1e-3)
     assert about["gain_per_cost"] == pytest.approx(0.5 / 3 / 0.5, abs=1e-3)
@@ -79,14 +80,17 @@ def test_the_worst_cases_are_the_largest_losses_by_the_oracle():
 def test_the_contact_sheet_shows_each_pair_with_its_change():
     pipe, asked = FakePipe(), prompts("test")[:4]
     cases = sample_cases(ArmSampler(pipe), Arm("guided", RewardGuidance()), Arm(UNGUIDED), asked, [3, 0, 2], batch=2)
-    assert [case.index for case in cases] == [3, 0, 2] and [call[1] for call in pipe.calls] == [[3, 0]] * 2 + [[2]] * 2
+    assert [case.index for case in cases] == [3, 0, 2]
+    assert [call[1] for call in pipe.calls] == [[3, 0]] * 2 + [[2]] * 2
     assert all(case.change.eq(0).all() and case.clips.shape == (2, 3, 13, 64, 64) for case in cases)
     sheet = contact_sheet(cases)
     strip = 7 * 64 + 6 * 8  # seven frames and the gaps between them
-    assert sheet.dtype == "uint8" and sheet.shape[1] == 2 * strip + 5 * 8
+    assert sheet.dtype == "uint8"
+    assert sheet.shape[1] == 2 * strip + 5 * 8
     grey = (sheet == 128).all(axis=2)
     first = slice(8 + 16 + 2, 8 + 16 + 2 + 64)  # below the gap and a line of text
-    assert grey[first, 8 : 8 + 64].all() and not grey[first, 8 + 64 : 8 + 72].any()
+    assert grey[first, 8 : 8 + 64].all()
+    assert not grey[first, 8 + 64 : 8 + 72].any()
     assert grey.sum() == pytest.approx(3 * 2 * 7 * 64 * 64, rel=1e-3)
     assert (sheet[:8].min(), sheet[8 : 8 + 16].min()) == (255, 0)  # text above it
 
@@ -102,8 +106,13 @@ def test_the_document_has_every_table_and_picture():
     summaries = [summarise("rivals", arms, clips, judge) for judge in ("oracle", "pixel")]
     section = Section("rivals", summaries, ["rivals.png"], "Left out 'this'.")
     text = Document({"date": "2000-01-01"}, [section], ("worst.png", 4)).markdown()
-    assert "- date: 2000-01-01" in text and "Left out 'this'." in text
-    assert "By the oracle, 4 prompts:" in text and "By the pixel judge, 4 prompts:" in text
-    assert "![rivals](rivals.png)" in text and "![The 4 worst cases](worst.png)" in text
+    assert "- date: 2000-01-01" in text
+    assert "Left out 'this'." in text
+    assert "By the oracle, 4 prompts:" in text
+    assert "By the pixel judge, 4 prompts:" in text
+    assert "![rivals](rivals.png)" in text
+    assert "![The 4 worst cases](worst.png)" in text
     oracle, pixel = text.split("By the pixel judge")
-    assert "| chosen |" in oracle and "| chosen † |" in pixel and "† Here the pixel judge had a say" in pixel
+    assert "| chosen |" in oracle
+    assert "| chosen † |" in pixel
+    assert "† Here the pixel judge had a say" in pixel

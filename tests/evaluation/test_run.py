@@ -33,7 +33,8 @@ def test_progress_tells_how_far_it_is_and_a_stopped_run_goes_on(tmp_path, monkey
     settings = replace(SMALL, out=tmp_path, dtype="auto")
     run = evaluate(settings)
     loading = next(run)
-    assert (loading.work, loading.unit) == ("loading", "model") and loading.notes[0].startswith("dtype auto is ")
+    assert (loading.work, loading.unit) == ("loading", "model")
+    assert loading.notes[0].startswith("dtype auto is ")
     assert [next(run).done for _ in range(2)] == [1, 2]
     run.close()
     evaluation = Evaluation(settings)
@@ -58,7 +59,7 @@ def test_the_dtype_that_auto_chose_is_what_a_folder_remembers(tmp_path, monkeypa
     Evaluation(replace(SMALL, out=tmp_path, dtype="auto"))
     assert json.loads((tmp_path / "clips-validation.settings.json").read_text())["dtype"] == "bfloat16"
     monkeypatch.setattr("nrg_sampler.runs.device.fast_dtype", lambda device: torch.float32)
-    with pytest.raises(ValueError, match="Expected clips sampled with dtype bfloat16, .* but got dtype float32"):
+    with pytest.raises(ValueError, match=r"Expected clips sampled with dtype bfloat16, .* but got dtype float32"):
         Evaluation(replace(SMALL, out=tmp_path, dtype="auto"))
     Evaluation(replace(SMALL, out=tmp_path, dtype="bfloat16"))
 

@@ -127,7 +127,8 @@ def test_score_reads_the_prompt_and_the_rate(clips, brightness, tmp_path, capsys
     options = ["--prompt", ASKED, "--judge", "brightness", "--judge", "oracle", "--json", "--device", "cpu"]
     assert cli.main(["score", str(tmp_path / "star.mp4"), *options]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["scores"].keys() == {"brightness", "oracle"} and found["scores"]["oracle"]["TA"] > 0.7
+    assert found["scores"].keys() == {"brightness", "oracle"}
+    assert found["scores"]["oracle"]["TA"] > 0.7
     assert brightness.calls == [((1, 3, 13, 256, 256), [ASKED], 8.0)]
     assert (
         cli.main(["score", str(tmp_path / "star.mp4"), "--prompt", ASKED, "--fps", "24", "--judge", "brightness"]) == 0
@@ -160,16 +161,19 @@ def test_compare_says_what_changed_by_the_judge(brightness, tmp_path, capsys):
 BAD = {
     "no prompt": (["star.mp4"], "Expected --prompt, for there is no manifest beside star.mp4"),
     "no video": (["none.mp4", "--prompt", "x"], "Expected a video file, but none.mp4 does not exist"),
-    "no judge": (["star.mp4", "--prompt", "x", "--judge", "nobody"], "Expected a judge from oracle, pixel, videoreward"),
+    "no judge": (
+        ["star.mp4", "--prompt", "x", "--judge", "nobody"], "Expected a judge from oracle, pixel, videoreward",
+    ),
     "no folder": (
         ["star.mp4", "--prompt", "x", "--judge", "videoreward:nowhere"], "Expected the published VideoReward settings",
     ),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("options, message", BAD.values(), ids=BAD)
+@pytest.mark.parametrize(("options", "message"), BAD.values(), ids=BAD)
 def test_bad_input_is_one_line_and_exit_code_2(options, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert cli.main(["score", *options, "--device", "cpu"]) == 2
     error = capsys.readouterr().err.splitlines()
-    assert len(error) == 1 and message in error[0]
+    assert len(error) == 1
+    assert message in error[0]

@@ -97,7 +97,10 @@ def expected(model, reward, clip, prompt, fps):
         logits = inner.rm_head(hidden)[0, :, 0]
     special = torch.isin(tokens[0], reward.reward_tokens)
     raw = logits[special]  # in the order of the text
-    return torch.stack([(raw[i] - STATISTICS[f"{a}_mean"]) / STATISTICS[f"{a}_std"] for i, a in enumerate(("VQ", "MQ", "TA"))])  # fmt: skip
+    mean, std = (
+        torch.tensor([STATISTICS[f"{axis}_{name}"] for axis in ("VQ", "MQ", "TA")]) for name in ("mean", "std")
+    )
+    return (raw - mean) / std
 
 
 @pytest.mark.parametrize("layout", [0, 1], ids=["model.pth", "adapter and the rest"])
@@ -111,14 +114,15 @@ def test_both_layouts_score_as_the_model_that_was_trained(trained, clip, layout)
 
 
 def test_every_key_is_mapped_and_counted(trained):
-    folder, _, model, keys = trained
+    folder, _, _, keys = trained
     assert VideoReward.from_pretrained(folder).loaded_keys == keys
     step = trained[1] / "checkpoint-11352"
     parts = [published.load_state(step / name) for name in ("adapter_model.safetensors", "non_lora_state_dict.pth")]
     assert VideoReward.from_pretrained(trained[1]).loaded_keys == sum(map(len, parts))
     state = torch.load(folder / "checkpoint-11352" / "model.pth", weights_only=True)
     found = published.PublishedWeights.of(state)
-    assert found.keys == keys and found.unused == ["base_model.model.lm_head.weight"]
+    assert found.keys == keys
+    assert found.unused == ["base_model.model.lm_head.weight"]
     assert len(found.adapters) == 2 * 7  # layers, linear maps of each
 
 
@@ -126,7 +130,9 @@ def test_old_and_current_names_mean_the_same():
     pairs = {
         "base_model.model.visual.blocks.0.attn.qkv.weight": "model.visual.blocks.0.attn.qkv.weight",
         "base_model.model.model.visual.blocks.0.attn.qkv.weight": "model.visual.blocks.0.attn.qkv.weight",
-        "base_model.model.model.layers.1.mlp.up_proj.base_layer.weight": "model.language_model.layers.1.mlp.up_proj.weight",
+        "base_model.model.model.layers.1.mlp.up_proj.base_layer.weight": (
+            "model.language_model.layers.1.mlp.up_proj.weight"
+        ),
         "model.layers.1.input_layernorm.weight": "model.language_model.layers.1.input_layernorm.weight",
         "base_model.model.model.language_model.norm.weight": "model.language_model.norm.weight",
         "base_model.model.rm_head.modules_to_save.default.weight": "rm_head.weight",
@@ -154,22 +160,22 @@ def changed(trained, tmp_path, change):
 
 def test_a_missing_or_surplus_key_is_named(trained, tmp_path):
     lacking = changed(trained, tmp_path / "a", lambda state: state.pop("base_model.model.model.norm.weight"))
-    with pytest.raises(ValueError, match="it lacks model.language_model.norm.weight"):
+    with pytest.raises(ValueError, match=r"it lacks model.language_model.norm.weight"):
         VideoReward.from_pretrained(lacking)
     extra = changed(
         trained, tmp_path / "b", lambda state: state.update({"base_model.model.visual.extra": torch.ones(1)})
     )
-    with pytest.raises(ValueError, match="it has too many: +model.visual.extra"):
+    with pytest.raises(ValueError, match=r"it has too many: +model.visual.extra"):
         VideoReward.from_pretrained(extra)
     wrong = changed(
         trained, tmp_path / "c", lambda state: state.update({"base_model.model.rm_head.weight": torch.ones(2, 32)})
     )
-    with pytest.raises(ValueError, match="another shape of rm_head.weight"):
+    with pytest.raises(ValueError, match=r"another shape of rm_head.weight"):
         VideoReward.from_pretrained(wrong)
     name = "base_model.model.model.layers.0.mlp.up_proj.lora_B.default.weight"
     half = changed(trained, tmp_path / "d", lambda state: state.pop(name))
     with pytest.raises(
-        ValueError, match="one half of the adapter of model.language_model.layers.0.mlp.up_proj.weight"
+        ValueError, match=r"one half of the adapter of model.language_model.layers.0.mlp.up_proj.weight"
     ):
         VideoReward.from_pretrained(half)
 
@@ -180,7 +186,7 @@ def test_an_adapter_layout_without_the_reward_tokens_is_refused(trained, tmp_pat
     file = folder / "checkpoint-11352" / "non_lora_state_dict.pth"
     state = torch.load(file, weights_only=True)
     torch.save({key: value for key, value in state.items() if "embed_tokens" not in key}, file)
-    with pytest.raises(ValueError, match="it lacks model.language_model.embed_tokens.weight"):
+    with pytest.raises(ValueError, match=r"it lacks model.language_model.embed_tokens.weight"):
         VideoReward.from_pretrained(folder)
 
 
@@ -245,7 +251,7 @@ BAD_FOLDERS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("file, text, message", BAD_FOLDERS.values(), ids=BAD_FOLDERS)
+@pytest.mark.parametrize(("file", "text", "message"), BAD_FOLDERS.values(), ids=BAD_FOLDERS)
 def test_a_folder_that_does_not_fit_is_one_sentence(trained, tmp_path, file, text, message):
     folder = tmp_path / "copy"
     shutil.copytree(trained[0], folder)
@@ -255,14 +261,15 @@ def test_a_folder_that_does_not_fit_is_one_sentence(trained, tmp_path, file, tex
 
 
 def test_what_is_missing_is_named(trained, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(trained[0], folder, ignore=shutil.ignore_patterns("checkpoint-*"))
     with pytest.raises(ValueError, match="Expected a folder checkpoint-<step>"):
-        folder = tmp_path / "copy"
-        shutil.copytree(trained[0], folder, ignore=shutil.ignore_patterns("checkpoint-*"))
         VideoReward.from_pretrained(folder)
-    with pytest.raises(ValueError, match="Expected the base model of VideoReward in '.*nowhere'"):
+    with pytest.raises(ValueError, match=r"Expected the base model of VideoReward in '.*nowhere'"):
         VideoReward.from_pretrained(trained[0], base=tmp_path / "nowhere")
+    reward = VideoReward.from_pretrained(trained[0])
     with pytest.raises(ValueError, match="Expected a prompt without the tokenizer's marks"):
-        VideoReward.from_pretrained(trained[0])(torch.rand(1, 3, 4, 28, 28), ["<|VQ_reward|>"], fps=8.0)
+        reward(torch.rand(1, 3, 4, 28, 28), ["<|VQ_reward|>"], fps=8.0)
 
 
 ASKED = "a red circle moving right on a plain background"
@@ -281,7 +288,8 @@ def test_scores_a_video_file_by_name(trained, judge_name, clip, tmp_path, capsys
     frames, fps = read_mp4(video)
     pixels = torch.from_numpy(frames.copy()).permute(3, 0, 1, 2)[None] / 255
     wanted = VideoReward.from_pretrained(trained[0])(pixels, [ASKED], fps)[0].tolist()
-    assert list(said) == ["VQ", "MQ", "TA"] and list(said.values()) == pytest.approx(wanted, abs=1e-3)
+    assert list(said) == ["VQ", "MQ", "TA"]
+    assert list(said.values()) == pytest.approx(wanted, abs=1e-3)
 
 
 def test_grades_both_sides_of_a_comparison(judge_name, tmp_path, capsys):

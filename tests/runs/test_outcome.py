@@ -26,7 +26,8 @@ def test_the_interval_of_four_seeds_is_student_s() -> None:
 
 def test_one_seed_has_no_interval() -> None:
     assert t_interval([0.3]) is None
-    assert str(AxisChange.of([-0.0001])) == "+0.000" and AxisChange.of([0.3]).low is None
+    assert str(AxisChange.of([-0.0001])) == "+0.000"
+    assert AxisChange.of([0.3]).low is None
 
 
 def test_a_seed_without_a_score_of_an_axis_does_not_count_there() -> None:
@@ -48,11 +49,13 @@ def test_the_strip_shows_every_pair_with_its_lines(shape: tuple[int, int]) -> No
         "a prompt", [(pair, ["seed 0:  oracle  VQ +0.100"]), (pair, ["seed 1"])], ["mean of 2 seeds"]
     )
     grey = (sheet == 90).all(axis=2)
-    assert sheet.dtype == np.uint8 and sheet.shape[1] == MARGIN + WIDTH + 16
+    assert sheet.dtype == np.uint8
+    assert sheet.shape[1] == MARGIN + WIDTH + 16
     assert grey.sum() == pytest.approx(2 * WIDTH * round(shape[0] * WIDTH / shape[1]), rel=0.01)
     rows = grey.any(axis=1).nonzero()[0]
     between = sheet[rows[0] : rows[-1]][~grey.any(axis=1)[rows[0] : rows[-1]]]
-    assert between.min() == 0 and sheet[rows[-1] + 1 :].min() == 0  # text below each pair
+    assert between.min() == 0
+    assert sheet[rows[-1] + 1 :].min() == 0
     assert sheet[:, :MARGIN].min() == 0  # the names of the rows
 
 

@@ -134,7 +134,7 @@ def test_trains_from_the_stages_resumes_and_reports(tmp_path, monkeypatch):
 
 
 def assert_pairs_prompts_with_their_grades(stage, folder, monkeypatch):
-    """A judge that knows the oracle's scores under every prompt has no loss to reduce; one that confuses prompts has."""
+    """A judge that knows the oracle's scores under every prompt has no loss to reduce, one that confuses them has."""
     from nrg_sampler.training.losses import Comparison
 
     def knows(judge, pixels, rows, labels, rng):
