@@ -30,6 +30,8 @@ WORTH_SEEKING = 16  # frames; to seek costs about as much as to decode a few
 INDEXED = ("mp4", "matroska")  # containers whose index leads to a key frame exactly
 WIDEST_PIXEL = 4  # a pixel wider or narrower than this is a mistake in the header
 COMPLETE = 0.9  # of the stated length; a file with less was cut off
+EBML, SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"  # how a matroska file and its content begin
+BOXES = (b"ftyp", b"moov", b"mdat", b"moof", b"free", b"skip", b"wide", b"uuid", b"sidx", b"mfra", b"styp", b"meta")
 COPY_AGAIN = "copy or download it again"
 ABSENT = "does not exist"
 
@@ -49,6 +51,7 @@ class _Packet(NamedTuple):
     time: int | None  # in units of the stream
     duration: int
     is_key: bool
+    is_hidden: bool  # by an edit list, as what was trimmed on the phone
 
 
 class VideoFile:
@@ -71,30 +74,35 @@ class VideoFile:
             self._nominal = stream.guessed_rate or stream.average_rate or Fraction(25)
             self._pixel = _pixel_aspect(stream)
             self._seekable = any(name in container.format.name for name in INDEXED)
-            stated = (stream.duration or 0) * self._unit
-            packets = [
-                _Packet(packet.pts, packet.duration or 0, packet.is_keyframe)
-                for packet in container.demux(stream)
-                if packet.size and not packet.is_discard  # an edit list hides frames
-            ]
+            stated = (stream.duration or 0) * self._unit if self._seekable else 0
+            packets = _shown(
+                [
+                    _Packet(packet.pts, packet.duration or 0, packet.is_keyframe, packet.is_discard)
+                    for packet in container.demux(stream)
+                    if packet.size
+                ]
+            )
         if not packets:
             raise UnreadableVideoError(path, "holds no frame")
         self._stamps: list[int] = []  # when frames are shown, in units of the stream
         self._keys: list[int] = []  # places of key frames among them
-        length = len(packets) / self._nominal
+        count, length = len(packets), len(packets) / self._nominal
         stamps = {packet.time: packet for packet in packets if packet.time is not None}
-        if len(stamps) == len(packets):  # else a bare stream, which knows an order only
+        if all(packet.time is not None for packet in packets):  # else a bare stream, which knows an order only
+            count = len(stamps)  # of two frames at one time the second is shown
             self._stamps = sorted(stamps)
             self._keys = [place for place, stamp in enumerate(self._stamps) if stamps[stamp].is_key]
             last = stamps[self._stamps[-1]].duration * self._unit or 1 / self._nominal
             length = (self._stamps[-1] - self._stamps[0]) * self._unit + last
         if length < COMPLETE * stated:
             raise UnreadableVideoError(path, f"ends after {float(length):.3g} of {float(stated):.3g} seconds")
+        if (missing := _missing(path)) is not None:
+            raise missing
         self.seconds = float(length)
-        nominal = len(packets) / self._nominal
-        self.fps = float(self._nominal if abs(length - nominal) < 2 * ROUNDING else len(packets) / length)
+        steady = abs(length - count / self._nominal) < 2 * ROUNDING
+        self.fps = float(self._nominal if steady else count / length)
         self.times = [float((stamp - self._stamps[0]) * self._unit) for stamp in self._stamps]
-        self.times = self.times or [place / self.fps for place in range(len(packets))]
+        self.times = self.times or [place / self.fps for place in range(count)]
 
     @cached_property
     def size(self) -> tuple[int, int]:
@@ -189,6 +197,17 @@ class VideoFile:
             raise _explained(self.path, error) from error
 
 
+def _shown(packets: list[_Packet]) -> list[_Packet]:
+    """Those that a player shows; a recording that begins within a group of pictures is shown from its first key frame."""
+    first = next((place for place, packet in enumerate(packets) if packet.is_key), 0)
+    start = packets[first].time if packets else None
+    return [
+        packet
+        for packet in packets[first:]
+        if not packet.is_hidden and (start is None or packet.time is None or packet.time >= start)
+    ]
+
+
 def _pictures(container: InputContainer) -> VideoStream | None:
     """The video of a file; the cover of a song is none."""
     from av.stream import Disposition
@@ -241,25 +260,36 @@ def _explained(path: Path, error: Exception) -> UnreadableVideoError:
         return UnreadableVideoError(path, "may not be read by this user", "change its permissions")
     if not path.stat().st_size:
         return UnreadableVideoError(path, "is empty")
-    if _lacks_index(path):
-        return UnreadableVideoError(
-            path, "has no index, as one that is being written or was cut off", f"wait, or {COPY_AGAIN}"
-        )
+    if (missing := _missing(path)) is not None:
+        return missing
     reason = getattr(error, "strerror", None) or error
     return UnreadableVideoError(path, f"is no video that ffmpeg knows ({reason})", "name another, or convert it")
 
 
-def _lacks_index(path: Path) -> bool:
-    """Whether an mp4 or mov file has no index, which is written last."""
-    kinds = []
+def _missing(path: Path) -> UnreadableVideoError | None:
+    """Say whether a part of an mp4, mov, mkv or webm file is missing, by the lengths that it states."""
+    there, stated, parts = path.stat().st_size, 0, []
     with open(path, "rb") as file:
-        end = path.stat().st_size
-        while file.tell() + 8 <= end:
-            start, length, kind = file.tell(), int.from_bytes(file.read(4), "big"), file.read(4)
-            kinds.append(kind)
-            if length == 1:
-                length = int.from_bytes(file.read(8), "big")
-            if length < 8:
-                break
-            file.seek(start + length)
-    return kinds[:1] == [b"ftyp"] and not {b"moov", b"moof"} & set(kinds)
+        head = file.read(4096)
+        segment = head.find(SEGMENT)
+        if head.startswith(EBML) and segment >= 0:
+            size = head[segment + len(SEGMENT) :][:8]
+            count = 9 - size[0].bit_length()  # bytes of the length, by its leading zero bits
+            length = int.from_bytes(size[:count], "big") & ((1 << 7 * count) - 1)
+            unknown = length == (1 << 7 * count) - 1
+            stated = 0 if unknown else segment + len(SEGMENT) + count + length
+        while head[4:8] in BOXES and stated + 8 <= there:
+            file.seek(stated)
+            length, kind = int.from_bytes(file.read(4), "big"), file.read(4)
+            length = int.from_bytes(file.read(8), "big") if length == 1 else length
+            if length < 8 or kind not in BOXES:
+                break  # the last part, or something that was appended
+            parts.append(kind)
+            stated += length
+    if stated > there:
+        return UnreadableVideoError(path, f"was cut off after {there:,} of {stated:,} bytes")
+    if parts and not {b"moov", b"moof"} & set(parts):
+        return UnreadableVideoError(
+            path, "has no index, as one that is being written or was cut off", f"wait, or {COPY_AGAIN}"
+        )
+    return None

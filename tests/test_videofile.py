@@ -198,6 +198,44 @@ def test_other_containers_are_read(folder: Path, name: str) -> None:
     assert fps == pytest.approx(rate, rel=0.01)
 
 
+def test_a_recording_that_begins_midway_is_shown_from_its_first_key_frame(folder: Path) -> None:
+    whole = encode(folder / "stream.ts", "testsrc=s=48x32:r=30:d=4", *H264, "-g", "30", "-bf", "2")
+    half = whole.stat().st_size // 188 // 2 * 188
+    late = folder / "late-start.ts"
+    late.write_bytes(whole.read_bytes()[half:])
+    frames, fps = read_mp4(late)
+    assert fps == 30
+    assert len(frames) in (30, 60, 90)  # whole groups of pictures
+    assert (frames == read_mp4(whole)[0][-len(frames) :]).all()
+
+
+def test_of_two_frames_at_one_time_the_second_is_shown(folder: Path) -> None:
+    whole = ramp(folder / "single.mkv", 10, "1", seconds=2)
+    twice = remux(
+        folder / "twice.mkv", whole, after=("-bsf:v", "setts=pts='if(eq(N,5),400,PTS)':dts='if(eq(N,5),400,DTS)'")
+    )
+    video = VideoFile(twice)
+    assert (len(video.times), video.seconds) == (19, 2.0)
+    assert levels(np.stack(list(video.at([0.3, 0.45, 0.6])))) == pytest.approx([19, 32, 38], abs=2)
+
+
+def test_bytes_that_were_appended_do_no_harm(folder: Path, plain: Path) -> None:
+    path = folder / "appended.mp4"
+    path.write_bytes(plain.read_bytes() + b"\xff\xff\xff\x00TAG appended by some program")
+    assert len(read_mp4(path)[0]) == 30
+
+
+def test_damage_is_placed_in_time(folder: Path) -> None:
+    path = encode(folder / "whole.mp4", "testsrc=s=96x64:r=30:d=2", *H264, "-g", "10")
+    data = bytearray(path.read_bytes())
+    start, length = data.index(b"mdat") + len(data) // 3, len(data) // 4  # whole frames
+    data[start : start + length] = b"\xff" * length
+    path.write_bytes(data)
+    with pytest.raises(UnreadableVideoError, match=r"it is damaged after [01]\.\d\d seconds; copy"):
+        read_mp4(path)
+    assert len(list(VideoFile(path).at([0.0, 0.1]))) == 2  # what stands before is good
+
+
 def test_a_cover_is_no_video_and_does_not_stand_for_one(folder: Path, plain: Path) -> None:
     picture = run(folder / "cover.png", "-i", str(plain), "-frames:v", "1", "-vf", "scale=16:16")
     cover = ("-i", str(picture), "-map", "1", "-map", "0", "-c", "copy", "-disposition:0", "attached_pic")
@@ -213,8 +251,11 @@ def broken(folder: Path, plain: Path) -> dict[str, Path]:
     fast = remux(folder / "fast.mp4", plain, after=("-movflags", "+faststart")).read_bytes()
     files = {
         "is empty": b"",
-        "has no index, as one that is being written or was cut off": data[: len(data) // 2],
-        "ends after 0.": fast[: -len(fast) // 3],
+        "has no index, as one that is being written or was cut off": data[: data.index(b"moov") - 4],
+        r"was cut off after [\d,]+ of": data[: len(data) // 2],
+        "ends after 0.": fast[: len(fast) * 2 // 3],
+        r"was cut off after [\d,]+ of [\d,]+ bytes": fast[:-20],
+        r"was cut off after [\d,]+": remux(folder / "whole.mkv", plain).read_bytes()[:-500],
         "is no video that ffmpeg knows .Invalid data": b"no video",
         "has an unknown codec": data.replace(b"avc1", b"zzz9"),
     }
