@@ -155,8 +155,8 @@ def writable_mp4(path: Path) -> Path:
         write_mp4(np.zeros((1, 16, 16, 3), dtype=np.uint8), trial, fps=1)
     except (OSError, RuntimeError) as error:
         raise ValueError(
-            f"Expected a place and an encoder for a video, but {path} cannot be written: {error}; choose another folder, "
-            "or install imageio-ffmpeg with its ffmpeg."
+            f"Expected a place and an encoder for a video, but {path} cannot be written: {error}; choose another "
+            "folder, or install imageio-ffmpeg with its ffmpeg."
         ) from error
     finally:
         trial.unlink(missing_ok=True)
@@ -166,8 +166,8 @@ def writable_mp4(path: Path) -> Path:
 def read_mp4(path: Path) -> tuple[Frames, float]:
     """Read all frames of a video file, upright and with square pixels.
 
-    At an irregular frame rate, frame ``k`` is the one that is shown ``k / fps`` seconds after the first; ``fps`` is the
-    average then, so that number and rate give the true length.
+    At an irregular frame rate, frame ``k`` is the one that is shown ``k / fps`` seconds after the first; ``fps`` is
+    the average then, so that number and rate give the true length.
 
     Returns:
         Frames of shape ``(T, H, W, 3)``, and frames per second.

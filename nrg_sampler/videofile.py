@@ -1,7 +1,8 @@
 """Video files as data: when each frame is shown, which way up and how wide its pixels are.
 
 Time starts at the first frame that a player shows. The frame at a time is the one that is shown then, the last that
-began by that time, however irregular the frame rate. Frames are chosen while decoding; memory holds those that are kept.
+began by that time, however irregular the frame rate. Frames are chosen while decoding; memory holds those that are
+kept.
 """
 
 from __future__ import annotations
@@ -198,7 +199,7 @@ class VideoFile:
 
 
 def _shown(packets: list[_Packet]) -> list[_Packet]:
-    """Those that a player shows; a recording that begins within a group of pictures is shown from its first key frame."""
+    """Those that a player shows: from the first key frame of a recording that begins within a group of pictures."""
     first = next((place for place, packet in enumerate(packets) if packet.is_key), 0)
     start = packets[first].time if packets else None
     return [

@@ -1,4 +1,4 @@
-"""How much of a video file a judge is shown: all of a clip as models sample them, a selection of a long or large one."""
+"""How much of a video file a judge is shown: all of a sampled clip, a selection of a long or large one."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ class View:
 def view_for(judge: Judge, video: VideoFile, size: tuple[int, int] | None = None, fps: float | None = None) -> View:
     """Choose what a judge is shown of a file.
 
-    A file with at most ``judge.most_pixels`` pixels in all its frames (2^25 unless the judge says) is shown whole. Of a
-    larger one come as many frames as ``judge.frames_seen(total, fps)`` says, 64 by default, evenly spread from the first
-    to the last and shrunk until they keep to that number.
+    A file with at most ``judge.most_pixels`` pixels in all its frames (2^25 unless the judge says) is shown whole. Of
+    a larger one come as many frames as ``judge.frames_seen(total, fps)`` says, 64 by default, evenly spread from the
+    first to the last and shrunk until they keep to that number.
 
     Args:
         judge: Who will score it.

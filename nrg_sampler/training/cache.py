@@ -101,7 +101,8 @@ class LatentCache:
 def clip_name(file: Path) -> str:
     """Name a clip by the content of its file, so that a changed file is another clip.
 
-    ``shown`` is the rule by which its frames are chosen; clips that 0.1.0 cached, the nearest frames, are encoded again.
+    ``shown`` is the rule by which its frames are chosen; clips that 0.1.0 cached, the nearest frames, are encoded
+    again.
     """
     return f"clip/shown/{_sha256(file)}"
 
