@@ -30,6 +30,6 @@ def run(path: Path, *arguments: str) -> Path:
 
 
 def ramp(path: Path, rate: int, keep: str, seconds: float = 4) -> Path:
-    """A file at an irregular rate whose brightness rises by 64 a second; ``keep`` selects frames by ``n`` and ``t``."""
+    """A file with an irregular rate whose brightness rises by 64/s; ``keep`` selects frames by ``n`` and ``t``."""
     picture = f"color=black:s=48x32:r={rate}:d={seconds}"
     return encode(path, picture, "-vf", f"{RAMP},select='{keep}'", "-fps_mode", "passthrough", *H264)
