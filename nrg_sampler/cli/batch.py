@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -13,6 +12,7 @@ from typing import Any
 from nrg_sampler.cli.parser import DEFAULT_FOLDER
 from nrg_sampler.cli.recipe import from_arguments
 from nrg_sampler.files import slug, writable_file, writable_folder
+from nrg_sampler.json_text import to_json
 from nrg_sampler.judges.alarm import hacking_alarm
 from nrg_sampler.judges.loading import load_judges
 from nrg_sampler.runs.manifest import Manifest, changes, format_change
@@ -97,7 +97,7 @@ def report(manifest: Manifest, path: Path, as_json: bool) -> None:
         about["weights"] = manifest.recipe.guidance_entries()["weights"]
         about["alarm"] = hacking_alarm(change, manifest.weighted_axes())
         clips = [{**asdict(clip), "trace": len(clip.trace)} for clip in manifest.clips]
-        print(json.dumps({**about, "seed": manifest.seed, "clips": clips}), flush=True)
+        print(to_json({**about, "seed": manifest.seed, "clips": clips}), flush=True)
         return
     seconds = sum(clip.seconds for clip in manifest.clips)
     print(f"{path}  ({seconds:.1f} s, seed {manifest.seed})", flush=True)
@@ -118,7 +118,7 @@ def _print_plan(sampler: Sampler, as_json: bool) -> None:
         found = plan(sampler.pipe, sampler.recipe, measure(sampler), memory)
     weights = sampler.recipe.guidance_entries()["weights"]
     if as_json:
-        print(json.dumps({**asdict(found), "fits": found.fits, "weights": weights}))
+        print(to_json({**asdict(found), "fits": found.fits, "weights": weights}))
         return
     print(found)
     if sampler.recipe.proposed:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterable
 from itertools import product
 from typing import TYPE_CHECKING
 
 from nrg_sampler.cli import parser as options
+from nrg_sampler.json_text import to_json
 
 if TYPE_CHECKING:
     from nrg_sampler.cost.rows import CostRow
@@ -100,7 +100,7 @@ def run(arguments: argparse.Namespace) -> int:
         )
         if arguments.json:
             for row in rows:
-                print(json.dumps(row.to_dict()), flush=True)
+                print(to_json(row.to_dict()), flush=True)
         else:
             print(table(rows, workload.about), flush=True)
     return 0

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nrg_sampler.cli import parser as options
+from nrg_sampler.json_text import to_json
 
 if TYPE_CHECKING:
     from nrg_sampler.runs.manifest import Manifest
@@ -56,7 +56,7 @@ def conclude(manifests: Sequence[Manifest], videos: Sequence[Path], arguments: a
     if arguments.json:
         alarm = hacking_alarm(mean, manifests[0].weighted_axes())
         seeds = [manifest.seed for manifest in manifests]
-        print(json.dumps({"seeds": seeds, "strip": str(strip), "mean": summary_entries(summary), "alarm": alarm}))
+        print(to_json({"seeds": seeds, "strip": str(strip), "mean": summary_entries(summary), "alarm": alarm}))
         return
     print(f"{strip}  (all seeds)")
     if len(manifests) > 1:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
+
+from nrg_sampler.json_text import to_json
 
 HELP = "Print the versions of everything that matters, for a bug report."
 EXAMPLE = "env --json"
@@ -18,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     found = describe()
     if arguments.json:
-        print(json.dumps(found))
+        print(to_json(found))
     else:
         width = max(map(len, found))
         for name, value in found.items():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 import sys
 from pathlib import Path
@@ -13,6 +12,7 @@ from nrg_sampler.cli import parser as options
 from nrg_sampler.cli.parser import whole_number
 from nrg_sampler.cli.progress import show
 from nrg_sampler.evaluation.settings import PRESET, SPLITS, SUITES, EvaluationSettings
+from nrg_sampler.json_text import to_json
 from nrg_sampler.runs.device import ARITHMETIC, AUTO
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _print_json(section: Section) -> None:
     for summary in section.summaries:
-        print(json.dumps(summary), flush=True)
+        print(to_json(summary), flush=True)
 
 
 def _print_table(section: Section) -> None:

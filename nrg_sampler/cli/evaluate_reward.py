@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 from nrg_sampler.cli.progress import show
 from nrg_sampler.cli.reward_data import add_pairs, add_teacher, data_settings, encoding_settings, given, share
+from nrg_sampler.json_text import to_json
 
 HELP = "Measure the accuracy of latent rewards on labelled pairs, with and without ties, by axis and noise level."
 EXAMPLE = "evaluate-reward videogen-rewardbench.csv --reward my-reward/reward --out accuracy"
@@ -42,5 +42,5 @@ def run(arguments: argparse.Namespace) -> int:
         data=data_settings(arguments), encoding=encoding_settings(arguments), **given(arguments, EVALUATION)
     )
     result = show(evaluate_rewards(settings))
-    print(json.dumps(result.to_dict()) if arguments.json else result.markdown())
+    print(to_json(result.to_dict()) if arguments.json else result.markdown())
     return 0

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from typing import Any
+
+from nrg_sampler.json_text import to_json
 
 HELP = "List the diffusers pipelines that can be guided, and those that cannot and why."
 EXAMPLE = "families --json"
@@ -19,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
-        print(json.dumps(listed()))
+        print(to_json(listed()))
     else:
         print(markdown() if arguments.markdown else plain())
     return 0

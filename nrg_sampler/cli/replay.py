@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from nrg_sampler.files import writable_file
+from nrg_sampler.json_text import to_json
 from nrg_sampler.runs.device import require_device
 from nrg_sampler.runs.manifest import Manifest, differences
 from nrg_sampler.runs.sampler import Sampler
@@ -45,7 +45,7 @@ def replay(file: Path, out: Path | None, device: str | None, given: Sequence[str
     same = [clip.sha256 for clip in old.clips] == [clip.sha256 for clip in new.clips]
     changed = _changed(old, new)
     if as_json:
-        print(json.dumps({"video": str(path), "identical": same, "changed": changed}))
+        print(to_json({"video": str(path), "identical": same, "changed": changed}))
     elif same:
         print(f"{path}: the frames are identical to those of {file}.")
     else:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nrg_sampler.cli import parser as options
+from nrg_sampler.json_text import to_json
 
 if TYPE_CHECKING:
     from nrg_sampler.judges.base import Judge
@@ -38,7 +38,7 @@ def run(arguments: argparse.Namespace) -> int:
     for path, prompt in zip(arguments.videos, prompts, strict=True):
         scores = _scores(path, judges, prompt, arguments.fps)
         if arguments.json:
-            print(json.dumps({"video": str(path), "prompt": prompt, "scores": scores}), flush=True)
+            print(to_json({"video": str(path), "prompt": prompt, "scores": scores}), flush=True)
         else:
             print(path)
             for judge, axes in scores.items():

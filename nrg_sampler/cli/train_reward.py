@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from nrg_sampler.cli.parser import number, positive, whole_number
 from nrg_sampler.cli.progress import show
 from nrg_sampler.cli.reward_data import add_pairs, add_teacher, data_settings, encoding_settings, given, share
+from nrg_sampler.json_text import to_json
 
 if TYPE_CHECKING:
     from nrg_sampler.training.run import TrainedReward
@@ -137,7 +137,7 @@ def _print(result: TrainedReward, as_json: bool) -> None:
             "loss": result.loss,
             "accuracy": result.accuracy,
         }
-        print(json.dumps(report))
+        print(to_json(report))
         return
     print(f"wrote {result.folder}: {', '.join(result.axes)}, trained on {result.pairs} pairs")
     for level, by_axis in (result.accuracy or {}).items():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,6 +16,7 @@ from nrg_sampler.cost.memory import peak_memory
 from nrg_sampler.evaluation.arms import Arm
 from nrg_sampler.hosts.pipeline import NRGFlowPipeline
 from nrg_sampler.hosts.sampling import SampledClips, sample_clips
+from nrg_sampler.json_text import to_json
 from nrg_sampler.rewards.base import Conditioning, Reward, score_clean
 from nrg_sampler.search import Search, candidate_seeds, search
 from nrg_sampler.shapes.scenes import Prompt, caption
@@ -87,7 +87,7 @@ class ArmSampler:
             settings["reward"] = [arm.reward, self._fingerprints.get(arm.reward)]
         if settings == {"steps": 1}:
             return "unguided"
-        digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+        digest = hashlib.sha256(to_json(settings, sort_keys=True).encode()).hexdigest()
         return f"{arm.weights if guidance else 'searched' if thinning else 'unguided'} {digest[:12]}"
 
     def sample(self, arm: Arm, prompts: Sequence[Prompt], seeds: Sequence[int]) -> ArmClips:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import importlib.util
-import json
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +27,7 @@ from nrg_sampler.evaluation.settings import SEARCHING, EvaluationSettings
 from nrg_sampler.evaluation.table import require_same_settings
 from nrg_sampler.evaluation.worst import contact_sheet, sample_cases, worst_indices
 from nrg_sampler.files import replacing, writable_folder
+from nrg_sampler.json_text import to_json
 from nrg_sampler.runs.device import AUTO, dtype_reason
 from nrg_sampler.runs.manifest import versions
 from nrg_sampler.runs.progress import Progress, Run
@@ -171,7 +171,7 @@ class Evaluation:
         summaries = [{**summarise(suite, arms, grades, judge, diversity), **about} for judge in self._judges]
         pictures = []
         for summary in summaries:
-            for kind, text in (("json", json.dumps(summary, indent=2)), ("md", captioned(summary))):
+            for kind, text in (("json", to_json(summary, indent=2)), ("md", captioned(summary))):
                 with replacing(self._file(suite, kind, summary["judge"])) as partial:
                     partial.write_text(text + "\n", encoding="utf-8")
             if self._draws:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nrg_sampler.files import replacing
+from nrg_sampler.json_text import to_json
 
 
 def read_rows(file: Path, required: Sequence[str]) -> list[dict[str, str]]:
@@ -72,4 +73,4 @@ def require_same_settings(file: Path, settings: Mapping[str, Any]) -> None:
             "name another folder as `out`."
         )
     with replacing(file) as partial:
-        partial.write_text(json.dumps({**before, **settings}, indent=2) + "\n", encoding="utf-8")
+        partial.write_text(to_json({**before, **settings}, indent=2) + "\n", encoding="utf-8")

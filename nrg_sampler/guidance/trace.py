@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,6 +11,7 @@ from torch import Tensor
 
 from nrg_sampler.guidance.push import Push
 from nrg_sampler.guidance.stopwatch import Stopwatch
+from nrg_sampler.json_text import to_json
 
 
 class GuidanceWarning(UserWarning):
@@ -122,7 +121,7 @@ class GuidanceTrace:
             "alarm": self.alarm,
             "steps": self.rows(per_sample=True),
         }
-        return json.dumps(_finite_only(content), indent=indent, allow_nan=False)
+        return to_json(content, indent=indent)
 
     def summary(self) -> dict[str, Any]:
         """Return how many steps were seen, guided, clamped, capped and not finite, and the seconds they took.
@@ -227,14 +226,6 @@ def _average(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
             axis: sum(sample["reward"][axis] for sample in samples) / len(samples) for axis in row["reward"]
         }
     return row
-
-
-def _finite_only(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite_only(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_finite_only(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _table(lines: Sequence[Sequence[str]]) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import replace
@@ -26,6 +25,7 @@ from nrg_sampler.hosts.attach import attach
 from nrg_sampler.hosts.families import family_of
 from nrg_sampler.hosts.subclassing import guided_subclass
 from nrg_sampler.hosts.vocabulary import is_closed, require_known_words
+from nrg_sampler.json_text import to_json
 from nrg_sampler.rewards.base import Reward, check_reward
 from nrg_sampler.rewards.loading import load_reward
 from nrg_sampler.rewards.weights import WeightsLike
@@ -123,7 +123,7 @@ class NRGFlowPipeline(DiffusionPipeline):
         """
         folder = writable_folder(Path(save_directory))
         if self._sampling:  # first, so that a push to the Hub takes it along
-            (folder / SAMPLING_FILE).write_text(json.dumps(dict(self._sampling), indent=2) + "\n")
+            (folder / SAMPLING_FILE).write_text(to_json(dict(self._sampling), indent=2) + "\n")
         super().save_pretrained(save_directory, **kwargs)
 
     def __call__(

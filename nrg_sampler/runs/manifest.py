@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from nrg_sampler.files import fingerprint, replacing
+from nrg_sampler.json_text import to_json
 from nrg_sampler.runs.recipe import Recipe
 from nrg_sampler.video import Frames, frames_sha256
 
@@ -83,7 +84,7 @@ class Manifest:
     def write(self, path: Path) -> None:
         """Write as JSON; the file appears when it is complete."""
         with replacing(path) as partial:
-            partial.write_text(json.dumps(self.to_entries(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            partial.write_text(to_json(self.to_entries(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
     @classmethod
     def read(cls, path: Path) -> Manifest:

@@ -9,6 +9,10 @@ from typing import Generic, TypeVar
 Result = TypeVar("Result")
 
 
+class RunFailedError(Exception):
+    """A run that stopped though nothing is wrong with its input: a loss that is not finite, a disk that is full."""
+
+
 @dataclass(frozen=True)
 class Progress:
     """How far a part of a run is.

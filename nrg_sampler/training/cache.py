@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from nrg_sampler.files import replacing, writable_folder
+from nrg_sampler.json_text import to_json
 
 INDEX = "index.json"
 
@@ -35,7 +36,7 @@ class LatentCache:
     def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
         """Open the folder and drop damaged shards."""
         self.settings = dict(settings)
-        digest = hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()
+        digest = hashlib.sha256(to_json(self.settings, sort_keys=True).encode()).hexdigest()
         self.folder = writable_folder(folder / digest[:16])
         self._shards: dict[str, dict[str, Any]] = {}
         self._place: dict[str, str] = {}  # name -> shard
@@ -56,7 +57,7 @@ class LatentCache:
     def add(self, tensors: Mapping[str, Tensor]) -> None:
         """Write a shard."""
         names = sorted(tensors)
-        shard = f"shard-{hashlib.sha256(json.dumps(names).encode()).hexdigest()[:12]}.safetensors"
+        shard = f"shard-{hashlib.sha256(to_json(names).encode()).hexdigest()[:12]}.safetensors"
         with replacing(self.folder / shard) as partial:
             save_file({name: tensors[name].contiguous() for name in names}, partial)
             checksum = _sha256(partial)
@@ -95,7 +96,7 @@ class LatentCache:
 
     def _write_index(self) -> None:
         with replacing(self.folder / INDEX) as partial:
-            partial.write_text(json.dumps({"settings": self.settings, "shards": self._shards}, indent=1) + "\n")
+            partial.write_text(to_json({"settings": self.settings, "shards": self._shards}, indent=1) + "\n")
 
 
 def clip_name(file: Path) -> str:

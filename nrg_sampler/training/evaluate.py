@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Generator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +11,7 @@ import torch
 from torch import Tensor
 
 from nrg_sampler.files import replacing, writable_folder
+from nrg_sampler.json_text import finite_only, to_json
 from nrg_sampler.rewards.latent import LatentReward
 from nrg_sampler.rewards.loading import load_reward
 from nrg_sampler.runs.device import AUTO, default_device, dtype_name, dtype_reason
@@ -43,7 +42,7 @@ class EvaluatedRewards:
     def to_dict(self) -> dict[str, Any]:
         """Return everything as JSON takes it; what could not be measured is ``None``."""
         bad = [{"row": row.row, "reason": row.reason} for row in self.bad]
-        figures: dict[str, Any] = _without_nan({"pairs": self.pairs, "bad_rows": bad, "rewards": self.rewards})
+        figures: dict[str, Any] = finite_only({"pairs": self.pairs, "bad_rows": bad, "rewards": self.rewards})
         return figures
 
     def markdown(self) -> str:
@@ -93,7 +92,7 @@ def _evaluate(settings: RewardEvaluation) -> Generator[Progress, None, Evaluated
     if len(rewards) > 1 and all(report["training_pairs"] for report in reports):
         plot_fractions(reports, rewards[0].axes, settings.out / "fractions.png")
     result = EvaluatedRewards(len(pairs), prepared.bad, reports)
-    for file, text in (("accuracy.json", json.dumps(result.to_dict(), indent=2)), ("accuracy.md", result.markdown())):
+    for file, text in (("accuracy.json", to_json(result.to_dict(), indent=2)), ("accuracy.md", result.markdown())):
         with replacing(settings.out / file) as partial:
             partial.write_text(text + "\n", encoding="utf-8")
     return result
@@ -150,12 +149,3 @@ def _calibration(count: int) -> Tensor:
     chosen = torch.zeros(count, dtype=torch.bool)
     chosen[torch.randperm(count, generator=torch.Generator().manual_seed(0))[: count // 2]] = True
     return chosen
-
-
-def _without_nan(value: Any) -> Any:
-    """Write what could not be measured as null, which every JSON reader takes."""
-    if isinstance(value, dict):
-        return {name: _without_nan(item) for name, item in value.items()}
-    if isinstance(value, list):
-        return [_without_nan(item) for item in value]
-    return None if isinstance(value, float) and math.isnan(value) else value

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nrg_sampler.files import replacing
+from nrg_sampler.json_text import to_json
 from nrg_sampler.runs.device import AUTO, dtype_name, dtype_reason
 from nrg_sampler.training.checkpoint import has_checkpoint
 from nrg_sampler.training.settings import RewardTraining
@@ -36,7 +37,7 @@ class Precision:
     def save(self, folder: Path) -> None:
         """Write the choice to the output folder, where a continued run reads it."""
         with replacing(folder / PRECISION) as partial:
-            partial.write_text(json.dumps({"dtype": self.dtype, "mixed_precision": self.mixed_precision}) + "\n")
+            partial.write_text(to_json({"dtype": self.dtype, "mixed_precision": self.mixed_precision}) + "\n")
 
 
 def choose_precision(settings: RewardTraining, device: str) -> Precision:

@@ -11,7 +11,6 @@ Example:
 
 from __future__ import annotations
 
-import json
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from nrg_sampler.files import writable_folder
+from nrg_sampler.json_text import to_json
 from nrg_sampler.rewards.latent import LatentReward
 from nrg_sampler.rewards.latent_space import latent_space
 from nrg_sampler.runs.device import default_device
@@ -183,7 +183,7 @@ def _optimise(
         accelerator.log(numbers, step=int(numbers["step"]))
         if accelerator.is_main_process:
             with open(settings.out / LOG, "a", encoding="utf-8") as log:
-                log.write(json.dumps(numbers) + "\n")
+                log.write(to_json(numbers) + "\n")
         yield Progress("training", int(numbers["step"]), total, numbers=numbers)
     return loss
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from nrg_sampler.json_text import to_json
 from nrg_sampler.rewards.pixel import decoded
 from nrg_sampler.training.cache import clip_name
 from nrg_sampler.training.decoding import ClipSettings, UnreadableClipError, read_clip
@@ -71,7 +71,7 @@ class Sample:
     @property
     def name(self) -> str:
         """Unique for the settings; the latents are cached under it."""
-        return f"sample/{hashlib.sha256(json.dumps(vars(self), sort_keys=True).encode()).hexdigest()}"
+        return f"sample/{hashlib.sha256(to_json(vars(self), sort_keys=True).encode()).hexdigest()}"
 
 
 def plan_samples(

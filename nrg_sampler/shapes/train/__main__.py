@@ -8,13 +8,14 @@ Example:
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from tqdm.auto import tqdm
+
+from nrg_sampler.json_text import to_json
 
 
 def _vae(folder: Path, **options: Any) -> Iterator[dict[str, float]]:
@@ -119,7 +120,7 @@ def main() -> None:
             bar.update(int(numbers["step"] > 0))
             if numbers["step"] % 50 == 0:
                 bar.set_postfix({name: f"{value:.4g}" for name, value in numbers.items()})
-                log.write(json.dumps(numbers) + "\n")
+                log.write(to_json(numbers) + "\n")
                 log.flush()
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from nrg_sampler.files import replacing
 from nrg_sampler.flow import noised
+from nrg_sampler.json_text import to_json
 from nrg_sampler.rewards.base import Conditioning
 from nrg_sampler.rewards.latent import LatentReward
 from nrg_sampler.runs.device import fast_autocast
@@ -133,7 +134,7 @@ def run_ablation(
             reward = yield from _trained(cell, number, train, pipe, steps, batch, device, checkpoint)
             accuracy = {kind: accuracy_by_sigma(reward, held_out, pipe, 0, kind, groups) for kind in KINDS}
             with replacing(file) as partial:
-                partial.write_text(json.dumps({"settings": settings, "accuracy": accuracy}, indent=2) + "\n")
+                partial.write_text(to_json({"settings": settings, "accuracy": accuracy}, indent=2) + "\n")
             checkpoint.unlink(missing_ok=True)
         _write_tables(folder, results, planned, settings)
 
@@ -251,7 +252,7 @@ def _write_tables(folder: Path, results: Path, planned: Sequence[Cell], settings
         writer.writerows(rows)
     summary = summarise(rows)
     for name, text in (
-        ("ablation.json", json.dumps({"settings": settings, "rows": summary}, indent=2)),
+        ("ablation.json", to_json({"settings": settings, "rows": summary}, indent=2)),
         ("ablation.md", markdown(summary)),
     ):
         with replacing(folder / name) as partial:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from nrg_sampler.json_text import to_json
 from nrg_sampler.rewards.base import RewardHooks
 from nrg_sampler.rewards.card import by_axis
 
@@ -60,7 +61,7 @@ def save_bundle(folder: Path, out: Path) -> None:
     pipe = assemble_pipeline(folder)
     pipe.to(dtype=torch.float16)
     pipe.save_pretrained(out / "pipeline")
-    (out / "pipeline" / "sampling.json").write_text(json.dumps(SAMPLING, indent=2) + "\n")
+    (out / "pipeline" / "sampling.json").write_text(to_json(SAMPLING, indent=2) + "\n")
     (out / "pipeline" / "README.md").write_text(PIPELINE_CARD)
     reward = LatentReward.from_pretrained(folder / "reward", dtype=torch.float32)
     reward.register_to_config(latent_space=latent_space(pipe.vae))
@@ -77,7 +78,7 @@ def save_bundle(folder: Path, out: Path) -> None:
     for file in out.rglob("config.json"):
         settings = json.loads(file.read_text())
         settings.pop("_name_or_path", None)  # a path of the machine that trained the parts
-        file.write_text(json.dumps(settings, indent=2) + "\n")
+        file.write_text(to_json(settings, indent=2) + "\n")
 
 
 PIPELINE_CARD = """---

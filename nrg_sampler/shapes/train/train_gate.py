@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from nrg_sampler.json_text import to_json
 from nrg_sampler.rewards.gate import WeightGate, pool_prompts
 from nrg_sampler.rewards.latent import LatentReward
 from nrg_sampler.shapes.oracle import AXES
@@ -40,7 +40,7 @@ def fit_gate(folder: Path, seed: int = 0, device: str = "cpu", **options: Any) -
     pooled, targets = _prompt_deficits(pool, pipe, seed)
     gate = train_gate(pooled, targets, seed=seed, **options)
     accuracy = gate_accuracy(gate, Pool.load(*_held_out(folder)), pipe, seed)
-    (folder / "gate-accuracy.json").write_text(json.dumps(accuracy, indent=2))
+    (folder / "gate-accuracy.json").write_text(to_json(accuracy, indent=2))
     reward = LatentReward.from_pretrained(folder / "reward", dtype=torch.float32)
     reward.add_gate(gate)
     reward.save_pretrained(folder / "reward")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Iterable, Iterator
 from itertools import combinations
@@ -14,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from nrg_sampler.files import replacing
+from nrg_sampler.json_text import to_json
 from nrg_sampler.runs.device import fast_autocast
 from nrg_sampler.shapes.judge import PixelJudge
 from nrg_sampler.shapes.oracle import AXES
@@ -105,7 +105,7 @@ def train_judge(
     accuracy = {kind: held_out_accuracy(judge, *held_out, kind, seed, pipe, reward) for kind in KINDS}
     accuracy["reading"] = reading_accuracy(judge, *_load(own, "validation", ("faultless",)), seed)
     with replacing(folder / "judge-accuracy.json") as partial:
-        partial.write_text(json.dumps(accuracy, indent=2) + "\n")
+        partial.write_text(to_json(accuracy, indent=2) + "\n")
     calibrate_judge(judge, pool, pixels, seed)
     judge.to("cpu").save_pretrained(folder / "judge")
 

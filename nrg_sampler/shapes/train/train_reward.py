@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import random
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from nrg_sampler.json_text import to_json
 from nrg_sampler.rewards.latent import LatentReward
 from nrg_sampler.shapes.oracle import AXES
 from nrg_sampler.shapes.train.attributes import AttributeClassifier
@@ -132,7 +132,7 @@ def train_reward(
         average(reward, before, stage.kept)
     held_out = Pool.load(*(folder / f"pool-{kind}-validation.safetensors" for kind in HELD_OUT if kind in stage.pools))
     accuracy = {kind: accuracy_by_sigma(reward, held_out, pipe, seed, kind) for kind in ("mixed", "same")}
-    (folder / f"{name}-accuracy.json").write_text(json.dumps(accuracy, indent=2))
+    (folder / f"{name}-accuracy.json").write_text(to_json(accuracy, indent=2))
     recommended = GUIDING if name in GUIDED_BY.values() else RECOMMENDED
     calibrate(reward, Pool.load(folder / "pool-sampled-train.safetensors"), pipe, seed, recommended)
     reward.to("cpu").save_pretrained(folder / name)
