@@ -6,7 +6,7 @@ import copy
 import functools
 import inspect
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -162,6 +162,37 @@ class NRGFlowPipeline(DiffusionPipeline):
         self.direction_memory = DirectionMemory()
         with attach(self, self.reward_model, guidance, memory=self.direction_memory) as self.trace:
             return super().__call__(*args, **kwargs, **defaults)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the pipeline computes, an accelerator before the CPU; the reward need not know where it is."""
+        devices = [module.device for module in self._own_modules()]
+        accelerators = [device for device in devices if device.type not in ("cpu", "meta")]
+        return next(iter([*accelerators, *devices]), torch.device("cpu"))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the pipeline's weights; the reward's may be another."""
+        return next((module.dtype for module in self._own_modules()), torch.float32)
+
+    def to(self, *args: Any, **kwargs: Any) -> NRGFlowPipeline:
+        """Move and cast every component, as diffusers does; a reward needs neither ``device`` nor ``dtype`` for it."""
+        reward = self.reward_model
+        if not isinstance(reward, torch.nn.Module) or (hasattr(reward, "device") and hasattr(reward, "dtype")):
+            return super().to(*args, **kwargs)  # type: ignore[no-any-return]
+        held = self.__dict__.pop("reward_model")  # past __setattr__, which would write it to the pipeline's config
+        try:
+            super().to(*args, **kwargs)
+        finally:
+            self.__dict__["reward_model"] = held
+        kwargs.pop("silence_dtype_warnings", None)
+        reward.to(*args, **kwargs)
+        return self
+
+    def _own_modules(self) -> Iterator[Any]:
+        names, _ = self._get_signature_keys(self)
+        parts = (getattr(self, name, None) for name in names if name != "reward_model")
+        return (part for part in parts if isinstance(part, torch.nn.Module))
 
     @classmethod
     def _members(cls, base: Any) -> dict[str, Any]:
