@@ -33,6 +33,10 @@ class Measurement(Push):
     stopwatch: Stopwatch
 
 
+# Below it the pixels of the bundled model change by less than one of 255 levels on average, which no file keeps.
+NOTICEABLE_PUSH = 0.005
+USUAL_PUSH = 0.1
+
 PER_SAMPLE = ("grad_norm", "velocity_norm", "coefficient", "push_ratio", "clamped", "capped", "finite", "floored")
 
 
@@ -142,8 +146,17 @@ class GuidanceTrace:
         """Warn, at most once each, of gradients that were not finite and of guidance that changed nothing."""
         if self.scale == 0 or self.warn_not_finite():
             return
-        if not any(bool(step.measurement.push_ratio.any()) for step in self.steps if step.measurement):
+        push = self.mean_push()
+        if not push:
             warnings.warn(f"Guidance had no effect: {self._why_nothing()}", GuidanceWarning, stacklevel=3)
+        elif push < NOTICEABLE_PUSH:
+            message = f"Guidance had next to no effect: mean push {100 * push:.2g} %; {self._how_to_push_more(push)}"
+            warnings.warn(message, GuidanceWarning, stacklevel=3)
+
+    def mean_push(self) -> float:
+        """Return the mean of ``push_ratio`` over the guided steps and their samples; 0 where none was guided."""
+        pushes = [step.measurement.push_ratio.float().mean().item() for step in self.steps if step.measurement]
+        return sum(pushes) / len(pushes) if pushes else 0.0
 
     def warn_not_finite(self) -> bool:
         """Warn of gradients that were not finite, and return whether there were any."""
@@ -163,8 +176,24 @@ class GuidanceTrace:
         if not self.steps:
             return "no denoising step passed through the scheduler; sample with the attached pipeline and scheduler."
         if not any(step.measurement for step in self.steps):
+            reasons = {step.skipped for step in self.steps}
+            if reasons == {"sigma"}:
+                return "every step was at sigma 1, pure noise, or at 0, where nothing is guided; sample more steps."
+            if "sigma" in reasons:
+                return (
+                    "no denoising step was within its window, apart from those at sigma 1, pure noise, where nothing "
+                    "is guided; sample more steps, widen `start` and `stop` or lower `every`."
+                )
             return "no denoising step was within its window; widen `start` and `stop` or lower `every`."
         return "the gradient was zero in every step; use a reward that depends on the latents."
+
+    def _how_to_push_more(self, push: float) -> str:
+        guided = [step.measurement for step in self.steps if step.measurement]
+        for limit, held in (("max_push", "capped"), ("max_coefficient", "clamped")):
+            if all(bool(getattr(measurement, held).all()) for measurement in guided):
+                return f"`{limit}` held every step back, raise it."
+        wanted = _round_number(self.scale * USUAL_PUSH / push)
+        return f"raise `scale`, which was {self.scale:g}, to about {wanted} for a push of 10 %."
 
     def _samples(self, step: GuidanceStep) -> list[dict[str, Any]]:
         place = {"run": step.run, "step_index": step.step_index}
@@ -214,6 +243,11 @@ class GuidanceTrace:
 
 def _numbers(values: float | Tensor) -> list[Any]:
     return values.flatten().tolist() if isinstance(values, Tensor) else [values]
+
+
+def _round_number(value: float) -> str:
+    """Write a number with one significant digit, as 6000 or 0.02."""
+    return f"{float(f'{value:.0e}'):.15g}"
 
 
 def _average(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:

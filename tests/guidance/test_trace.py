@@ -106,7 +106,19 @@ def test_recording_does_not_read_the_tensors():
     ("steps", "message"),
     [
         ([], "Guidance had no effect: no denoising step passed through the scheduler"),
-        (["window", "every"], "Guidance had no effect: no denoising step was within its window"),
+        (["window", "every"], "Guidance had no effect: no denoising step was within its window; widen"),
+        (["sigma"], "Guidance had no effect: every step was at sigma 1, pure noise, or at 0, .* sample more steps"),
+        (["sigma", "window"], "within its window, apart from those at sigma 1, .* sample more steps, widen `start`"),
+        ([measurement(push_ratio=torch.tensor([0.0002, 0.0]))], "no effect: mean push 0.01 %; raise `scale`"),
+        ([measurement(push_ratio=torch.full((2,), 0.003))], "which was 1, to about 30 for a push of 10 %"),
+        (
+            [measurement(push_ratio=torch.full((2,), 1e-4), capped=torch.tensor([True, True]))],
+            "`max_push` held every step back, raise it",
+        ),
+        (
+            [measurement(push_ratio=torch.full((2,), 1e-4), clamped=torch.tensor([True, True]))],
+            "`max_coefficient` held every step back, raise it",
+        ),
         ([measurement(push_ratio=torch.zeros(2))], "Guidance had no effect: the gradient was zero in every step"),
         ([measurement(finite=torch.tensor([True, False]))], "The reward's gradient was not finite in 1 of 1 guided"),
     ],

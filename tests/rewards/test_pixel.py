@@ -9,7 +9,7 @@ import torch
 from tiny import LATENT_CHANNELS, sample
 from torch import nn
 
-from nrg_sampler import Conditioning, attach, guided_velocity
+from nrg_sampler import Conditioning, GuidanceWarning, RewardGuidance, attach, guided_velocity
 from nrg_sampler.cost.counting import MemoryCounter
 from nrg_sampler.rewards.gradient import reward_gradient
 from nrg_sampler.rewards.pixel import PixelReward
@@ -185,3 +185,10 @@ def test_says_what_is_wrong(convolutional, wan):
         PixelReward(Judge(), convolutional, ("light",)).score_frames(torch.rand(2, 3, 2, 4, 4))
     with pytest.raises(ValueError, match=f"with 4 latent channels.*WanPipeline has {LATENT_CHANNELS}"):
         PixelReward(Judge(), convolutional, ("light",)).check_compatible(wan)
+
+
+def test_a_judge_that_hardly_pushes_at_the_default_scale_says_so(wan):
+    reward = PixelReward(lambda frames: frames.mean(dim=(1, 2, 3, 4))[:, None], wan.vae, ("light",))
+    message = r"Guidance had next to no effect: mean push \S+ %; raise `scale`, which was 1, to about \d+ for a push"
+    with pytest.warns(GuidanceWarning, match=message), attach(wan, reward, RewardGuidance()):
+        sample(wan)
