@@ -70,6 +70,7 @@ class VideoFile:
     def __init__(self, path: Path) -> None:
         """Read the times of the frames."""
         self.path = path
+        self._turn: tuple[int, int, bool] | None = None
         with self._opened() as (container, stream):
             self._unit = stream.time_base or Fraction(1, 1000)
             self._nominal = stream.guessed_rate or stream.average_rate or Fraction(25)
@@ -138,7 +139,8 @@ class VideoFile:
         while taken < len(wanted):
             time, frame = next(decoded, (math.inf, None))
             if shown is not None and wanted[taken] + slack < time:
-                picture = _picture(shown, self._pixel, size)
+                self._turn = self._turn or _orientation(shown)
+                picture = _picture(shown, self._pixel, self._turn, size)
                 size = size or picture.shape[:2]  # a file can change its size midway
                 while taken < len(wanted) and wanted[taken] + slack < time:
                     taken += 1
@@ -223,11 +225,11 @@ def _pixel_aspect(stream: VideoStream) -> Fraction:
     return aspect if 1 <= max(aspect, 1 / aspect) <= WIDEST_PIXEL else Fraction(1)
 
 
-def _picture(frame: VideoFrame, pixel: Fraction, size: tuple[int, int] | None) -> Frames:
+def _picture(frame: VideoFrame, pixel: Fraction, turn: tuple[int, int, bool], size: tuple[int, int] | None) -> Frames:
     """A decoded frame in RGB, shape ``(H, W, 3)``: upright, with square pixels, shrunk to ``size``."""
     from av.video.reformatter import Interpolation
 
-    across, down, turned = _orientation(frame)
+    across, down, turned = turn
     height, width = round(frame.height / min(pixel, Fraction(1))), round(frame.width * max(pixel, Fraction(1)))
     wanted = (height, width) if size is None else size[::-1] if turned else size
     whole = wanted[0] > 0 and height % wanted[0] == 0 and width % wanted[1] == 0
@@ -242,7 +244,8 @@ def _picture(frame: VideoFrame, pixel: Fraction, size: tuple[int, int] | None) -
 
 def _orientation(frame: VideoFrame) -> tuple[int, int, bool]:
     """Whether a player mirrors a frame across (-1, else 1), then down, after it has exchanged rows and columns."""
-    data: Any = frame.side_data.get("DISPLAYMATRIX")
+    small = frame.reformat(16, 16, "rgb24")  # PyAV never frees a frame whose side data were read
+    data: Any = small.side_data.get("DISPLAYMATRIX")
     if data is None:
         return 1, 1, False
     a, b, _, c, d, *_ = np.frombuffer(bytes(data), dtype=np.int32).tolist()  # x' = a x + c y, y' = b x + d y

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -293,6 +295,23 @@ def test_frames_far_apart_are_found_by_seeking_as_by_decoding_everything(
     found = np.stack(list(video.at(times)))
     assert (found == every[[0, 33, 33, 105, 119]]).all()
     assert len(decoded) < 70
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts memory in kB as Linux does")
+def test_memory_holds_the_frames_that_are_kept(folder: Path) -> None:
+    path = encode(folder / "large.mp4", "color=s=1280x720:r=30:d=4", *H264)
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom resource import RUSAGE_SELF, getrusage\n"
+        "from nrg_sampler.videofile import VideoFile\n"
+        "video = VideoFile(Path(sys.argv[1]))\n"
+        "def peak(times): return sum(1 for _ in video.at(times)), getrusage(RUSAGE_SELF).ru_maxrss\n"
+        "few, many = peak(video.times[:20]), peak(video.times)\n"
+        "print(few[0], many[0], many[1] - few[1])"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
+    few, many, more = map(int, done.stdout.split())
+    assert (few, many) == (20, 120)
+    assert more < 40_000  # kB; 100 frames kept would be 276,000, or 138,000 before they are RGB
 
 
 def test_shrinking_by_a_whole_factor_undoes_an_enlarging(tmp_path: Path) -> None:

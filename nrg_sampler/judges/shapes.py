@@ -11,7 +11,7 @@ from torch import Tensor
 
 from nrg_sampler.rewards.base import normalised
 
-MOST_PIXELS = 2**22  # of a file; both judges need some hundred bytes for each, and know small pictures
+MOST_PIXELS = 3 * 2**20  # of a file, 48 frames of 256 x 256; both judges need some hundred bytes for each
 
 
 class OracleJudge:
