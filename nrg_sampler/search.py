@@ -10,6 +10,7 @@ References:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -67,9 +68,14 @@ class Search:
     def __post_init__(self) -> None:
         if not isinstance(self.candidates, int) or self.candidates < 1:
             raise ValueError(f"Expected `candidates` to be a whole number of 1 or more, but got {self.candidates}.")
+        if isinstance(self.moments, str) or not isinstance(self.moments, Sequence):
+            raise ValueError(f"Expected `moments` to be a sequence of numbers, but got {self.moments!r}.")
+        for name, values in (("moments", self.moments), ("temperature", [self.temperature]), ("noise", [self.noise])):
+            if not all(isinstance(value, int | float) for value in values):
+                raise ValueError(f"Expected a number for `{name}`, but got {getattr(self, name)!r}.")
         if not all(0 < moment < 1 for moment in self.moments):
             raise ValueError(f"Expected `moments` to be between 0 and 1, but got {self.moments}.")
-        if not self.temperature > 0:
+        if not 0 < self.temperature < math.inf:
             raise ValueError(f"Expected `temperature` to be above 0, but got {self.temperature}.")
         if not 0 <= self.noise <= 1:
             raise ValueError(f"Expected `noise` to be between 0 and 1, but got {self.noise}.")

@@ -5,10 +5,18 @@ from __future__ import annotations
 import os
 from typing import Any
 
+import hypothesis
 import pytest
 from tiny import TowardTarget, schedulers, tiny_components, tiny_transformer
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+# The same tries in every run, none of them timed; `pytest --hypothesis-profile=thorough` makes 10,000 of each.
+_steady = {"deadline": None, "derandomize": True, "database": None}
+_slow = [hypothesis.HealthCheck.too_slow, hypothesis.HealthCheck.function_scoped_fixture]
+hypothesis.settings.register_profile("quick", max_examples=100, suppress_health_check=_slow, **_steady)
+hypothesis.settings.register_profile("thorough", max_examples=10_000, suppress_health_check=_slow, **_steady)
+hypothesis.settings.load_profile("quick")
 
 
 @pytest.fixture(scope="session")

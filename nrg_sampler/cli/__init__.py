@@ -96,8 +96,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         _say("error", error)
         return BAD_INPUT
-    except RuntimeError as error:
-        if arguments.debug or "out of memory" not in str(error):
+    except (RuntimeError, MemoryError) as error:
+        if arguments.debug or not _out_of_memory(error):
             raise
         advice = "try --checkpointing, fewer --frames, a smaller --height and --width, or --dtype bfloat16"
         _say("error", f"out of memory; {advice}.")
@@ -107,6 +107,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         _say("interrupted", "nothing was written.")
         return INTERRUPTED
+
+
+def _out_of_memory(error: Exception) -> bool:
+    # of a GPU, of torch on the CPU, and of everything else there
+    return isinstance(error, MemoryError) or any(text in str(error) for text in ("out of memory", "allocate memory"))
 
 
 def _say(kind: str, text: object) -> None:

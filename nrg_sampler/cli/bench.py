@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from nrg_sampler.cli import parser as options
 from nrg_sampler.json_text import to_json
+from nrg_sampler.runs.device import DTYPES
 
 if TYPE_CHECKING:
     from nrg_sampler.cost.rows import CostRow
@@ -68,7 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="take a step of each kind for real, and measure by how much the process grows (default: counted)",
     )
     parser.add_argument("--device", help="where to time (default: cuda if there is one, else cpu)")
-    parser.add_argument("--dtype", choices=options.DTYPES, help="default: bfloat16, on the CPU float32")
+    parser.add_argument("--dtype", choices=DTYPES, help="default: bfloat16, on the CPU float32")
     parser.add_argument("--json", action="store_true", help="print one JSON object a row, for programs")
 
 

@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 from nrg_sampler.guidance import presets
 from nrg_sampler.guidance.fields import GROUPS, Setting, Switch, settings_of
 from nrg_sampler.guidance.settings import RewardGuidance
+from nrg_sampler.runs.device import DTYPES
 from nrg_sampler.schedulers import SCHEDULERS
 
 # option -> argument of the pipeline call
@@ -22,7 +23,6 @@ SAMPLING = {
     "width": "width",
     "frames": "num_frames",
 }
-DTYPES = ("float32", "bfloat16", "float16")
 DEFAULT_FOLDER = Path("outputs")
 
 

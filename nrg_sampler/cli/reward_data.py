@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nrg_sampler.checkpoints import BUNDLED
-from nrg_sampler.cli.parser import DTYPES, positive, whole_number
-from nrg_sampler.runs.device import AUTO
+from nrg_sampler.cli.parser import positive, whole_number
+from nrg_sampler.runs.device import AUTO, DTYPES
 
 if TYPE_CHECKING:
     from nrg_sampler.training.settings import DataSettings, EncodingSettings

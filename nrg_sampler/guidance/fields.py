@@ -68,7 +68,7 @@ class Number:
             return None
         try:
             holds = math.isfinite(value) and self.low <= value <= self.high and not (self.above and value == self.low)
-        except TypeError:
+        except (TypeError, OverflowError):
             holds = False
         expect(holds, name, self.expected, value)
         return value

@@ -269,6 +269,8 @@ class RewardGuidance:
 
 def _axes(axes: str | Sequence[str] | None) -> tuple[str, ...] | None:
     names = axes.split(",") if isinstance(axes, str) else axes or ()
+    if not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"Expected `floor` as axes, such as 'TA' or 'VQ,TA', but got {axes!r}.")
     return tuple(name.strip() for name in names if name.strip()) or None
 
 

@@ -69,7 +69,7 @@ def read_powers(name: str, given: PowersLike) -> float | RewardWeights | None:
         return given
     try:
         number = float(given)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         try:
             return RewardWeights.parse(given)
         except ValueError:

@@ -52,7 +52,7 @@ class RewardWeights:
         try:
             names, values = _names_and_values(weights)
             return cls(tuple(float(value) for value in values), names)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             if str(error).startswith("Expected"):
                 raise
             raise ValueError(

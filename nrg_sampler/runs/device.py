@@ -10,6 +10,7 @@ from nrg_sampler.checkpoints import BUNDLED
 if TYPE_CHECKING:
     import torch
 
+DTYPES = ("float32", "bfloat16", "float16")  # of weights
 AUTO = "auto"
 ARITHMETIC = (AUTO, "float32", "bfloat16")  # of the arithmetic under autocast
 

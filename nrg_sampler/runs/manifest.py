@@ -13,10 +13,26 @@ from typing import Any
 
 from nrg_sampler.files import fingerprint, replacing
 from nrg_sampler.json_text import to_json
+from nrg_sampler.runs import entries as kinds
 from nrg_sampler.runs.recipe import Recipe
 from nrg_sampler.video import Frames, frames_sha256
 
 FORMAT = 1
+ENTRIES = {
+    "command": kinds.TEXT,
+    "seed": kinds.SEED,
+    "fingerprints": kinds.TEXT.mapped(),
+    "versions": kinds.TEXT.mapped(),
+}
+CLIP_ENTRIES = {
+    "name": kinds.TEXT,
+    "sha256": kinds.TEXT,
+    "shape": kinds.COUNT.listed(),
+    "seconds": kinds.NUMBER,
+    "scores": kinds.NUMBER.mapped().mapped(),
+    "trace": kinds.OBJECT.listed(),
+}
+CLIP_REQUIRED = {"name", "sha256", "shape", "seconds"}
 PACKAGES = ("nrg-sampler", "torch", "diffusers", "transformers", "numpy", "imageio-ffmpeg")
 
 
@@ -97,7 +113,7 @@ class Manifest:
             entries = json.loads(path.read_text(encoding="utf-8"))
         except OSError as error:
             raise ValueError(f"Expected a manifest, but {path} cannot be read: {error.strerror}.") from error
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"Expected a manifest, but {path} is not valid JSON.") from error
         return cls._from_entries(entries, path)
 
@@ -113,14 +129,22 @@ class Manifest:
             raise ValueError(f"Expected the entries of a manifest, but {path} lacks {', '.join(sorted(lacking))}.")
         own = {name: value for name, value in entries.items() if name in names}
         try:
-            clips = [Clip(**{**clip, "shape": tuple(clip["shape"])}) for clip in own.pop("clips")]
-        except (TypeError, KeyError) as error:
-            raise ValueError(f"Expected a list of clips in {path}, but an entry is incomplete.") from error
-        try:
+            kinds.require(own, ENTRIES)
+            clips = _read_clips(own.pop("clips"))
             recipe = Recipe.from_entries({name: value for name, value in entries.items() if name not in names})
         except ValueError as error:
             raise ValueError(f"Expected a manifest that can be read, but in {path}: {error}") from error
         return cls(recipe=recipe, clips=clips, **own)
+
+
+def _read_clips(entries: Any) -> list[Clip]:
+    if not isinstance(entries, list) or not entries:
+        raise ValueError(f"Expected a list of clips, but got {kinds.shown(entries)}.")
+    for clip in entries:
+        if not isinstance(clip, dict) or not CLIP_REQUIRED <= clip.keys() <= CLIP_ENTRIES.keys():
+            raise ValueError(f"Expected a list of clips, but an entry is incomplete: {kinds.shown(clip)}.")
+        kinds.require(clip, CLIP_ENTRIES, " of a clip")
+    return [Clip(**{**clip, "shape": tuple(clip["shape"])}) for clip in entries]
 
 
 def changes(clips: Sequence[Clip]) -> dict[str, dict[str, float]]:

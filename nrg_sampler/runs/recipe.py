@@ -10,10 +10,38 @@ from nrg_sampler.guidance.settings import RewardGuidance
 from nrg_sampler.rewards import RewardWeights
 from nrg_sampler.rewards.gate import weights_for_prompt
 from nrg_sampler.rewards.weights import AUTO
+from nrg_sampler.runs import entries as kinds
+from nrg_sampler.runs.device import DTYPES
+from nrg_sampler.schedulers import SCHEDULERS
+from nrg_sampler.search import Search
 
 # What an entry was before manifests named it.
 ABSENT: dict[str, Any] = {"scheduler": None, "search": None, "proposed": False, "checkpointing": False}
 ABSENT_GUIDANCE: dict[str, Any] = {"every": 1, "reuse": False}
+
+ENTRIES = {
+    "prompt": kinds.TEXT,
+    "guidance": kinds.OBJECT,
+    "sampling": kinds.OBJECT,
+    "model": kinds.TEXT,
+    "reward": kinds.TEXT.or_none(),
+    "device": kinds.TEXT,
+    "dtype": kinds.one_of(*DTYPES),
+    "fps": kinds.POSITIVE.or_none(),
+    "scheduler": kinds.one_of(*SCHEDULERS).or_none(),
+    "search": kinds.OBJECT.or_none(),
+    "proposed": kinds.SWITCH,
+    "checkpointing": kinds.SWITCH,
+}
+SAMPLING = {
+    "num_inference_steps": kinds.COUNT,
+    "guidance_scale": kinds.NUMBER,
+    "negative_prompt": kinds.TEXT.or_none(),
+    "height": kinds.COUNT,
+    "width": kinds.COUNT,
+    "num_frames": kinds.COUNT,
+    "max_sequence_length": kinds.COUNT,
+}
 
 
 @dataclass(frozen=True)
@@ -53,17 +81,25 @@ class Recipe:
         """Read what ``to_entries`` returned, or the manifest of an earlier version.
 
         Raises:
-            ValueError: If an entry is missing or too many, or the settings of the guidance are of another version.
+            ValueError: If an entry is missing, too many or of another kind, or the settings of guidance or search are
+                of another version.
         """
         wanted = {item.name for item in fields(cls)}
         entries = {**{name: item for name, item in ABSENT.items() if name in wanted}, **entries}
         if wanted != entries.keys():
             odd = ", ".join(sorted(wanted ^ entries.keys()))
             raise ValueError(f"Expected the entries of a recipe, but got some that are missing or unknown: {odd}.")
+        kinds.require(entries, ENTRIES)
+        sampling = entries["sampling"]
+        kinds.require(sampling, {**dict.fromkeys(sampling, kinds.PLAIN), **SAMPLING}, " of the sampling")
         try:
             guidance = RewardGuidance(**{**ABSENT_GUIDANCE, **entries["guidance"]})
         except TypeError as error:
             raise ValueError(f"Expected the guidance settings of this version, but {error}.") from error
+        try:
+            Search(**entries["search"] or {})
+        except TypeError as error:
+            raise ValueError(f"Expected the search settings of this version, but {error}.") from error
         return cls(**{**entries, "guidance": guidance})
 
     def to_entries(self) -> dict[str, Any]:

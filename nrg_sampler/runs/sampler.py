@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
 import sys
@@ -52,6 +53,7 @@ class Sampler:
         self.pipe = _with_scheduler(pipe or load(recipe), recipe.scheduler)
         recipe = recipe.settled(self.pipe)
         self.recipe, self.judges = recipe, judges or {}
+        _check_sampling(recipe, self.pipe)
         _check_guidance(recipe, self.pipe.reward_model)
         self._search = _search(recipe, self.pipe.reward_model)
         self.fps = recipe.fps or float(read_sampling(pipeline_source(recipe.model)).get("fps", DEFAULT_FPS))
@@ -222,6 +224,16 @@ def _hardware(device: str) -> str:
     if torch.device(device).type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{device}, {torch.get_num_threads()} threads"
+
+
+def _check_sampling(recipe: Recipe, pipe: Any) -> None:
+    """Refuse arguments that the pipeline does not take, such as those of another one's manifest."""
+    taken = inspect.signature(pipe.__call__).parameters
+    if unknown := recipe.sampling.keys() - taken.keys():
+        raise ValueError(
+            f"Expected arguments of {type(pipe).__name__} for the sampling, but got {', '.join(sorted(unknown))}; "
+            "leave them out."
+        )
 
 
 def _check_guidance(recipe: Recipe, reward: Any) -> None:
