@@ -25,6 +25,7 @@ from nrg_sampler.cli import (
     train_reward,
 )
 from nrg_sampler.cli.parser import OneLineParser, ShortHelp, add_help_all
+from nrg_sampler.runs.progress import RunFailedError
 
 
 class Command(Protocol):
@@ -84,7 +85,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments without the program's name; those of the process by default.
 
     Returns:
-        0, 1 when a replay differs or the memory is used up, 2 for bad input, 130 after Ctrl-C.
+        0, 1 when a replay differs, a training diverges, or the memory or the disk is full, 2 for bad input, 130
+        after Ctrl-C.
     """
     arguments = build_parser().parse_args(argv)
     try:
@@ -96,6 +98,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         _say("error", error)
         return BAD_INPUT
+    except RunFailedError as error:
+        if arguments.debug:
+            raise
+        _say("error", error)
+        return FAILED
     except (RuntimeError, MemoryError) as error:
         if arguments.debug or not _out_of_memory(error):
             raise

@@ -135,6 +135,7 @@ def _print(result: TrainedReward, as_json: bool) -> None:
             "held_out": result.held_out,
             "bad_rows": [{"row": bad.row, "reason": bad.reason} for bad in result.bad],
             "loss": result.loss,
+            "already_trained": result.loss is None,
             "accuracy": result.accuracy,
         }
         print(to_json(report))

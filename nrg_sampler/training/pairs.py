@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,6 +43,8 @@ class PairData:
         cache: Holds the latents and features.
         scores: A teacher's scores, NaN where there is none, shape ``(N, axes, 2)``.
         overall: The preference as a whole, shape ``(N,)``; unlabelled by default.
+        measured: The scores as the teacher gave them, whose digest is the same on every machine; ``scores`` by
+            default.
     """
 
     def __init__(
@@ -53,6 +56,7 @@ class PairData:
         cache: LatentCache,
         scores: Tensor | None = None,
         overall: Tensor | None = None,
+        measured: Tensor | None = None,
     ) -> None:
         """Keep the pairs; tensors are read batch by batch."""
         self.axes, self._cache = axes, cache
@@ -61,6 +65,7 @@ class PairData:
         self.preference = preference
         self.overall = torch.full((len(self._clips),), torch.nan) if overall is None else overall
         self.scores = scores
+        self.measured = scores if measured is None else measured
 
     @classmethod
     def of(cls, table: PreferenceTable, cache: LatentCache) -> PairData:
@@ -78,6 +83,16 @@ class PairData:
     def __len__(self) -> int:
         """Return the number of pairs."""
         return len(self._clips)
+
+    @property
+    def names(self) -> list[tuple[str, str, str]]:
+        """Names of A, of B and of the prompt of each pair, which stand for their contents."""
+        return [(*clips, prompt) for clips, prompt in zip(self._clips, self._prompts, strict=True)]
+
+    @property
+    def encoding(self) -> dict[str, Any]:
+        """What decides the latents and features besides clips and prompts: the model, and how files become clips."""
+        return dict(self._cache.settings)
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from nrg_sampler.files import replacing
 from nrg_sampler.json_text import to_json
 from nrg_sampler.runs.device import AUTO, dtype_name, dtype_reason
-from nrg_sampler.training.checkpoint import has_checkpoint
-from nrg_sampler.training.settings import RewardTraining
+from nrg_sampler.training.checkpoint import newest_checkpoint
+from nrg_sampler.training.settings import MIXED_PRECISIONS, RewardTraining
 
+LAUNCHER = "ACCELERATE_MIXED_PRECISION"  # set by accelerate launch in the processes that it starts
 CHECKPOINTS, PRECISION = "checkpoints", "precision.json"  # in the output folder
 
 
@@ -44,25 +46,51 @@ def choose_precision(settings: RewardTraining, device: str) -> Precision:
     """Choose the precision of a training.
 
     Args:
-        settings: What is not ``"auto"`` is as set. What is comes from the run that is continued, if there are
-            checkpoints, else from what is fast on the device.
+        settings: What is not ``"auto"`` is as set. What is comes from ``accelerate launch``, which sets the mixed
+            precision of the processes that it starts; else from the run that is continued, if there are checkpoints;
+            else from what is fast on the device.
         device: Where the run computes.
+
+    Raises:
+        ValueError: If ``accelerate launch`` sets a precision in which rewards are not trained.
     """
-    kept = _kept(settings.out)
+    kept, launched = _kept(settings.out), _launched()
     name = dtype_name(AUTO, device)
     fast = {"dtype": name, "mixed_precision": "bf16" if name == "bfloat16" else "no"}
     wanted = {"dtype": settings.encoding.dtype, "mixed_precision": settings.mixed_precision}
-    chosen = {field: {**fast, **kept}[field] if value == AUTO else value for field, value in wanted.items()}
+    chosen = {
+        field: {**fast, **kept, **launched}[field] if value == AUTO else value for field, value in wanted.items()
+    }
     if AUTO not in wanted.values():
         return Precision(**chosen)
-    reason = "as before in this run." if kept else dtype_reason(device)
+    reason = "as before in this run" if kept else dtype_reason(device).removesuffix(".")
+    if launched and settings.mixed_precision == AUTO:
+        own = "training as accelerate launch has it, which --mixed-precision overrides"
+        reason = own if settings.encoding.dtype != AUTO else f"{reason}; {own}"
     training = "bfloat16 autocast" if chosen["mixed_precision"] == "bf16" else "float32"
-    return Precision(**chosen, note=f"clips are encoded in {chosen['dtype']}, training is in {training}: {reason}")
+    return Precision(**chosen, note=f"clips are encoded in {chosen['dtype']}, training is in {training}: {reason}.")
+
+
+def _launched() -> dict[str, str]:
+    """Read the precision that ``accelerate launch`` was given; empty if it did not start this process.
+
+    Raises:
+        ValueError: If it is one in which rewards are not trained.
+    """
+    value = os.environ.get(LAUNCHER)
+    if value is None:
+        return {}
+    if value not in MIXED_PRECISIONS or value == AUTO:
+        raise ValueError(
+            f"Expected `accelerate launch --mixed_precision` to be bf16 or no, but got {value}; launch with one of "
+            "these."
+        )
+    return {"mixed_precision": value}
 
 
 def _kept(folder: Path) -> dict[str, str]:
     """Read the precision of the run whose checkpoints are in an output folder; empty if there is none."""
-    if not has_checkpoint(folder / CHECKPOINTS):
+    if newest_checkpoint(folder / CHECKPOINTS) is None:
         return {}
     file = folder / PRECISION
     if not file.is_file():  # before runs chose a precision, these were the defaults

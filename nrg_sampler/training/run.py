@@ -11,6 +11,8 @@ Example:
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,12 +20,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from nrg_sampler.files import writable_folder
-from nrg_sampler.json_text import to_json
+from nrg_sampler.files import replacing, writable_folder
+from nrg_sampler.json_text import finite_only, to_json
 from nrg_sampler.rewards.latent import LatentReward
 from nrg_sampler.rewards.latent_space import latent_space
-from nrg_sampler.runs.device import default_device
 from nrg_sampler.runs.progress import Progress, Run
+from nrg_sampler.training.checkpoint import disk_errors
 from nrg_sampler.training.decoding import ClipSettings
 from nrg_sampler.training.distil import prepare_distillation
 from nrg_sampler.training.encoding import PairEncoder
@@ -78,12 +80,14 @@ def train_reward(settings: RewardTraining) -> Run[TrainedReward]:
         A run that yields ``Progress`` of preparing the data and of each training step.
 
     Raises:
-        ValueError: If the output folder cannot be written; while it runs, if the data cannot be used or does not fit.
+        ValueError: If the output folder cannot be written; while it runs, if the data cannot be used or does not fit,
+            or the folder's checkpoints are of another run.
+        RunFailedError: While it runs, if the loss is not finite or the disk is full.
         ImportError: If TensorBoard is to be used and is not installed.
     """
     writable_folder(settings.out)
-    precision = choose_precision(settings, "cpu" if settings.cpu else default_device())
     accelerator = _accelerator(settings)
+    precision = choose_precision(settings, accelerator.device.type)
     settings = replace(
         settings,
         encoding=replace(settings.encoding, dtype=precision.dtype),
@@ -112,15 +116,14 @@ def _train(
     # Without axes that see the prompt, the layers that read it take no part, and processes must not wait for them.
     accelerator.ddp_handler.find_unused_parameters = not reward.config.text_axes
     reward.to(accelerator.device)
-    if accelerator.is_main_process:
-        precision.save(settings.out)
-    loss = yield from _optimise(reward, training, objective, settings, accelerator)
+    loss = yield from _optimise(reward, training, objective, settings, precision, accelerator)
     accuracy = None
     if accelerator.is_main_process:
         calibrate(reward, samples, accelerator.device, settings.trainer.seed)
         accuracy = None if data.held_out is None else held_out_accuracy(reward, data.held_out, accelerator.device)
-        reward.register_to_config(about=_about(settings, objective, data, len(training), accuracy, clips))
-        reward.to("cpu").save_pretrained(settings.out / REWARD)
+        about = _about(settings, objective, data, len(training), accuracy, clips)
+        reward.register_to_config(about=finite_only(about))
+        _save(reward.to("cpu"), settings.out / REWARD)
     accelerator.end_training()
     held_out = 0 if data.held_out is None else len(data.held_out)
     return TrainedReward(settings.out / REWARD, training.axes, len(training), held_out, data.bad, loss, accuracy)
@@ -173,19 +176,61 @@ def _new_reward(
 
 
 def _optimise(
-    reward: LatentReward, data: PairData, objective: Objective, settings: RewardTraining, accelerator: Accelerator
+    reward: LatentReward,
+    data: PairData,
+    objective: Objective,
+    settings: RewardTraining,
+    precision: Precision,
+    accelerator: Accelerator,
 ) -> Generator[Progress, None, float | None]:
-    """Train with a log; returns the loss of the last step."""
+    """Train with a log; returns the loss of the last step, ``None`` if all steps were done before."""
     loss, total, folder = None, settings.trainer.steps, settings.out / CHECKPOINTS
     bfloat16 = settings.mixed_precision == "bf16"
-    for numbers in train(reward, data, objective, settings.trainer, folder, accelerator, bfloat16):
-        loss = numbers["loss"]
+    steps = train(reward, data, objective, settings.trainer, folder, accelerator, bfloat16)
+    if accelerator.is_main_process:  # not before the checkpoints are known to be of this run
+        with disk_errors(settings.out):
+            precision.save(settings.out)
+    for numbers in steps:
         accelerator.log(numbers, step=int(numbers["step"]))
         if accelerator.is_main_process:
-            with open(settings.out / LOG, "a", encoding="utf-8") as log:
-                log.write(to_json(numbers) + "\n")
+            with disk_errors(settings.out / LOG):
+                _log(settings.out / LOG, numbers, first=loss is None)
+        loss = numbers["loss"]
         yield Progress("training", int(numbers["step"]), total, numbers=numbers)
+    if loss is None:
+        note = f"already trained for {total} steps, nothing to do; the model card is written again"
+        yield Progress("trained", total, total, notes=(note,))
     return loss
+
+
+def _log(file: Path, numbers: Mapping[str, float], first: bool) -> None:
+    """Append the numbers of a step; before the first of a run that goes on, drop what came after its checkpoint."""
+    if first and file.exists():
+        lines = [line for line in file.read_text(encoding="utf-8").splitlines() if _is_before(line, numbers["step"])]
+        with replacing(file) as partial:
+            partial.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    with open(file, "a", encoding="utf-8") as log:
+        log.write(to_json(numbers) + "\n")
+
+
+def _is_before(line: str, step: float) -> bool:
+    try:
+        return bool(json.loads(line)["step"] < step)
+    except (ValueError, KeyError, TypeError):  # half a line
+        return False
+
+
+def _save(reward: LatentReward, folder: Path) -> None:
+    """Write the reward whole: a disk that is full leaves what was there before."""
+    partial = folder.with_name(f"{folder.name}.partial")
+    try:
+        with disk_errors(folder):
+            reward.save_pretrained(partial)
+            folder.mkdir(exist_ok=True)
+            for file in sorted(partial.iterdir()):
+                file.replace(folder / file.name)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _about(

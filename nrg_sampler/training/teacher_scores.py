@@ -237,6 +237,7 @@ class TeacherScores:
             difference.sign() * (difference.abs() > TIE),
             self.cache,
             torch.stack([scaled[first], scaled[second]], dim=-1),
+            measured=torch.stack([scores[first], scores[second]], dim=-1),
         )
 
 

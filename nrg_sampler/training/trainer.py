@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,8 +14,10 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from nrg_sampler.rewards.base import Conditioning
-from nrg_sampler.training.checkpoint import load_checkpoint, save_checkpoint
+from nrg_sampler.runs.progress import RunFailedError
+from nrg_sampler.training.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
 from nrg_sampler.training.ensemble import LEVEL_PULL, bootstrap_weights, level_spread
+from nrg_sampler.training.identity import first_identity, require_same_run, run_identity
 from nrg_sampler.training.losses import LOSSES, Comparison
 from nrg_sampler.training.objective import Objective
 from nrg_sampler.training.pairs import PairBatch, PairData
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 
     from nrg_sampler.rewards.latent import LatentReward
 
+MOST_SKIPPED = 10  # steps in a row whose gradient is not finite
 PULL = 1e-3  # logits have no natural origin: a light pull to 0 keeps them where half precision is fine
 
 
@@ -86,8 +89,10 @@ def train(
     folder: Path,
     accelerator: Accelerator,
     bfloat16: bool = False,
-) -> Iterator[dict[str, float]]:
+) -> Generator[dict[str, float], None, None]:
     """Train ``reward`` in place, from the last whole checkpoint; at the end it holds the averaged weights.
+
+    Whether the checkpoints are of this run is checked at once, the steps are done as they are asked for.
 
     The loss of a step depends neither on how many processes share it nor on how it is accumulated, save for rounding.
 
@@ -100,8 +105,9 @@ def train(
         accelerator: Decides devices, processes and accumulation.
         bfloat16: Compute the forward pass under bfloat16 autocast; weights and checkpoints are float32 all the same.
 
-    Yields:
-        ``{"step", "loss", ..., "grad_norm", "lr", "seconds"}`` after each step, the same in every process.
+    Returns:
+        An iterator of ``{"step", "loss", ..., "grad_norm", "lr", "seconds"}`` after each step, the same in every
+        process; empty if the last step was done before. It raises ``RunFailedError`` where a loss is not finite.
 
     Raises:
         ValueError: If the batch cannot be shared evenly, or the checkpoints are of another run.
@@ -122,30 +128,59 @@ def train(
     model, prepared = accelerator.prepare(reward, optimizer)
     forward = in_bfloat16(model, accelerator.device) if bfloat16 else model
     average = EMAModel(reward.parameters(), decay=settings.ema)
-    step = _resume(folder, reward, optimizer, schedule, average, _identity(objective, settings, data))
+    identity = run_identity(objective, settings, data, tuple(reward.config.text_axes), bfloat16)
+    start = 0
+    if (state := load_checkpoint(folder)) is not None:
+        require_same_run(state["identity"], identity, first_identity(objective, settings, data), folder)
+        for part, name in ((reward, "model"), (optimizer, "optimizer"), (schedule, "schedule"), (average, "average")):
+            part.load_state_dict(state[name])
+        start = int(state["step"])
     average.to(accelerator.device)
     reward.train()
-    while step < settings.steps:
-        started = time.monotonic()
-        numbers = _step(model, forward, reward, data, objective, settings, step, prepared, accelerator)
-        schedule.step()
-        average.step(reward.parameters())
-        step += 1
-        if accelerator.is_main_process and (step % settings.save_every == 0 or step == settings.steps):
-            state = {
-                "model": reward.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "schedule": schedule.state_dict(),
-                "average": average.state_dict(),
-                "step": step,
-                "identity": _identity(objective, settings, data),
-            }
-            save_checkpoint(folder, step, state)
-        numbers |= {"lr": float(schedule.get_last_lr()[0]), "seconds": time.monotonic() - started}
-        yield {"step": step, **numbers}
-    average.copy_to(reward.parameters())
-    merge_trunk(reward)
-    reward.requires_grad_(False).eval()
+
+    def steps() -> Generator[dict[str, float], None, None]:
+        skipped = 0
+        for step in range(start, settings.steps):
+            started = time.monotonic()
+            numbers = _step(model, forward, reward, data, objective, settings, step, prepared, accelerator)
+            done = step + 1
+            skipped = 0 if math.isfinite(numbers["grad_norm"]) else skipped + 1
+            _require_finite(numbers, skipped, start, done, settings, folder)
+            schedule.step()
+            average.step(reward.parameters())
+            if accelerator.is_main_process and (done % settings.save_every == 0 or done == settings.steps):
+                parts = {"model": reward, "optimizer": optimizer, "schedule": schedule, "average": average}
+                state = {name: part.state_dict() for name, part in parts.items()}
+                save_checkpoint(folder, done, {**state, "step": done, "identity": identity})
+            numbers |= {"lr": float(schedule.get_last_lr()[0]), "seconds": time.monotonic() - started}
+            yield {"step": done, **numbers}
+        average.copy_to(reward.parameters())
+        merge_trunk(reward)
+        reward.requires_grad_(False).eval()
+
+    return steps()
+
+
+def _require_finite(
+    numbers: Mapping[str, float], skipped: int, start: int, done: int, settings: TrainerSettings, folder: Path
+) -> None:
+    """Stop where going on would bring no reward; a single step whose gradient overflows is skipped.
+
+    Raises:
+        RunFailedError: If the loss is not finite, or the gradient of too many steps, with the last good checkpoint.
+    """
+    never = done == settings.steps and skipped == done - start
+    if math.isfinite(numbers["loss"]) and skipped < MOST_SKIPPED and not never:
+        return
+    what = f"the loss is {numbers['loss']:g}"
+    if math.isfinite(numbers["loss"]):
+        what = f"the gradients of the last {skipped} steps are not finite"
+    last = newest_checkpoint(folder)
+    kept = f"the last good checkpoint is {last}" if last is not None else "there is no checkpoint yet"
+    raise RunFailedError(
+        f"Expected a finite loss and gradient, but at step {done} {what}; no reward was written, {kept}. Train again "
+        "with a lower lr into another folder, and look at the labels and clips."
+    )
 
 
 def _optimizer(reward: LatentReward, settings: TrainerSettings) -> torch.optim.Optimizer:
@@ -157,28 +192,6 @@ def _optimizer(reward: LatentReward, settings: TrainerSettings) -> torch.optim.O
     groups = [{"params": rest, "lr": settings.lr}, {"params": trunk, "lr": settings.trunk_lr}]
     used = [group for group in groups if group["params"]]
     return torch.optim.AdamW(used, betas=(0.9, 0.98), weight_decay=settings.weight_decay)
-
-
-def _identity(objective: Objective, settings: TrainerSettings, data: PairData) -> str:
-    """Return the settings and data that a resumed run must share with its checkpoint."""
-    fixed = {name: value for name, value in vars(settings).items() if name != "save_every"}
-    return repr((vars(objective), fixed, data.axes, len(data)))
-
-
-def _resume(folder: Path, reward: LatentReward, optimizer: Any, schedule: Any, average: Any, identity: str) -> int:
-    state = load_checkpoint(folder)
-    if state is None:
-        return 0
-    if state["identity"] != identity:
-        raise ValueError(
-            f"Expected checkpoints of this objective and these pairs in {folder}, but they are of "
-            f"{state['identity']}; repeat those settings, or name another folder."
-        )
-    reward.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
-    schedule.load_state_dict(state["schedule"])
-    average.load_state_dict(state["average"])
-    return int(state["step"])
 
 
 def _step(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,8 @@ import torch
 
 from nrg_sampler import LatentReward
 from nrg_sampler.runs import device
+from nrg_sampler.runs.progress import RunFailedError
+from nrg_sampler.training import trainer as trainer_module
 from nrg_sampler.training.evaluate import evaluate_rewards
 from nrg_sampler.training.objective import Objective
 from nrg_sampler.training.precision import choose_precision
@@ -130,9 +133,75 @@ def test_a_finished_training_is_not_done_again(folder):
     settings = training(folder, "again", LabelledPairs(folder / "pairs.csv"))
     first = train_reward(settings).finish()
     run = train_reward(settings)
-    assert "training" not in {progress.work for progress in run}
+    seen = list(run)
+    assert "training" not in {progress.work for progress in seen}
+    assert "already trained for 4 steps, nothing to do" in " ".join(seen[-1].notes)
     assert run.result.loss is None
     assert run.result.accuracy == first.accuracy
+
+
+def test_corrected_labels_and_other_clips_are_not_taken_for_the_same_run(folder):
+    text = (folder / "pairs.csv").read_text()
+    (folder / "corrected.csv").write_text(text)
+    settings = training(folder, "corrected", LabelledPairs(folder / "corrected.csv"))
+    train_reward(settings).finish()
+    files = {file: file.read_bytes() for file in sorted((folder / "corrected").rglob("*.*"))}
+    flipped = text.replace(",A,", ",-,").replace(",B,", ",A,").replace(",-,", ",B,")
+    (folder / "corrected.csv").write_text(flipped)
+    with pytest.raises(ValueError, match="these differ: the labels; repeat what they were, or name another folder"):
+        train_reward(settings).finish()
+    (folder / "corrected.csv").write_text(text)
+    with pytest.raises(ValueError, match=r"these differ: num_frames 3 \(now 1\)"):
+        train_reward(replace(settings, encoding=replace(settings.encoding, num_frames=1))).finish()
+    with pytest.raises(ValueError, match=r"axes that see the prompt TA \(now VQ\)"):
+        train_reward(replace(settings, text_axes=("VQ",))).finish()
+    with pytest.raises(ValueError, match=r"mixed precision no \(now bf16\)"):
+        train_reward(replace(settings, mixed_precision="bf16")).finish()
+    assert {file: file.read_bytes() for file in files} == files  # nothing was written over
+
+
+def test_a_run_that_goes_on_logs_each_step_once(folder):
+    trainer = TrainerSettings(steps=4, batch=4, lr=1e-2, warmup=0, save_every=3)
+    settings = training(folder, "logged", LabelledPairs(folder / "pairs.csv"), trainer=trainer)
+    run = train_reward(settings)
+    for progress in run:
+        if progress.work == "training" and progress.done == 2:
+            break
+    run.close()
+    log = folder / "logged" / "training.jsonl"
+    log.write_text(log.read_text() + '{"step": 3, "lo')  # cut off
+    train_reward(settings).finish()
+    assert [json.loads(line)["step"] for line in log.read_text().splitlines()] == [1, 2, 3, 4]
+
+
+def test_a_loss_that_is_not_finite_leaves_the_reward_that_was_there(folder, monkeypatch):
+    settings = training(folder, "diverged", LabelledPairs(folder / "pairs.csv"))
+    train_reward(settings).finish()
+    before = (folder / "diverged" / "reward" / "config.json").read_bytes()
+    shutil.rmtree(folder / "diverged" / "checkpoints")
+    step = trainer_module._step
+    monkeypatch.setattr(trainer_module, "_step", lambda *them: {**step(*them), "loss": float("inf")})
+    with pytest.raises(RunFailedError, match="at step 1 the loss is inf; no reward was written"):
+        train_reward(settings).finish()
+    assert (folder / "diverged" / "reward" / "config.json").read_bytes() == before
+
+
+def test_the_launcher_decides_the_precision_unless_an_option_does(folder, native, monkeypatch):
+    native(False)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    chosen = choose_precision(automatic(folder, "launched"), "cpu")
+    assert (chosen.dtype, chosen.mixed_precision) == ("float32", "bf16")
+    assert chosen.note.endswith("; training as accelerate launch has it, which --mixed-precision overrides.")
+    option = choose_precision(automatic(folder, "launched", mixed_precision="no"), "cpu")
+    assert option.mixed_precision == "no"
+    native(True)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    assert choose_precision(automatic(folder, "launched"), "cpu").mixed_precision == "no"
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
+    with pytest.raises(
+        ValueError, match=r"Expected `accelerate launch --mixed_precision` to be bf16 or no, but got fp16"
+    ):
+        choose_precision(automatic(folder, "launched"), "cpu")
 
 
 def test_a_run_that_is_stopped_goes_on_where_it_was(folder):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,8 +13,10 @@ from tiny_pairs import write_pairs
 
 from nrg_sampler.rewards.base import Conditioning
 from nrg_sampler.rewards.latent import LatentReward
+from nrg_sampler.runs.progress import RunFailedError
+from nrg_sampler.training import trainer
 from nrg_sampler.training.cache import LatentCache, clip_name, prompt_name
-from nrg_sampler.training.checkpoint import CheckpointWarning, load_checkpoint, save_checkpoint
+from nrg_sampler.training.checkpoint import CheckpointWarning, load_checkpoint, newest_checkpoint, save_checkpoint
 from nrg_sampler.training.ensemble import bootstrap_weights, level_spread
 from nrg_sampler.training.objective import Objective
 from nrg_sampler.training.pairs import PairData
@@ -45,10 +48,10 @@ def new_reward(objective=OBJECTIVE):
     return LatentReward.from_transformer(tiny_transformer(), **objective.reward_options())
 
 
-def run(data, folder, stop_after=None, objective=OBJECTIVE, settings=SETTINGS, accumulate=1):
+def run(data, folder, stop_after=None, objective=OBJECTIVE, settings=SETTINGS, accumulate=1, bfloat16=False):
     accelerator = Accelerator(cpu=True, gradient_accumulation_steps=accumulate)
     reward = new_reward(objective)
-    steps = train(reward, data, objective, settings, folder, accelerator)
+    steps = train(reward, data, objective, settings, folder, accelerator, bfloat16)
     numbers = list(itertools.islice(steps, stop_after))
     steps.close()
     return [step["loss"] for step in numbers], reward, numbers
@@ -88,12 +91,111 @@ def test_a_checkpoint_without_its_checksum_is_not_trusted(tmp_path):
     assert load_checkpoint(tmp_path / "none") is None
 
 
-def test_refuses_checkpoints_of_other_settings(data, tmp_path):
+def other_labels(data):
+    data.preference = -data.preference
+
+
+def other_clips(data):
+    data._clips[0] = data._clips[0][::-1]
+
+
+def other_encoding(data):
+    data._cache.settings["fps"] = 6
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "words"),
+    [
+        (None, {"objective": Objective(num_blocks=1, loss="thurstone")}, "loss bradley-terry-ties (now thurstone)"),
+        (None, {"settings": replace(SETTINGS, lr=1e-3)}, "lr 0.01 (now 0.001)"),
+        (None, {"bfloat16": True}, "mixed precision no (now bf16)"),
+        (other_labels, {}, "these differ: the labels; repeat"),
+        (other_clips, {}, "these differ: the pairs; repeat"),
+        (other_encoding, {}, "these differ: fps not set (now 6); repeat"),
+    ],
+)
+def test_refuses_checkpoints_of_another_run_and_names_what_differs(data, tmp_path, change, options, words):
     run(data, tmp_path / "run", stop_after=2)
+    if change is not None:
+        change(data)
+    with pytest.raises(ValueError, match=r"Expected a run that trains the same as the checkpoints in") as refused:
+        run(data, tmp_path / "run", **options)
+    assert words in str(refused.value)
+    assert "name another folder as `out`" in str(refused.value)
+
+
+def test_save_every_may_change(data, tmp_path):
+    whole, _, _ = run(data, tmp_path / "whole")
+    run(data, tmp_path / "run", stop_after=2)
+    rest, _, _ = run(data, tmp_path / "run", settings=replace(SETTINGS, save_every=5))
+    assert rest == whole[2:]
+
+
+def as_first_release(folder, change=lambda text: text):
+    """Rewrite the newest checkpoint as 0.1.0 did, with a text as its identity."""
+    state = load_checkpoint(folder)
+    fixed = {name: value for name, value in vars(SETTINGS).items() if name != "save_every"}
+    text = repr((vars(OBJECTIVE), fixed, ("VQ", "MQ", "TA"), 8))
+    save_checkpoint(folder, state["step"], {**state, "identity": change(text)})
+
+
+def test_goes_on_from_a_checkpoint_of_the_first_release(data, tmp_path):
+    whole, _, _ = run(data, tmp_path / "whole")
+    run(data, tmp_path / "run", stop_after=4)
+    as_first_release(tmp_path / "run")
+    with pytest.warns(CheckpointWarning, match=r"did not write down labels, clips and model; .* another folder"):
+        rest, _, _ = run(data, tmp_path / "run")
+    assert rest == whole[4:]
+    as_first_release(tmp_path / "run", lambda text: text.replace("0.01", "0.02"))
+    with pytest.raises(ValueError, match=r"Expected checkpoints of this objective .* but they are of .*0\.02"):
+        run(data, tmp_path / "run")
+
+
+class Divergence:
+    """Answers of a step: from some step on, what it measures is not finite."""
+
+    def __init__(self, monkeypatch, first, **numbers):
+        self.done, self.first, self.numbers, self.step = 0, first, numbers, trainer._step
+        monkeypatch.setattr(trainer, "_step", self)
+
+    def __call__(self, *arguments):
+        self.done += 1
+        return {**self.step(*arguments), **(self.numbers if self.done >= self.first else {})}
+
+
+def test_a_loss_that_is_not_finite_stops_and_names_the_last_good_checkpoint(data, tmp_path, monkeypatch):
+    Divergence(monkeypatch, 4, loss=float("nan"))
     with pytest.raises(
-        ValueError, match=r"Expected checkpoints of this objective and these pairs in .*name another folder"
+        RunFailedError, match=r"at step 4 the loss is nan; no reward .* checkpoint is .*checkpoint-2\.pt"
     ):
-        run(data, tmp_path / "run", objective=Objective(num_blocks=1, loss="thurstone"))
+        run(data, tmp_path / "run")
+    assert newest_checkpoint(tmp_path / "run").name == "checkpoint-2.pt"
+    Divergence(monkeypatch, 1, loss=float("inf"))
+    with pytest.raises(RunFailedError, match=r"at step 1 the loss is inf; .* there is no checkpoint yet"):
+        run(data, tmp_path / "new")
+
+
+def test_gradients_that_are_never_finite_stop_too(data, tmp_path, monkeypatch):
+    Divergence(monkeypatch, 1, grad_norm=float("inf"))
+    with pytest.raises(RunFailedError, match=r"at step 6 the gradients of the last 6 steps are not finite"):
+        run(data, tmp_path / "run")
+    with pytest.raises(RunFailedError, match=r"at step 10 the gradients of the last 10 steps are not finite"):
+        run(data, tmp_path / "long", settings=replace(SETTINGS, steps=20))
+
+
+def test_a_single_gradient_that_overflows_is_skipped(data, tmp_path, monkeypatch):
+    Divergence(monkeypatch, 6, grad_norm=float("inf"))
+    assert len(run(data, tmp_path / "run")[0]) == 6
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("unexpected pos 64 vs 0")])
+def test_a_full_disk_is_one_error_that_leaves_what_was_there(tmp_path, monkeypatch, error):
+    save_checkpoint(tmp_path, 1, {"step": 1})
+    monkeypatch.setattr(torch, "save", lambda *_: (_ for _ in ()).throw(error))
+    with pytest.raises(RunFailedError, match=r"Expected .*checkpoint-2\.pt to be written, but it cannot: .*Make room"):
+        save_checkpoint(tmp_path, 2, {"step": 2})
+    monkeypatch.undo()
+    assert load_checkpoint(tmp_path) == {"step": 1}
 
 
 @pytest.mark.parametrize("trunk", ["full", "lora", "frozen"])
