@@ -17,7 +17,6 @@ LAYERS = (
     "json_text",
     "statistics",
     "schedulers",
-    "videofile",
     "video",
     "checkpoints",
     "rewards",  # what guides

@@ -14,7 +14,7 @@ from nrg_sampler.json_text import to_json
 if TYPE_CHECKING:
     from nrg_sampler.judges.base import Judge
     from nrg_sampler.runs.sampler import Scores
-    from nrg_sampler.videofile import VideoFile
+    from nrg_sampler.video.reading import VideoFile
 
 HELP = "Score finished videos with judges that do not guide."
 EXAMPLE = 'score outputs/*.mp4 --prompt "a red circle moving right" --judge oracle'
@@ -50,7 +50,7 @@ def _scores(path: Path, judges: Mapping[str, Judge], prompt: str, fps: float | N
     """Let every judge score a file; what a judge is shown of a long or large one is said on the standard error."""
     from nrg_sampler.judges.showing import view_for
     from nrg_sampler.runs.sampler import judge_scores
-    from nrg_sampler.videofile import VideoFile
+    from nrg_sampler.video.reading import VideoFile
 
     video = VideoFile(path)
     size = _sampled_size(video)

@@ -8,7 +8,7 @@ from typing import Any
 
 from nrg_sampler.judges.base import Judge
 from nrg_sampler.video import Frames, read_frames
-from nrg_sampler.videofile import VideoFile
+from nrg_sampler.video.reading import VideoFile
 
 MOST_PIXELS = 2**25  # of all frames together: 81 frames of 832 x 480, 400 MB as floats
 MOST_FRAMES = 64  # of a file with more pixels, unless the judge says how many it looks at

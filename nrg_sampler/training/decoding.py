@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from nrg_sampler.training.preferences import FPS_TOLERANCE, PreferencePair, PreferenceTable
-from nrg_sampler.videofile import UnreadableVideoError, VideoFile
+from nrg_sampler.video.reading import UnreadableVideoError, VideoFile
 
 SAME_FPS = 0.002  # relative: 29.97 frames a second are sampled as 30, one by one
 

@@ -15,7 +15,7 @@ from nrg_sampler.judges.shapes import OracleJudge
 from nrg_sampler.judges.showing import view_for
 from nrg_sampler.judges.videoreward import sampled
 from nrg_sampler.video import enlarge, read_mp4, write_mp4
-from nrg_sampler.videofile import VideoFile
+from nrg_sampler.video.reading import VideoFile
 
 
 class Small:

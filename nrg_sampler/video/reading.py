@@ -108,7 +108,7 @@ class VideoFile:
 
     @cached_property
     def size(self) -> tuple[int, int]:
-        """Height and width as a player shows them: upright, with square pixels."""
+        """Height and width as a player shows them, upright and with square pixels."""
         height, width, _ = next(self.at([0.0])).shape
         return height, width
 

@@ -16,8 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from nrg_sampler.files import replacing, writable_file
-from nrg_sampler.videofile import Frames as Frames
-from nrg_sampler.videofile import VideoFile
+from nrg_sampler.video.reading import Frames, VideoFile
 
 VIEWABLE_SIDE = 256  # pixels; a smaller video is enlarged to about this when written
 GAP = 8  # pixels between pictures that stand side by side
@@ -180,7 +179,7 @@ def read_mp4(path: Path) -> tuple[Frames, float]:
 
 
 def read_frames(video: VideoFile, times: Sequence[float], size: tuple[int, int] | None = None) -> Frames:
-    """Read the frames of a file that are shown at some times, ascending, as :meth:`VideoFile.at` gives them.
+    """Read the frames of a file that are shown at some times, see :meth:`nrg_sampler.video.reading.VideoFile.at`.
 
     Returns:
         Shape ``(T, H, W, 3)``.

@@ -14,7 +14,7 @@ import pytest
 from tiny_videos import H264, QUARTERS, encode, ramp, remux, run
 
 from nrg_sampler.video import Frames, read_mp4, write_mp4
-from nrg_sampler.videofile import UnreadableVideoError, VideoFile
+from nrg_sampler.video.reading import UnreadableVideoError, VideoFile
 
 TESTSRC = "testsrc=s=96x64:r=30:d=1"
 IRREGULAR = {
@@ -302,7 +302,7 @@ def test_memory_holds_the_frames_that_are_kept(folder: Path) -> None:
     path = encode(folder / "large.mp4", "color=s=1280x720:r=30:d=4", *H264)
     code = (
         "import sys\nfrom pathlib import Path\nfrom resource import RUSAGE_SELF, getrusage\n"
-        "from nrg_sampler.videofile import VideoFile\n"
+        "from nrg_sampler.video.reading import VideoFile\n"
         "video = VideoFile(Path(sys.argv[1]))\n"
         "def peak(times): return sum(1 for _ in video.at(times)), getrusage(RUSAGE_SELF).ru_maxrss\n"
         "few, many = peak(video.times[:20]), peak(video.times)\n"
