@@ -48,7 +48,7 @@ def read_sampling(source: str | os.PathLike[str], **hub: Any) -> dict[str, Any]:
     if path is None:
         return {}
     try:
-        settings = json.loads(path.read_text())
+        settings = json.loads(path.read_text(encoding="utf-8-sig"))
     except ValueError:
         settings = None
     if not isinstance(settings, dict):
@@ -96,7 +96,7 @@ def _damage(path: Path) -> str | None:
             with safe_open(path, framework="pt"):
                 return None
         if path.suffix == ".json":
-            json.loads(path.read_text())
+            json.loads(path.read_text(encoding="utf-8-sig"))
     except (SafetensorError, ValueError, OSError) as error:
         return first_line(error)
     return None

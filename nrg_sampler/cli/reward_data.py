@@ -43,7 +43,7 @@ def add_pairs(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--videos", type=Path, metavar="DIR", help="where relative paths start (default: at the CSV)")
     parser.add_argument(
-        "--strict", action="store_true", help="stop at rows that cannot be used instead of skipping them"
+        "--strict", action="store_true", help="stop at rows, columns and files in doubt instead of skipping them"
     )
     parser.add_argument("--cache", type=Path, metavar="DIR", help="folder for encoded clips (default: OUT/cache)")
     parser.add_argument("--cpu", action="store_true", help="use no accelerator")
@@ -124,7 +124,7 @@ def data_settings(arguments: argparse.Namespace, **labelled: Any) -> DataSetting
     from nrg_sampler.training.settings import LabelledPairs, TeacherClips
 
     if arguments.teacher is not None:
-        return TeacherClips(**given(arguments, TEACHER))
+        return TeacherClips(strict=arguments.strict, **given(arguments, TEACHER))
     if arguments.prompts is not None:
         raise ValueError("Expected --teacher NAME beside --prompts, to score the samples, but got none.")
     if arguments.pairs is None:

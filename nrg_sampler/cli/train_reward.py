@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     add_pairs(parser)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the reward goes to DIR/reward")
-    parser.add_argument("--axes", nargs="+", metavar="NAME", help="columns that are axes (default: all with labels)")
+    parser.add_argument("--axes", nargs="+", metavar="NAME", help="columns that are axes (default: VQ, MQ and TA)")
     parser.add_argument(
         "--text-axes", nargs="*", metavar="NAME", help="axes that see the prompt (default: TA, or all without a TA)"
     )

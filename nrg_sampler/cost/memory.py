@@ -50,7 +50,7 @@ def _reset_peak() -> bool:
 
 
 def _peak_of_process() -> float | None:
-    for line in Path("/proc/self/status").read_text().splitlines():
+    for line in Path("/proc/self/status").read_text(encoding="utf-8-sig").splitlines():
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) / 1024
     return None

@@ -95,7 +95,7 @@ def device_name(device: str) -> str:
 
 def _processor() -> str:
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8-sig").splitlines()
     except OSError:  # another system
         lines = []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]

@@ -64,7 +64,7 @@ def require_same_settings(file: Path, settings: Mapping[str, Any]) -> None:
     Raises:
         ValueError: If they were.
     """
-    before = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    before = json.loads(file.read_text(encoding="utf-8-sig")) if file.exists() else {}
     differing = [name for name, value in settings.items() if name in before and before[name] != value]
     if differing:
         raise ValueError(

@@ -224,7 +224,7 @@ def patchified(frames: Tensor) -> tuple[Tensor, tuple[int, int, int]]:
 def _settings(folder: Path) -> dict[str, Any]:
     file = folder / "model_config.json"
     try:
-        settings = json.loads(file.read_text())
+        settings = json.loads(file.read_text(encoding="utf-8-sig"))
         data, model = settings["data_config"], settings["model_config"]
         peculiar = {
             "sample_type": (data.get("sample_type", "uniform"), "uniform"),
@@ -247,7 +247,7 @@ def _settings(folder: Path) -> dict[str, Any]:
 def _template(folder: Path) -> str:
     file, name = folder / TEMPLATE[0], TEMPLATE[1]
     try:
-        body = ast.parse(file.read_text(encoding="utf-8")).body
+        body = ast.parse(file.read_text(encoding="utf-8-sig")).body
         found = [
             ast.literal_eval(line.value)
             for line in body

@@ -178,7 +178,7 @@ def _settings(folder: Path) -> dict[str, Any]:
 
     file = folder / "config.json"
     try:
-        settings = dict(yaml.safe_load(file.read_text(encoding="utf-8"))["model"])
+        settings = dict(yaml.safe_load(file.read_text(encoding="utf-8-sig"))["model"])
         for name in ("backbone_model_id", "num_transformer_layers", "visual_head_idx", "text_head_idx", "use_lora"):
             settings[name]
         settings["freeze_backbone"] = settings.get("freeze_backbone", False)
@@ -240,7 +240,7 @@ def _load(reward: DiNaReward, checkpoint: Path, settings: Mapping[str, Any]) -> 
 def _adapters(trunk: Any, folder: Path) -> int:
     """Merge adapters into the trunk; returns how many keys there were."""
     try:
-        config = json.loads((folder / "adapter_config.json").read_text())
+        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8-sig"))
         rank, alpha, targets = float(config["r"]), float(config["lora_alpha"]), config["target_modules"]
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(

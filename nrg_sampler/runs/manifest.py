@@ -110,7 +110,7 @@ class Manifest:
             ValueError: If there is no such file, it is not a manifest, or a newer release wrote it.
         """
         try:
-            entries = json.loads(path.read_text(encoding="utf-8"))
+            entries = json.loads(path.read_text(encoding="utf-8-sig"))
         except OSError as error:
             raise ValueError(f"Expected a manifest, but {path} cannot be read: {error.strerror}.") from error
         except (ValueError, RecursionError) as error:

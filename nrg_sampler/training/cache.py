@@ -80,7 +80,7 @@ class LatentCache:
         """Read the index and return the shards that are missing or damaged."""
         file = self.folder / INDEX
         try:
-            shards = json.loads(file.read_text())["shards"] if file.exists() else {}
+            shards = json.loads(file.read_text(encoding="utf-8-sig"))["shards"] if file.exists() else {}
         except (ValueError, KeyError):
             shards = {}
         dropped = []

@@ -73,7 +73,9 @@ def load_checkpoint(folder: Path) -> dict[str, Any] | None:
         CheckpointWarning: If a newer one is damaged.
     """
     for step, file in _checkpoints(folder):
-        if not _checksum_file(file).is_file() or _checksum_file(file).read_text().strip() != _sha256(file):
+        if not _checksum_file(file).is_file() or _checksum_file(file).read_text(
+            encoding="utf-8-sig"
+        ).strip() != _sha256(file):
             warnings.warn(
                 f"The checkpoint of step {step} in {folder} is damaged; training goes on from the one before it.",
                 CheckpointWarning,

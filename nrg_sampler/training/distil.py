@@ -14,8 +14,9 @@ from nrg_sampler.checkpoints import BUNDLED
 from nrg_sampler.judges.base import Judge
 from nrg_sampler.runs.progress import Progress
 from nrg_sampler.training.cache import LatentCache
+from nrg_sampler.training.csv_table import LINE_END, BadRow
 from nrg_sampler.training.encoding import PairEncoder
-from nrg_sampler.training.preferences import FEW_PROMPTS, BadRow, in_share
+from nrg_sampler.training.preferences import FEW_PROMPTS, in_share
 from nrg_sampler.training.prepare import HELD_OUT, TrainingData, model_settings
 from nrg_sampler.training.settings import TeacherClips
 from nrg_sampler.training.sources import ClipSource, GeneratedClips, VideoFiles, plan_samples
@@ -59,8 +60,11 @@ def prepare_distillation(
     """
     teacher, identity = load_teacher(data, device)
     sources = clip_sources(data, model, encoder)
+    yield Progress("reading", sum(len(source.names) for source in sources), unit="clip", notes=_read(data, sources))
+    _require_all(data, sources)
     scores = TeacherScores(teacher, identity, cache, encoder.settings.fps)
     clips, bad = yield from _score(data, sources, scores, encoder, hold_out)
+    _require_all(data, sources)
     count = sum(len(source.names) for source in sources)
     description = (
         f"{count} clips, {_origin(data)}, scored by {data.teacher_name} under their prompts and {data.other_prompts} "
@@ -101,6 +105,22 @@ def clip_sources(data: TeacherClips, model: str, encoder: PairEncoder) -> list[C
     return sources
 
 
+def _read(data: TeacherClips, sources: list[ClipSource]) -> tuple[str, ...]:
+    """What was read of files and what was passed over, in words."""
+    if data.files is None:
+        return ()
+    count, bad = (sum(len(getattr(source, name)) for source in sources) for name in ("names", "bad"))
+    first = f"{_origin(data)}: {count} clips" + (f", {bad} left out" if bad else "")
+    return (first, *(note for source in sources for note in source.notes))
+
+
+def _require_all(data: TeacherClips, sources: list[ClipSource]) -> None:
+    """Stop if ``strict`` and anything was left out or passed over."""
+    reasons = [str(reason) for source in sources for reason in (*source.bad, *source.notes)]
+    if data.strict and reasons:
+        raise ValueError(f"Expected every clip to be usable, but {len(reasons)} are not; the first: {reasons[0]}.")
+
+
 def read_prompts(data: TeacherClips) -> list[str]:
     """Return the prompts to sample with: those given, those of a file, or as many of the bundled world as are needed.
 
@@ -113,7 +133,7 @@ def read_prompts(data: TeacherClips) -> list[str]:
         lines = list(data.prompts or ())
     else:
         try:
-            lines = Path(data.prompts).read_text(encoding="utf-8").splitlines()
+            lines = LINE_END.split(Path(data.prompts).read_text(encoding="utf-8-sig"))
         except (OSError, UnicodeDecodeError) as error:
             raise ValueError(
                 f"Expected a text file of prompts, one a line, or one of {', '.join(SPLITS)}, but {data.prompts} "

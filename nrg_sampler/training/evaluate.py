@@ -16,11 +16,11 @@ from nrg_sampler.rewards.latent import LatentReward
 from nrg_sampler.rewards.loading import load_reward
 from nrg_sampler.runs.device import AUTO, default_device, dtype_name, dtype_reason
 from nrg_sampler.runs.progress import Progress, Run
+from nrg_sampler.training.csv_table import BadRow
 from nrg_sampler.training.distil import prepare_distillation
 from nrg_sampler.training.encoding import PairEncoder
 from nrg_sampler.training.grade import grade_differences, markdown, plot_differences, plot_fractions, score_differences
 from nrg_sampler.training.pairs import PairData
-from nrg_sampler.training.preferences import BadRow
 from nrg_sampler.training.prepare import TrainingData, load_encoder, open_cache, prepare_evaluation
 from nrg_sampler.training.settings import LabelledPairs, RewardEvaluation
 

@@ -6,7 +6,7 @@ import hashlib
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
@@ -14,27 +14,24 @@ from nrg_sampler.training.checkpoint import CheckpointWarning
 from nrg_sampler.training.objective import Objective
 from nrg_sampler.training.pairs import PairData
 
-if TYPE_CHECKING:
-    from nrg_sampler.training.trainer import TrainerSettings
-
 DIGESTS = ("pairs", "labels", "model")  # named in a message, but not shown
 FREE = ("save_every",)  # changes nothing of what is trained
 TEXT_AXES, PRECISION = "axes that see the prompt", "mixed precision"
 
 
 def run_identity(
-    objective: Objective, settings: TrainerSettings, data: PairData, text_axes: tuple[str, ...], bfloat16: bool
+    objective: Objective, settings: Mapping[str, Any], data: PairData, text_axes: tuple[str, ...], bfloat16: bool
 ) -> dict[str, str]:
     """Return everything that decides the weights, by name: settings, and digests of pairs, labels, clips and model.
 
     Args:
         objective: What the reward learns.
-        settings: Of the trainer.
+        settings: Of the trainer, by name.
         data: The pairs, whose cache knows the model and how files became clips.
         text_axes: Axes that see the prompt.
         bfloat16: Whether the forward pass is computed under bfloat16 autocast.
     """
-    chosen = {name: value for name, value in {**vars(objective), **vars(settings)}.items() if name not in FREE}
+    chosen = {name: value for name, value in {**vars(objective), **settings}.items() if name not in FREE}
     named: dict[str, Any] = {
         **chosen,
         **data.encoding,
@@ -48,9 +45,9 @@ def run_identity(
     return {name: str(value) for name, value in named.items()}
 
 
-def first_identity(objective: Objective, settings: TrainerSettings, data: PairData) -> str:
+def first_identity(objective: Objective, settings: Mapping[str, Any], data: PairData) -> str:
     """Return the identity as 0.1.0 wrote it, which says nothing of labels, clips and model."""
-    fixed = {name: value for name, value in vars(settings).items() if name not in FREE}
+    fixed = {name: value for name, value in settings.items() if name not in FREE}
     return repr((vars(objective), fixed, data.axes, len(data)))
 
 

@@ -95,5 +95,5 @@ def _kept(folder: Path) -> dict[str, str]:
     file = folder / PRECISION
     if not file.is_file():  # before runs chose a precision, these were the defaults
         return {"dtype": "float32", "mixed_precision": "no"}
-    kept: dict[str, str] = json.loads(file.read_text())
+    kept: dict[str, str] = json.loads(file.read_text(encoding="utf-8-sig"))
     return kept

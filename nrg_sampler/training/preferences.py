@@ -1,13 +1,13 @@
 """Preference pairs from a CSV file, with a reason for every row that cannot be used.
 
 The columns are VideoReward's: ``path_A, path_B, prompt``, one column per axis with the labels ``A | B | same |
-invalid``, and optionally ``fps_A, num_frames_A, fps_B, num_frames_B``. VideoGen-RewardBench reads as it is published.
+invalid`` (``VQ``, ``MQ``, ``TA``; others have to be named, for the order of presentation has values A and B as well),
+and optionally ``fps_A, num_frames_A, fps_B, num_frames_B``. VideoGen-RewardBench reads as it is published.
 A teacher's scores, for the loss ``regression``, are numbers in ``VQ_score_A, VQ_score_B`` and so on.
 """
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -17,8 +17,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from nrg_sampler.training.csv_table import BadRow, CsvTable, read_csv
+
 LABELS = {"A": 1.0, "B": -1.0, "same": 0.0, "invalid": math.nan, "": math.nan}
 REQUIRED = ("path_A", "path_B", "prompt")
+AXES = ("VQ", "MQ", "TA")  # VideoReward's; others are axes where they are named
+STATED = tuple(f"{name}_{side}" for name in ("fps", "num_frames") for side in "AB")
 OVERALL = "Overall"  # the label of the clip as a whole; the sum of the axes predicts it, it is no axis
 FPS_TOLERANCE = 0.05  # relative: 23.976 is called 24
 FEW_PROMPTS = 10  # fewer cannot be shared out by prompt
@@ -54,18 +58,6 @@ class PreferencePair:
         return (*sorted((str(self.first), str(self.second))), self.prompt)
 
 
-@dataclass(frozen=True)
-class BadRow:
-    """A row that is left out, and why."""
-
-    row: int
-    reason: str
-
-    def __str__(self) -> str:
-        """Return the row and the reason."""
-        return f"row {self.row}: {self.reason}"
-
-
 @dataclass
 class PreferenceTable:
     """The content of a preference file.
@@ -74,11 +66,22 @@ class PreferenceTable:
         axes: Names of the axes, in the order of the columns.
         pairs: The rows that can be used.
         bad: The others.
+        passed_over: Columns that are not read, and why if they look like an axis.
+        doubtful: Those of them that may be meant as an axis.
     """
 
     axes: tuple[str, ...]
     pairs: list[PreferencePair]
     bad: list[BadRow] = field(default_factory=list)
+    passed_over: dict[str, str] = field(default_factory=dict)
+    doubtful: tuple[str, ...] = ()
+
+    def describe(self) -> str:
+        """Return what was read and what was not, in one sentence."""
+        rows = len(self.pairs) + len(self.bad)
+        text = f"axes {', '.join(self.axes)}; {rows} rows" + (f", {len(self.bad)} left out" if self.bad else "")
+        columns = [f"{name} ({reason})" if reason else name for name, reason in self.passed_over.items()]
+        return text + (f"; columns passed over: {', '.join(columns)}" if columns else "")
 
     def keep(self, is_bad: Callable[[PreferencePair], str | None]) -> None:
         """Move the pairs that ``is_bad`` gives a reason for to the bad rows."""
@@ -90,11 +93,14 @@ class PreferenceTable:
         )
 
     def require(self, strict: bool = False) -> None:
-        """Stop if nothing is left or, if ``strict``, if any row is bad.
+        """Stop if nothing is left or, if ``strict``, if any row is bad or a column may be meant as an axis.
 
         Raises:
-            ValueError: With the number of bad rows and the reason of the first.
+            ValueError: With the number of bad rows and the reason of the first, or with the columns.
         """
+        if self.doubtful and strict:
+            reasons = ", ".join(f"{name} {self.passed_over[name]}" for name in self.doubtful)
+            raise ValueError(f"Expected columns that are axes or hold no labels, but {reasons}; name the axes.")
         if self.bad and (strict or not self.pairs):
             raise ValueError(
                 f"Expected {'every row' if strict else 'at least one row'} of the preference file to be usable, but "
@@ -119,26 +125,34 @@ def read_preferences(file: Path, axes: Sequence[str] | None = None, videos: Path
 
     Args:
         file: A CSV file with a header.
-        axes: Which columns are axes; by default all whose values are mostly labels, save for ``Overall``.
+        axes: Which columns are axes; by default those of ``VQ``, ``MQ`` and ``TA`` with labels, else all with scores.
         videos: Folder that relative paths start from; the file's own by default.
 
     Raises:
         ValueError: If the file cannot be read, or lacks a column.
     """
-    rows = csv_rows(file)
-    if not rows:
+    content = read_csv(file)
+    if not content.rows and not content.bad:
         raise ValueError(f"Expected preference pairs in {file}, but it holds none; add rows below the header.")
-    columns = list(rows[0][1])
-    chosen = tuple(axes) if axes else _find_axes(rows, columns)
-    scored = all(f"{axis}_score_{side}" in columns for axis in chosen for side in "AB") and bool(chosen)
-    missing = [name for name in REQUIRED if name not in columns]
-    missing += [axis for axis in chosen if axis not in columns and not scored]
+    columns = _sort_columns(content, axes)
+    chosen = columns.axes
+    scored = all(f"{axis}_score_{side}" in content.columns for axis in chosen for side in "AB") and bool(chosen)
+    missing = [name for name in REQUIRED if name not in content.columns]
+    missing += [axis for axis in chosen if axis not in content.columns and not scored]
+    if len(set(chosen)) < len(chosen):
+        raise ValueError(f"Expected every axis once, but got {', '.join(chosen)}.")
+    if not chosen and not content.rows:
+        raise ValueError(f"Expected at least one row of {file} to be usable, but the first is {content.bad[0]}.")
     if missing or not chosen:
-        wanted = ", ".join(missing) if missing else "an axis with the labels A, B, same or invalid"
-        raise ValueError(f"Expected the column {wanted} in {file}, but it has {', '.join(columns)}; rename yours.")
-    table = PreferenceTable(chosen, [])
+        wanted = (
+            ", ".join(missing) if missing else f"an axis ({', '.join(AXES)}) with the labels A, B, same or invalid"
+        )
+        hint = f", or name {', '.join(columns.doubtful)} as axes" if columns.doubtful and not missing else ""
+        names = ", ".join(content.columns)
+        raise ValueError(f"Expected the column {wanted} in {file}, but it has {names}; rename yours{hint}.")
+    table = PreferenceTable(chosen, [], list(content.bad), columns.passed_over, columns.doubtful)
     seen: dict[tuple[str, ...], int] = {}
-    for number, row in rows:
+    for number, row in content.rows:
         try:
             pair = _pair(number, row, chosen, scored, videos or file.parent)
             if pair.identity in seen:
@@ -148,6 +162,7 @@ def read_preferences(file: Path, axes: Sequence[str] | None = None, videos: Path
             continue
         seen[pair.identity] = number
         table.pairs.append(pair)
+    table.bad.sort(key=lambda bad: bad.row)
     return table
 
 
@@ -155,30 +170,38 @@ class _UnusableRowError(Exception):
     """Why a row is left out."""
 
 
-def csv_rows(file: Path) -> list[tuple[int, dict[str, str]]]:
-    """Read a CSV file with a header: the line of each row and its values by column.
+@dataclass(frozen=True)
+class _Columns:
+    """What the columns of a file are."""
 
-    Raises:
-        ValueError: If it cannot be read.
-    """
-    try:
-        with open(file, newline="", encoding="utf-8-sig") as stream:
-            reader = csv.DictReader(stream)
-            return [(reader.line_num, {k: (v or "").strip() for k, v in row.items() if k}) for row in reader]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"Expected a CSV file, but {file} cannot be read: {error}.") from error
+    axes: tuple[str, ...]
+    passed_over: dict[str, str]
+    doubtful: tuple[str, ...]
 
 
-def _find_axes(rows: Sequence[tuple[int, dict[str, str]]], columns: Sequence[str]) -> tuple[str, ...]:
-    """Find the columns with labels in at least half of their rows: an unknown label costs a row, not an axis."""
-    labelled = []
-    for column in columns:
-        if column not in (*REQUIRED, OVERALL) and not column.endswith(("_A", "_B")):
-            values = [row[column] for _, row in rows if row.get(column)]
-            if values and 2 * sum(value in LABELS for value in values) >= len(values):
-                labelled.append(column)
-    scored = {column.removesuffix("_score_A") for column in columns if column.endswith("_score_A")}
-    return tuple(labelled) or tuple(sorted(scored))
+def _sort_columns(table: CsvTable, wanted: Sequence[str] | None) -> _Columns:
+    """Find the axes, and say why other columns with labels are none: a name alone tells an axis from other choices."""
+    cells = {column: [row[column] for _, row in table.rows if row[column]] for column in table.columns if column}
+    labelled = {column: sum(value in LABELS for value in values) for column, values in cells.items()}
+    both = [column.removesuffix("_score_A") for column in cells if column.endswith("_score_A")]
+    scored = tuple(axis for axis in both if f"{axis}_score_B" in cells)
+    axes = tuple(wanted or ()) or tuple(axis for axis in cells if axis in AXES and labelled[axis]) or scored
+    used = {*REQUIRED, *axes, OVERALL, *STATED, *(f"{axis}_score_{side}" for axis in axes for side in "AB")}
+    passed_over, doubtful = {}, []
+    for column, values in cells.items():
+        if column in used:
+            continue
+        reason = ""
+        if column in AXES:
+            reason = "has labels, but is not among the axes named" if labelled[column] else "has no label"
+        elif values and 2 * labelled[column] >= len(values):
+            reason = f"has labels, but is not one of {', '.join(AXES)}: name it as an axis to train it"
+        passed_over[column] = reason
+        if reason and not wanted and values:
+            doubtful.append(column)
+    if "" in table.columns:
+        passed_over["without a name"] = ""
+    return _Columns(axes, passed_over, tuple(doubtful))
 
 
 def _pair(number: int, row: dict[str, str], axes: tuple[str, ...], scored: bool, videos: Path) -> PreferencePair:
@@ -199,10 +222,18 @@ def _pair(number: int, row: dict[str, str], axes: tuple[str, ...], scored: bool,
     for side in "AB":
         _positive(row, f"num_frames_{side}")
     for clip in clips:
-        if not clip.is_file():
+        if not is_file(clip):
             raise _UnusableRowError(f"names {clip.name}, which does not exist")
-    overall = LABELS.get(row.get(OVERALL, ""), math.nan)
+    overall = _label(row, OVERALL)
     return PreferencePair(number, clips[0], clips[1], row["prompt"], preference, overall, scores, (fps[0], fps[1]))
+
+
+def is_file(path: Path) -> bool:
+    """Return whether a path names a file; one that no file can have does not."""
+    try:
+        return path.is_file()
+    except OSError:  # a name that is too long
+        return False
 
 
 def _label(row: dict[str, str], axis: str) -> float:

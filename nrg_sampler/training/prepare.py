@@ -13,10 +13,11 @@ from nrg_sampler.checkpoints import pipeline_source, read_sampling
 from nrg_sampler.runs.manifest import model_fingerprint
 from nrg_sampler.runs.progress import Progress
 from nrg_sampler.training.cache import LatentCache
+from nrg_sampler.training.csv_table import BadRow
 from nrg_sampler.training.decoding import ClipSettings, inspect_pairs
 from nrg_sampler.training.encoding import PairEncoder
 from nrg_sampler.training.pairs import PairData, subset
-from nrg_sampler.training.preferences import BadRow, PreferenceTable, read_preferences, split_pairs
+from nrg_sampler.training.preferences import PreferenceTable, read_preferences, split_pairs
 from nrg_sampler.training.settings import EncodingSettings, LabelledPairs
 
 HELD_OUT, FRACTION = "held-out", "fraction"  # names of the two draws; each draws the same pairs in every run
@@ -110,7 +111,7 @@ def prepare_pairs(
         cache: Holds the latents.
 
     Yields:
-        How many files are checked, then how many clips and prompts are encoded.
+        What was read, then how many files are checked, then how many clips and prompts are encoded.
 
     Returns:
         The pairs that can be used, and the rows that cannot.
@@ -119,6 +120,7 @@ def prepare_pairs(
         ValueError: If no row can be used or, if ``strict``, any cannot.
     """
     table = read_preferences(pairs.file, pairs.axes, pairs.videos)
+    yield Progress("reading", len(table.pairs), unit="row", notes=(f"{pairs.file.name}: {table.describe()}",))
     table.require(pairs.strict)
     for work, steps in (
         ("checking", inspect_pairs(table, encoder.settings)),

@@ -26,6 +26,7 @@ from nrg_sampler.rewards.latent import LatentReward
 from nrg_sampler.rewards.latent_space import latent_space
 from nrg_sampler.runs.progress import Progress, Run
 from nrg_sampler.training.checkpoint import disk_errors
+from nrg_sampler.training.csv_table import BadRow
 from nrg_sampler.training.decoding import ClipSettings
 from nrg_sampler.training.distil import prepare_distillation
 from nrg_sampler.training.encoding import PairEncoder
@@ -33,7 +34,6 @@ from nrg_sampler.training.grade import held_out_accuracy
 from nrg_sampler.training.objective import Objective
 from nrg_sampler.training.pairs import PairData
 from nrg_sampler.training.precision import CHECKPOINTS, Precision, choose_precision
-from nrg_sampler.training.preferences import BadRow
 from nrg_sampler.training.prepare import TrainingData, load_encoder, open_cache, prepare_training
 from nrg_sampler.training.scoring import calibrate
 from nrg_sampler.training.settings import LabelledPairs, RewardTraining, objective_for
@@ -206,7 +206,9 @@ def _optimise(
 def _log(file: Path, numbers: Mapping[str, float], first: bool) -> None:
     """Append the numbers of a step; before the first of a run that goes on, drop what came after its checkpoint."""
     if first and file.exists():
-        lines = [line for line in file.read_text(encoding="utf-8").splitlines() if _is_before(line, numbers["step"])]
+        lines = [
+            line for line in file.read_text(encoding="utf-8-sig").splitlines() if _is_before(line, numbers["step"])
+        ]
         with replacing(file) as partial:
             partial.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     with open(file, "a", encoding="utf-8") as log:

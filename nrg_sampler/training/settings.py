@@ -66,10 +66,10 @@ class LabelledPairs:
 
     Args:
         file: The CSV file.
-        axes: Columns that are axes; by default all with labels.
+        axes: Columns that are axes; by default those of ``VQ``, ``MQ`` and ``TA`` with labels, else all with scores.
         videos: Folder that relative paths start from; the file's own by default.
         fraction: Share of the pairs to train on, of those not held out.
-        strict: Stop at rows that cannot be used instead of leaving them out.
+        strict: Stop at rows that cannot be used, and at columns that may be meant as axes.
 
     Raises:
         ValueError: If the fraction is not from 0 to 1.
@@ -105,6 +105,7 @@ class TeacherClips:
         batch: Clips sampled and scored together.
         seed: Of the first sample.
         identity: Unique for a callable, such as its name and version; the scores are cached under it.
+        strict: Stop at files that cannot be used or are passed over instead of leaving them out.
 
     Raises:
         ValueError: If there are no clips, a number is too small, or a callable has no identity.
@@ -122,6 +123,7 @@ class TeacherClips:
     batch: int = 4
     seed: int = 0
     identity: str | None = None
+    strict: bool = False
 
     def __post_init__(self) -> None:
         """Check the values."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,11 +15,15 @@ from torch import Tensor
 from nrg_sampler.json_text import to_json
 from nrg_sampler.rewards.pixel import decoded
 from nrg_sampler.training.cache import clip_name
+from nrg_sampler.training.csv_table import BadRow, read_csv
 from nrg_sampler.training.decoding import ClipSettings, UnreadableClipError, read_clip
 from nrg_sampler.training.encoding import PairEncoder
-from nrg_sampler.training.preferences import BadRow, csv_rows
+from nrg_sampler.training.preferences import is_file
 
 PATHS = ("path", "path_A", "path_B")
+VIDEOS = (".mp4", ".m4v", ".mov", ".webm", ".mkv")  # in a folder; a table may name any file
+BESIDE = (".txt", ".json", ".png")  # what stands beside a video of the same name: prompt, manifest, picture
+LISTED = 10  # names in a message
 
 
 class ClipSource(Protocol):
@@ -29,11 +33,13 @@ class ClipSource(Protocol):
         names: Of the clips' latents in a cache.
         prompts: The prompt of each clip.
         bad: Rows and files that cannot be used.
+        notes: What was passed over, in words.
     """
 
     names: list[str]
     prompts: list[str]
     bad: list[BadRow]
+    notes: tuple[str, ...]
 
     def batches(self) -> list[list[int]]:
         """Return the indices of clips that are made together; each of them once."""
@@ -117,7 +123,7 @@ class GeneratedClips:
 
     def __init__(self, pipe: Any, samples: Sequence[Sample], settings: ClipSettings, batch: int = 8) -> None:
         """Keep the plan; nothing is sampled yet."""
-        self.samples, self.bad = list(samples), list[BadRow]()
+        self.samples, self.bad, self.notes = list(samples), list[BadRow](), tuple[str, ...]()
         self.names = [sample.name for sample in samples]
         self.prompts = [sample.prompt for sample in samples]
         self._pipe, self._settings, self._batch = pipe, settings, batch
@@ -158,7 +164,8 @@ class VideoFiles:
     Args:
         encoder: Encodes them.
         source: A CSV file with the columns ``path`` (or VideoReward's ``path_A`` and ``path_B``) and ``prompt``, or a
-            folder of videos, each beside its manifest or a text file of its name with the prompt.
+            folder of videos (mp4, m4v, mov, webm, mkv), each beside its manifest or a text file of its name with the
+            prompt.
         videos: Where relative paths in the CSV file start; at the file by default.
         batch: Files read together.
 
@@ -168,19 +175,17 @@ class VideoFiles:
 
     def __init__(self, encoder: PairEncoder, source: Path, videos: Path | None = None, batch: int = 8) -> None:
         """List the files; none is decoded yet."""
-        self._encoder, self._batch, self.bad = encoder, batch, list[BadRow]()
+        self._encoder, self._batch, self.notes = encoder, batch, tuple[str, ...]()
+        if source.is_dir():
+            found, self.bad, self.notes = _in_folder(source)
+        else:
+            found, self.bad = _in_table(source, videos or source.parent)
         rows: dict[tuple[Path, str], int] = {}  # the same clip may be in several pairs
-        for row, file, prompt in _in_folder(source) if source.is_dir() else _in_table(source, videos or source.parent):
-            reason = (
-                "has no prompt"
-                if not prompt
-                else None
-                if file.is_file()
-                else f"names {file.name}, which does not exist"
-            )
-            if reason is None:
+        for row, file, prompt in found:
+            if prompt and is_file(file):
                 rows.setdefault((file, prompt), row)
             else:
+                reason = f"names {file.name}, which does not exist" if prompt else f"has no prompt for {file.name}"
                 self.bad.append(BadRow(row, reason))
         self._files = [file for file, _ in rows]
         self._rows = list(rows.values())
@@ -207,35 +212,51 @@ class VideoFiles:
         return [indices[place] for place in read], latents, torch.stack(clips)
 
 
-def _in_table(file: Path, videos: Path) -> Iterator[tuple[int, Path, str]]:
-    """Line, file and prompt of each clip in a CSV file."""
-    rows = csv_rows(file)
-    columns = list(rows[0][1]) if rows else []
-    paths = [name for name in PATHS if name in columns]
-    if not paths or "prompt" not in columns:
+def _in_table(file: Path, videos: Path) -> tuple[list[tuple[int, Path, str]], list[BadRow]]:
+    """Line, file and prompt of each clip in a CSV file, and the rows that are left out."""
+    table = read_csv(file)
+    paths = [name for name in PATHS if name in table.columns]
+    if not paths or "prompt" not in table.columns:
         raise ValueError(
-            f"Expected the columns path and prompt in {file}, but it has {', '.join(columns) or 'none'}; rename yours."
+            f"Expected the columns path and prompt in {file}, but it has {', '.join(table.columns)}; rename yours."
         )
-    for number, row in rows:
-        for name in paths:
-            if row.get(name):
-                yield number, videos / row[name], row.get("prompt", "")
+    found, bad = list[tuple[int, Path, str]](), list(table.bad)
+    for number, row in table.rows:
+        bad += [BadRow(number, f"has no {name}") for name in paths if not row[name]]
+        found += [(number, videos / row[name], row["prompt"]) for name in paths if row[name]]
+    return found, sorted(bad, key=lambda one: one.row)
 
 
-def _in_folder(folder: Path) -> Iterator[tuple[int, Path, str]]:
-    """Place, file and prompt of each video in a folder."""
-    files = sorted(folder.glob("*.mp4"))
+def _in_folder(folder: Path) -> tuple[list[tuple[int, Path, str]], list[BadRow], tuple[str, ...]]:
+    """Place, file and prompt of each video in a folder, those whose prompt cannot be read, and what is passed over."""
+    content = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    files = [path for path in content if path.suffix.lower() in VIDEOS and path.is_file()]
     if not files:
-        raise ValueError(f"Expected videos (*.mp4) in {folder}, but there are none; name the folder that holds them.")
+        raise ValueError(
+            f"Expected videos ({', '.join(VIDEOS)}) in {folder}, but there are none; name the folder that holds them."
+        )
+    stems = {file.stem for file in files}
+    others = [
+        path.name
+        for path in content
+        if path not in files and not (path.stem in stems and path.suffix.lower() in BESIDE)
+    ]
+    found, bad = list[tuple[int, Path, str]](), list[BadRow]()
     for place, file in enumerate(files, start=1):
-        yield place, file, _beside(file)
+        try:
+            found.append((place, file, _beside(file)))
+        except ValueError as error:
+            bad.append(BadRow(place, f"has no prompt for {file.name} that can be read ({error})"))
+    more = f" and {len(others) - LISTED} more" if len(others) > LISTED else ""
+    notes = (f"passed over in {folder.name}: {', '.join(others[:LISTED])}{more}",) if others else ()
+    return found, bad, notes
 
 
 def _beside(video: Path) -> str:
     """The prompt in the text file or the manifest beside a video; empty if there is neither."""
     text, manifest = video.with_suffix(".txt"), video.with_suffix(".json")
     if text.is_file():
-        return text.read_text(encoding="utf-8").strip()
+        return text.read_text(encoding="utf-8-sig").strip()
     if not manifest.is_file():
         return ""
     from nrg_sampler.runs.manifest import Manifest

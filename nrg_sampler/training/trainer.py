@@ -128,10 +128,10 @@ def train(
     model, prepared = accelerator.prepare(reward, optimizer)
     forward = in_bfloat16(model, accelerator.device) if bfloat16 else model
     average = EMAModel(reward.parameters(), decay=settings.ema)
-    identity = run_identity(objective, settings, data, tuple(reward.config.text_axes), bfloat16)
+    identity = run_identity(objective, vars(settings), data, tuple(reward.config.text_axes), bfloat16)
     start = 0
     if (state := load_checkpoint(folder)) is not None:
-        require_same_run(state["identity"], identity, first_identity(objective, settings, data), folder)
+        require_same_run(state["identity"], identity, first_identity(objective, vars(settings), data), folder)
         for part, name in ((reward, "model"), (optimizer, "optimizer"), (schedule, "schedule"), (average, "average")):
             part.load_state_dict(state[name])
         start = int(state["step"])

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from nrg_sampler import LatentReward, cli
+from nrg_sampler.training.distil import read_prompts
+from nrg_sampler.training.settings import TeacherClips
 from nrg_sampler.training.sources import VideoFiles
 from nrg_sampler.video import write_mp4
 
@@ -151,9 +154,55 @@ def test_a_folder_of_videos_reads_the_prompts_beside_them(folder, tmp_path):
     assert list(map(len, source.batches())) == [5, 5, 2]
     assert not source.bad
     (tmp_path / "alone.mp4").write_text("")
-    assert [str(bad) for bad in VideoFiles(encoder, tmp_path).bad] == ["row 1: has no prompt"]
-    with pytest.raises(ValueError, match=r"Expected videos \(\*.mp4\) in .*, but there are none"):
+    assert [str(bad) for bad in VideoFiles(encoder, tmp_path).bad] == ["row 1: has no prompt for alone.mp4"]
+    with pytest.raises(ValueError, match=r"Expected videos \(\.mp4, .*\) in .*, but there are none"):
         VideoFiles(encoder, folder)
+
+
+def test_a_folder_is_read_whatever_its_files_are_called_and_says_what_it_passes_over(tmp_path):
+    for name in ("a.MP4", "b.mov", "c.webm", "d.MKV", "e.m4v", "f.avi", "notes.md", ".hidden"):
+        (tmp_path / name).write_bytes(name.encode())
+    for name in "abcd":
+        (tmp_path / f"{name}.txt").write_bytes(f"\ufeff a red circle {name}\r\n".encode())
+    (tmp_path / "e.txt").write_bytes(b"caf\xe9")
+    (tmp_path / "lone.txt").write_text("a prompt without its clip")
+    source = VideoFiles(SimpleNamespace(settings=None), tmp_path)
+    assert source.prompts == [f"a red circle {name}" for name in "abcd"]
+    assert [bad.reason.partition(" (")[0] for bad in source.bad] == ["has no prompt for e.m4v that can be read"]
+    assert source.notes == (f"passed over in {tmp_path.name}: f.avi, lone.txt, notes.md",)
+
+
+def test_a_table_of_clips_says_what_it_leaves_out(tmp_path):
+    (tmp_path / "a.mp4").write_bytes(b"a")
+    rows = ["path,prompt", "a.mp4,a red circle", ",a blue circle", "a.mp4,a cat, asleep", "gone.mp4,x", "a.mp4,"]
+    (tmp_path / "clips.csv").write_text("\n".join(rows))
+    source = VideoFiles(SimpleNamespace(settings=None), tmp_path / "clips.csv")
+    assert source.prompts == ["a red circle"]
+    assert sorted(str(bad) for bad in source.bad) == [
+        "row 3: has no path",
+        "row 4: has 3 cells, but the header has 2; quote a cell that holds commas",
+        "row 5: names gone.mp4, which does not exist",
+        "row 6: has no prompt for a.mp4",
+    ]
+
+
+def test_strict_reaches_the_clips_of_a_teacher(folder, tmp_path, capsys):
+    shutil.copytree(folder / "videos", tmp_path / "videos")
+    (tmp_path / "videos" / "old.avi").write_bytes(b"")
+    options = [f"--teacher=module:{folder / 'teachers.py'}:Brightness", str(tmp_path / "videos"), *SHORT, *ENCODING]
+    command = ["train-reward", *options, "--model", str(folder / "tiny"), "--out", str(tmp_path / "out"), "--strict"]
+    assert cli.main([*command, "--steps", "1"]) == 2
+    error = capsys.readouterr().err
+    assert "of videos: 12 clips" in error
+    assert "Expected every clip to be usable, but 1 are not; the first: passed over in videos: old.avi" in error
+
+
+def test_a_list_of_prompts_begins_without_a_byte_order_mark(tmp_path):
+    (tmp_path / "prompts.txt").write_bytes("\ufeffa red circle\r\n\r\na blue\u2028circle\n".encode())
+    assert read_prompts(TeacherClips("pixel", prompts=tmp_path / "prompts.txt")) == [
+        "a red circle",
+        "a blue\u2028circle",
+    ]
 
 
 BAD = {

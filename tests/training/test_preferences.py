@@ -106,26 +106,73 @@ def test_takes_any_number_of_axes_and_a_teachers_scores(videos):
     header = ["path_A", "path_B", "prompt", "beauty", "physics_score_A", "physics_score_B"]
     rows = [["0.mp4", "1.mp4", "x", "A", 0.5, 1.5], ["2.mp4", "3.mp4", "x", "B", "", 2]]
     file = write_csv(videos / "own.csv", header, rows)
-    assert read_preferences(file).axes == ("beauty",)
-    scored = read_preferences(file, axes=["physics"])
+    scored = read_preferences(file)
+    assert scored.axes == ("physics",)
     assert torch.equal(scored.scores()[0], torch.tensor([[0.5, 1.5]]))
     assert scored.scores()[1].isnan().tolist() == [[True, False]]
     assert scored.preferences().isnan().all()
-    assert read_preferences(file).scores() is None
+    named = read_preferences(file, axes=["beauty"])
+    assert named.axes == ("beauty",)
+    assert named.scores() is None
+    named.require(strict=True)
+    with pytest.raises(ValueError, match="Expected every axis once, but got beauty, beauty"):
+        read_preferences(file, axes=["beauty", "beauty"])
+
+
+def test_a_column_of_labels_is_an_axis_by_its_name_alone(videos):
+    header = ["path_A", "path_B", "prompt", "shown_first", "VQ", "MQ", "annotator", ""]
+    rows = [
+        ["0.mp4", "1.mp4", "x", "A", "A", "", "eve", 0],
+        ["2.mp4", "3.mp4", "y", "B", "B", "", "bob", 1],
+        ["2.mp4", "1.mp4", "y", "B", "C", "", "bob", 2],
+    ]
+    file = write_csv(videos / "pairs.csv", header, rows)
+    table = read_preferences(file)
+    assert table.axes == ("VQ",)
+    text = table.describe()
+    assert text.startswith("axes VQ; 3 rows, 1 left out; columns passed over: shown_first (has labels, but is not one")
+    assert text.endswith("MQ (has no label), annotator, without a name")
+    table.bad.clear()
+    table.require()
+    with pytest.raises(
+        ValueError, match="but shown_first has labels, but is not one of VQ, MQ, TA: name it as an axis"
+    ):
+        table.require(strict=True)
+    file = write_csv(videos / "own.csv", ["path_A", "path_B", "prompt", "beauty"], [["0.mp4", "1.mp4", "x", "A"]])
+    with pytest.raises(ValueError, match=r"Expected the column an axis \(VQ, MQ, TA\) .*, or name beauty as axes"):
+        read_preferences(file)
+
+
+def test_an_unknown_label_of_the_clip_as_a_whole_is_a_bad_row(videos):
+    header = ["path_A", "path_B", "prompt", "VQ", "Overall"]
+    rows = [
+        ["0.mp4", "1.mp4", "x", "A", "b"],
+        ["2.mp4", "3.mp4", "y" * 300, "B", "B"],
+        ["0.mp4", "3" * 300, "y", "B", "B"],
+    ]
+    table = read_preferences(write_csv(videos / "pairs.csv", header, rows))
+    assert [pair.row for pair in table.pairs] == [3]
+    assert table.bad[0].reason == "has the label 'b' for Overall; known are A, B, same and invalid"
+    assert "which does not exist" in table.bad[1].reason
 
 
 @pytest.mark.parametrize(
     ("header", "rows", "sentence"),
     [
         (["path_A", "prompt", "VQ"], [["a", "b", "A"]], "Expected the column path_B in .* but it has path_A, prompt"),
-        (["path_A", "path_B", "prompt"], [["a", "b", "c"]], "Expected the column an axis with the labels"),
+        (["path_A", "path_B", "prompt"], [["a", "b", "c"]], "Expected the column an axis .* with the labels"),
         (["path_A", "path_B", "prompt", "VQ"], [], "Expected preference pairs in .* but it holds none"),
+        (
+            ["path_A", "path_B", "prompt", "VQ"],
+            [["a"]],
+            "Expected at least one row of .* the first is row 2: has 1 cells",
+        ),
     ],
 )
 def test_says_what_a_file_lacks(tmp_path, header, rows, sentence):
     with pytest.raises(ValueError, match=sentence):
         read_preferences(write_csv(tmp_path / "x.csv", header, rows))
-    with pytest.raises(ValueError, match=r"Expected a CSV file, but .* cannot be read"):
+    with pytest.raises(ValueError, match=r"Expected a CSV file in UTF-8, but .* cannot be read"):
         read_preferences(tmp_path / "absent.csv")
 
 

@@ -84,6 +84,7 @@ def test_a_reward_from_labels_in_ten_lines(folder):
     result = run.result
     assert list(dict.fromkeys(progress.work for progress in seen)) == [
         "loading",
+        "reading",
         "checking",
         "encoding",
         "prepared",
@@ -92,8 +93,9 @@ def test_a_reward_from_labels_in_ten_lines(folder):
     steps = [progress for progress in seen if progress.work == "training"]
     assert [(step.done, step.total) for step in steps] == [(1, 4), (2, 4), (3, 4), (4, 4)]
     assert result.loss == steps[-1].numbers["loss"]
-    (note,) = [note for progress in seen for note in progress.notes]
-    assert note == "left out: row 22: names gone.mp4, which does not exist"
+    read, left_out = [note for progress in seen for note in progress.notes]
+    assert read == "pairs.csv: axes VQ, TA; 21 rows, 1 left out"
+    assert left_out == "left out: row 22: names gone.mp4, which does not exist"
     assert result.axes == ("VQ", "TA")
     assert (result.pairs, result.held_out, len(result.bad)) == (20 - result.held_out, result.held_out, 1)
     assert set(result.accuracy["0.0-0.2"]) == {"VQ", "TA"}

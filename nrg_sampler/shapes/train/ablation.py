@@ -234,7 +234,7 @@ def _write_tables(folder: Path, results: Path, planned: Sequence[Cell], settings
         file = results / f"{cell.name}.json"
         if not file.exists():
             continue
-        stored = json.loads(file.read_text())
+        stored = json.loads(file.read_text(encoding="utf-8-sig"))
         if stored["settings"] != settings:
             raise ValueError(
                 f"Expected cells made with {settings}, but {file.name} was made with {stored['settings']}; "

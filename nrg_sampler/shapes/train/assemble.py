@@ -65,18 +65,18 @@ def save_bundle(folder: Path, out: Path) -> None:
     (out / "pipeline" / "README.md").write_text(PIPELINE_CARD)
     reward = LatentReward.from_pretrained(folder / "reward", dtype=torch.float32)
     reward.register_to_config(latent_space=latent_space(pipe.vae))
-    accuracy = json.loads((folder / "reward-accuracy.json").read_text())
+    accuracy = json.loads((folder / "reward-accuracy.json").read_text(encoding="utf-8-sig"))
     measured = folder / "gate-accuracy.json"
-    gate = json.loads(measured.read_text()) if reward.has_gate and measured.exists() else None
+    gate = json.loads(measured.read_text(encoding="utf-8-sig")) if reward.has_gate and measured.exists() else None
     reward.to(dtype=torch.float16).save_pretrained(out / "reward")
     (out / "reward" / "README.md").write_text(reward_card(reward, accuracy, gate))
     if (folder / "judge").is_dir():
         judge = PixelJudge.from_pretrained(folder / "judge", dtype=torch.float32)
         judge.to(dtype=torch.float16).save_pretrained(out / "judge")
-        grades = json.loads((folder / "judge-accuracy.json").read_text())
+        grades = json.loads((folder / "judge-accuracy.json").read_text(encoding="utf-8-sig"))
         (out / "judge" / "README.md").write_text(judge_card(judge, grades))
     for file in out.rglob("config.json"):
-        settings = json.loads(file.read_text())
+        settings = json.loads(file.read_text(encoding="utf-8-sig"))
         settings.pop("_name_or_path", None)  # a path of the machine that trained the parts
         file.write_text(to_json(settings, indent=2) + "\n")
 
