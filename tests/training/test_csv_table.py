@@ -6,7 +6,7 @@ import csv
 import io
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from nrg_sampler.training.csv_table import read_csv
@@ -102,7 +102,6 @@ CELLS = st.lists(
     min_size=3,
     max_size=3,
 )
-FUZZ = settings(derandomize=True, deadline=None, max_examples=150)
 
 
 def written(rows, quoting, end="\r\n"):
@@ -111,7 +110,6 @@ def written(rows, quoting, end="\r\n"):
     return stream.getvalue()
 
 
-@FUZZ
 @given(st.lists(CELLS, max_size=6), st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL]))
 @example([["a\n,,", "b", "c"], ["d", "e", "f"]], csv.QUOTE_MINIMAL)
 def test_rows_come_out_as_they_went_in_or_with_a_reason(tmp_path_factory, rows, quoting):
@@ -128,7 +126,6 @@ def test_rows_come_out_as_they_went_in_or_with_a_reason(tmp_path_factory, rows, 
             assert any(cell.count(",") > 1 for cell in row)
 
 
-@FUZZ
 @given(st.text(st.sampled_from('aB,"\n\r ;\t') | st.characters(exclude_categories=["Cs"]), max_size=80))
 @example('"')
 @example(' "" x\n,"\n"')
@@ -146,7 +143,6 @@ NUMBER = st.sampled_from(["8", "", "nan", "inf", "-1", "1e400", "fast"])
 PAIR = st.tuples(PATHS, PATHS, st.text(max_size=12), LABEL, LABEL, LABEL, NUMBER)
 
 
-@FUZZ
 @given(
     st.lists(PAIR, max_size=6),
     st.text(st.sampled_from('"\n,; x'), max_size=6),
