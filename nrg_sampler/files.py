@@ -5,14 +5,29 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import platform
 import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
+
+LACKING_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+PARTIAL = re.compile(r"\.(?P<process>[1-9]\d{0,8})@(?P<machine>[\w-]+)\.partial(\.\w+)?$")
 WHOLE_FILE_LIMIT = 64 * 2**20  # bytes; a larger file is fingerprinted by its size and both ends
 END_LENGTH = 2**20
+
+
+class NoRoomError(OSError):
+    """A file for which the disk, a quota or a limit of the process has no room."""
+
+    def __str__(self) -> str:
+        return (
+            f"Expected room to write {self.filename}, but {self.strerror}; free some and run the same command again: "
+            "what was finished before is kept."
+        )
 
 
 @contextmanager
@@ -24,16 +39,45 @@ def replacing(path: Path) -> Iterator[Path]:
     Args:
         path: Where the finished file belongs; its folder must exist.
     """
-    partial = _partial(path)
+    partial = partial_path(path)
     try:
-        yield partial
-        os.replace(partial, path)
+        with writing(path):
+            yield partial
+            os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
 
 
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Let whatever finds no room for ``path`` fail as an ``OSError`` that says so; torch and safetensors raise others.
+
+    Args:
+        path: The file or folder that is written in the block.
+
+    Raises:
+        NoRoomError: If the disk or a quota is full.
+    """
+    try:
+        yield
+    except Exception as error:
+        if _lacks_room(error):
+            raise NoRoomError(errno.ENOSPC, "the disk or a limit is full", str(path)) from error
+        raise
+
+
+def _lacks_room(error: Exception) -> bool:
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno in LACKING_ROOM
+    # What torch says of any write that fails, and safetensors of the system's error.
+    codes = [f"os error {code})" for code in LACKING_ROOM]
+    return any(text in str(error) for text in ("PytorchStreamWriter failed", "inline_container", *codes))
+
+
 def writable_folder(folder: Path) -> Path:
     """Make ``folder`` and prove that a file can be written there, before any work is spent on one.
+
+    What a process that was killed has left half-written there is removed.
 
     Raises:
         ValueError: If the folder cannot be made or written to.
@@ -42,6 +86,7 @@ def writable_folder(folder: Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
+        remove_stale_partials(folder)
     except OSError as error:
         reason = error.strerror or str(error)
         raise ValueError(f"Expected a folder that can be written to, but {folder} cannot: {reason}.") from error
@@ -58,8 +103,8 @@ def writable_file(path: Path) -> Path:
     try:
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        _partial(path).touch()
-        _partial(path).unlink()
+        partial_path(path).touch()
+        partial_path(path).unlink()
     except OSError as error:
         reason = error.strerror or str(error)
         raise ValueError(
@@ -68,8 +113,64 @@ def writable_file(path: Path) -> Path:
     return path
 
 
-def _partial(path: Path) -> Path:
-    return path.with_name(f"{path.stem}.{os.getpid()}.partial{path.suffix}")
+def partial_path(path: Path) -> Path:
+    """Return where ``path`` is kept until it is finished: beside it, named after this process and machine."""
+    return path.with_name(f"{path.stem}.{os.getpid()}@{_machine()}.partial{path.suffix}")
+
+
+def remove_stale_partials(folder: Path) -> list[Path]:
+    """Remove unfinished files of processes of this machine that are gone, and return them."""
+    stale = []
+    for file in folder.glob("*.partial*"):
+        match = PARTIAL.search(file.name)
+        if match and match["machine"] == _machine() and not psutil.pid_exists(int(match["process"])):
+            file.unlink(missing_ok=True)
+            stale.append(file)
+    return stale
+
+
+def _machine() -> str:
+    return re.sub(r"[^\w-]", "-", platform.node()) or "here"
+
+
+def with_free_name(finished: Path, path: Path) -> Path:
+    """Move a finished file to ``path``, or to the first numbered name beside it that nothing has.
+
+    Two processes never get the same name. Files beside ``finished`` with its name and another suffix come along, and
+    a name counts as taken if any of them would be overwritten.
+
+    Args:
+        finished: The file, in the folder of ``path``.
+        path: What it is to be called.
+
+    Returns:
+        What it is called.
+    """
+    companions = [file for file in finished.parent.iterdir() if file.stem == finished.stem and file != finished]
+    number, free = 1, path
+    while any(free.with_suffix(file.suffix).exists() for file in companions) or not _moved(finished, free):
+        number += 1
+        free = path.with_stem(f"{path.stem}-{number}")
+    for file in companions:
+        os.replace(file, free.with_suffix(file.suffix))
+    return free
+
+
+def _moved(file: Path, path: Path) -> bool:
+    """Move a file unless something is there already, and return whether it was moved."""
+    try:
+        os.link(file, path)
+    except FileExistsError:
+        return False
+    except OSError:  # a file system without links
+        try:
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL))
+        except FileExistsError:
+            return False
+        os.replace(file, path)
+        return True
+    file.unlink()
+    return True
 
 
 def slug(text: str, max_length: int = 48) -> str:

@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -82,3 +86,91 @@ def test_a_large_file_counts_with_its_size_and_both_ends(tmp_path: Path, monkeyp
     assert of(b"\1" + bytes(199)) != plain
     assert of(bytes(199) + b"\1") != plain
     assert of(bytes(100) + b"\1" + bytes(99)) == plain
+
+
+def gone() -> int:
+    """Return the number of a process that has ended."""
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+def test_what_a_killed_process_left_is_removed_when_the_folder_is_used_again(tmp_path: Path) -> None:
+    own = files.partial_path(tmp_path / "a.mp4")
+    left = [own.with_name(own.name.replace(str(os.getpid()), str(gone()))) for own in (own, own.with_suffix(".json"))]
+    others = [tmp_path / name for name in (f"a.{gone()}@another-machine.partial.mp4", "a.partial.mp4", "a.1.partial")]
+    for file in (own, *left, *others):
+        file.write_text("half")
+    files.writable_folder(tmp_path)
+    assert sorted(tmp_path.iterdir()) == sorted([own, *others])
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_finished_file_takes_the_first_free_name_with_what_belongs_to_it(
+    tmp_path: Path, links: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not links:
+        monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(PermissionError("no links here")))
+    (tmp_path / "a.mp4").write_text("first")
+    (tmp_path / "a-2.json").write_text("another's manifest")
+    finished = files.partial_path(tmp_path / "a.mp4")
+    finished.write_text("new")
+    finished.with_suffix(".json").write_text("its manifest")
+    assert files.with_free_name(finished, tmp_path / "a.mp4") == tmp_path / "a-3.mp4"
+    content = {file.name: file.read_text() for file in tmp_path.iterdir()}
+    assert content == {
+        "a.mp4": "first",
+        "a-2.json": "another's manifest",
+        "a-3.mp4": "new",
+        "a-3.json": "its manifest",
+    }
+
+
+def test_many_at_once_never_get_one_name(tmp_path: Path) -> None:
+    def finish(index: int) -> Path:
+        finished = tmp_path / f"{index}.unfinished.mp4"
+        finished.write_text(str(index))
+        return files.with_free_name(finished, tmp_path / "a.mp4")
+
+    with ThreadPoolExecutor(16) as pool:
+        names = list(pool.map(finish, range(64)))
+    assert len(set(names)) == 64
+    assert sorted(int(file.read_text()) for file in tmp_path.iterdir()) == list(range(64))
+
+
+def full_disk(write: str) -> str:
+    """Return a program whose files cannot grow beyond 8 KiB, as on a full disk, and that prints the error."""
+    return f"""
+import resource, signal, sys, torch
+from pathlib import Path
+from safetensors.torch import save_file
+from nrg_sampler.files import replacing, writing
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192))
+folder = Path(sys.argv[1])
+try:
+    with replacing(folder / "a.bin") as file:
+        {write}
+except OSError as error:
+    print(error, list(folder.iterdir()))
+"""
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        "torch.save({'a': torch.zeros(9000)}, file)",
+        "save_file({'a': torch.zeros(9000)}, file)",
+        "file.write_bytes(bytes(9000))",
+    ],
+    ids=["torch", "safetensors", "python"],
+)
+@pytest.mark.skipif(sys.platform == "win32", reason="limits of a process are those of Unix")
+def test_a_full_disk_is_one_sentence_whoever_writes(tmp_path: Path, write: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", full_disk(write), str(tmp_path)], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.startswith(
+        f"Expected room to write {tmp_path / 'a.bin'}, but the disk or a limit is full; free "
+    )
+    assert done.stdout.endswith("kept. []\n")

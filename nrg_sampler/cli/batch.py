@@ -11,14 +11,14 @@ from typing import Any
 
 from nrg_sampler.cli.parser import DEFAULT_FOLDER
 from nrg_sampler.cli.recipe import from_arguments
-from nrg_sampler.files import slug, writable_file, writable_folder
+from nrg_sampler.files import partial_path, slug, with_free_name, writable_file, writable_folder
 from nrg_sampler.json_text import to_json
 from nrg_sampler.judges.alarm import hacking_alarm
 from nrg_sampler.judges.loading import load_judges
 from nrg_sampler.runs.manifest import Manifest, changes, format_change
 from nrg_sampler.runs.outcome import Changes
 from nrg_sampler.runs.sampler import Sampler
-from nrg_sampler.runs.writing import MAKERS
+from nrg_sampler.runs.writing import MAKERS, Make
 from nrg_sampler.video import writable_mp4
 
 Conclude = Callable[[Sequence[Manifest], Sequence[Path], argparse.Namespace], None]
@@ -51,15 +51,18 @@ def run_seeds(arguments: argparse.Namespace, usual: int = 1, conclude: Conclude 
         _print_plan(Sampler(recipe), as_json=arguments.json)
         return 0
     manifests: list[Manifest] = []
+    videos: list[Path] = []
     try:
         sampler = Sampler(recipe, judges=load_judges(arguments.judge or (), recipe.device))
         if sampler.recipe.proposed and not arguments.json:
             print(f"weights {sampler.recipe.guidance.weights}, proposed by the reward for this prompt", flush=True)
         for seed, path in paths.items():
-            manifests.append(MAKERS[arguments.command](sampler, seed, path))
-            report(manifests[-1], path, as_json=arguments.json)
+            manifest, written = _make(MAKERS[arguments.command], sampler, seed, path, named=is_file(arguments.out))
+            manifests.append(manifest)
+            videos.append(written)
+            report(manifest, written, as_json=arguments.json)
         if conclude is not None:
-            conclude(manifests, list(paths.values()), arguments)
+            conclude(manifests, videos, arguments)
     except KeyboardInterrupt:
         kept = f"{len(manifests)} of {count} videos are finished and kept in {next(iter(paths.values())).parent}"
         print(f"nrg-sampler: interrupted: {kept}.", file=sys.stderr)
@@ -67,10 +70,27 @@ def run_seeds(arguments: argparse.Namespace, usual: int = 1, conclude: Conclude 
     return 0
 
 
+def _make(make: Make, sampler: Sampler, seed: int, path: Path, named: bool) -> tuple[Manifest, Path]:
+    """Make the files of a seed; in a folder they get their name when they are finished, for another run may have it.
+
+    Returns:
+        The manifest, and where the video is.
+    """
+    if named:
+        return make(sampler, seed, path), path
+    finished = partial_path(path)
+    try:
+        return make(sampler, seed, finished), with_free_name(finished, path)
+    finally:
+        for file in finished.parent.glob(f"{finished.stem}.*"):
+            file.unlink()
+
+
 def output_paths(out: Path | None, prompt: str, seeds: Sequence[int]) -> dict[int, Path]:
     """Choose a file for each seed and prove that it can be written, before anything is sampled.
 
-    In a folder nothing is overwritten: a taken name gets a number. A named file is replaced.
+    In a folder nothing is overwritten: a taken name gets a number, now or, if another run takes it meanwhile, when the
+    file is finished. A named file is replaced.
 
     Raises:
         ValueError: If a file cannot be written, or one file is named for several seeds.

@@ -47,10 +47,8 @@ def conclude(manifests: Sequence[Manifest], videos: Sequence[Path], arguments: a
     from nrg_sampler.judges.alarm import hacking_alarm
     from nrg_sampler.runs.manifest import changes
     from nrg_sampler.runs.outcome import format_summary, mean_changes, summarise_changes, summary_entries
-    from nrg_sampler.runs.strip import write_compare_strip
 
-    strip = _strip_path(arguments.out, videos[0], manifests[0].recipe.prompt)
-    write_compare_strip(manifests, videos, strip)
+    strip = _write_strip(arguments.out, manifests, videos)
     summary = summarise_changes([changes(manifest.clips) for manifest in manifests])
     mean = mean_changes(summary)
     if arguments.json:
@@ -66,11 +64,16 @@ def conclude(manifests: Sequence[Manifest], videos: Sequence[Path], arguments: a
         print_alarm(mean, manifests[0])
 
 
-def _strip_path(out: Path | None, video: Path, prompt: str) -> Path:
-    """The name of the picture; beside a file that was named it is replaced, in a folder it is a free one."""
-    from nrg_sampler.cli.batch import free_path, is_file
-    from nrg_sampler.files import slug
+def _write_strip(out: Path | None, manifests: Sequence[Manifest], videos: Sequence[Path]) -> Path:
+    """Write the picture and return where: beside a named file it is replaced, in a folder its name is free."""
+    from nrg_sampler.cli.batch import is_file
+    from nrg_sampler.files import partial_path, slug, with_free_name
+    from nrg_sampler.runs.strip import write_compare_strip
 
     if is_file(out):
-        return video.with_name(f"{video.stem}-compare.png")
-    return free_path(video.with_name(f"{slug(prompt)}-compare.png"))
+        strip = videos[0].with_name(f"{videos[0].stem}-compare.png")
+        write_compare_strip(manifests, videos, strip)
+        return strip
+    strip = videos[0].with_name(f"{slug(manifests[0].recipe.prompt)}-compare.png")
+    write_compare_strip(manifests, videos, partial_path(strip))
+    return with_free_name(partial_path(strip), strip)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -14,7 +15,7 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
-from nrg_sampler.files import replacing
+from nrg_sampler.files import replacing, writing
 from nrg_sampler.rewards.base import Conditioning
 from nrg_sampler.rewards.card import model_card
 from nrg_sampler.rewards.configured import ConfiguredAxes
@@ -170,9 +171,16 @@ class LatentReward(WanTrunk, ConfiguredAxes, ModelMixin, ConfigMixin):
         reward.requires_grad_(False).eval()
         return reward
 
+    # A pipeline looks at the signature to see which arguments it can hand on.
+    @functools.wraps(ModelMixin.save_pretrained, assigned=())
     def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **options: Any) -> None:
-        """Write config, weights and a model card to a folder, as diffusers does."""
-        super().save_pretrained(save_directory, *args, **options)
+        """Write config, weights and a model card to a folder; arguments as in diffusers.
+
+        Raises:
+            OSError: If the disk is full.
+        """
+        with writing(Path(save_directory)):
+            super().save_pretrained(save_directory, *args, **options)
         with replacing(Path(save_directory) / "README.md") as partial:
             partial.write_text(model_card(self.config), encoding="utf-8")
 

@@ -20,7 +20,7 @@ class RewardWeights:
         auto: Whether the reward is to propose them from the prompt, see :mod:`nrg_sampler.rewards.gate`.
 
     Raises:
-        ValueError: If a weight is negative or not finite, or a name comes twice.
+        ValueError: If there is none, one is negative or not finite, or a name comes twice.
     """
 
     values: tuple[float, ...] | None = None
@@ -28,6 +28,8 @@ class RewardWeights:
     auto: bool = False
 
     def __post_init__(self) -> None:
+        if self.values is not None and not self.values:
+            raise ValueError("Expected one number per axis, but got none; leave them out for all axes alike.")
         for value in self.values or ():
             if not math.isfinite(value) or value < 0:
                 raise ValueError(

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from nrg_sampler.guidance.settings import RewardGuidance
+from nrg_sampler.guidance.settings import POWERS, RewardGuidance
 from nrg_sampler.rewards import RewardWeights
 from nrg_sampler.rewards.gate import weights_for_prompt
 from nrg_sampler.rewards.weights import AUTO
@@ -129,7 +129,16 @@ class Recipe:
 
     def guidance_entries(self) -> dict[str, Any]:
         """Return the guidance as JSON can hold it without rounding, so that a replay reads it back equal."""
-        weights = self.guidance.axis_weights
-        values = None if weights.values is None else list(weights.values)
-        named = values if values is None or weights.names is None else dict(zip(weights.names, values, strict=True))
-        return {**self.guidance.to_dict(), "weights": AUTO if weights.auto else named}
+        guidance = self.guidance
+        powers = {name: getattr(guidance, name) for name in POWERS}
+        exact = {name: _exact(given) for name, given in powers.items() if isinstance(given, RewardWeights)}
+        floor = None if guidance.floor is None else list(guidance.floor)
+        return {**guidance.to_dict(), **exact, "weights": _exact(guidance.axis_weights), "floor": floor}
+
+
+def _exact(weights: RewardWeights) -> Any:
+    if weights.auto:
+        return AUTO
+    if weights.values is None or weights.names is None:
+        return None if weights.values is None else list(weights.values)
+    return dict(zip(weights.names, weights.values, strict=True))

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from nrg_sampler.files import replacing
+from nrg_sampler.files import remove_stale_partials, replacing
 from nrg_sampler.runs.progress import RunFailedError
 
 KEPT = 2
@@ -72,6 +72,7 @@ def load_checkpoint(folder: Path) -> dict[str, Any] | None:
     Warns:
         CheckpointWarning: If a newer one is damaged.
     """
+    remove_stale_partials(folder)
     for step, file in _checkpoints(folder):
         if not _checksum_file(file).is_file() or _checksum_file(file).read_text(
             encoding="utf-8-sig"

@@ -18,6 +18,7 @@ from nrg_sampler.cli import generate
 from nrg_sampler.cli.parser import options_given
 from nrg_sampler.guidance.fields import settings_of
 from nrg_sampler.guidance.settings import RewardGuidance
+from nrg_sampler.runs.manifest import Manifest
 
 ROOT = Path(__file__).parents[2]
 
@@ -152,6 +153,38 @@ def test_bad_input_is_one_line_and_exit_code_2_before_anything_is_loaded(
     assert message in captured.err
 
 
+def test_a_name_that_another_run_takes_meanwhile_is_left_to_it(
+    fake: type[FakeSampler], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both began when the name was free; the other one, of the same prompt and folder, finishes first."""
+    plain = FakeSampler.sample
+
+    def sample(self: FakeSampler, seed: int, *rest: Any, **named: Any) -> Any:
+        monkeypatch.setattr(fake, "sample", plain)
+        assert run("compare", "x y", "--num", "1", "--scale", "0", *MODEL, "--out", "o") == 0
+        return plain(self, seed, *rest, **named)
+
+    monkeypatch.setattr(fake, "sample", sample)
+    assert run("compare", "x y", "--num", "1", *MODEL, "--out", "o") == 0
+    stems = ("x-y-seed0", "x-y-seed0-2")
+    expected = [f"{stem}.{suffix}" for stem in stems for suffix in ("json", "mp4", "png")]
+    strips = ["x-y-compare.png", "x-y-compare-2.png"]
+    assert sorted(file.name for file in Path("o").iterdir()) == sorted([*expected, *strips])
+    scales = [Manifest.read(Path("o") / f"{stem}.json").recipe.guidance.scale for stem in stems]
+    assert scales == [0.0, 1.0]
+    shown = capsys.readouterr().out
+    assert f"{Path('o/x-y-seed0-2.mp4')}  (" in shown
+
+
+def test_a_run_that_fails_leaves_nothing_behind(fake: type[FakeSampler], monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> Any:
+        raise OSError("no room")
+
+    monkeypatch.setattr(Manifest, "write", fail)
+    assert run("generate", "x", *MODEL, "--out", "o") == 2
+    assert not list(Path("o").iterdir())
+
+
 def test_debug_shows_the_traceback() -> None:
     with pytest.raises(ValueError, match="Expected a prompt"):
         run("--debug", "generate", " ")
@@ -172,11 +205,25 @@ def test_a_warning_is_one_line(
     assert capsys.readouterr().err.startswith("nrg-sampler: warning: the gradient was not finite\n")
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("CUDA out of memory. Tried to allocate 80 GiB"),
+        RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:124] data. DefaultCPUAllocator: can't allocate memory: you tried"
+        ),
+        MemoryError("Unable to allocate 7.11 PiB for an array"),
+    ],
+    ids=["gpu", "torch on the cpu", "numpy"],
+)
 def test_memory_that_is_used_up_is_one_line(
-    fake: type[FakeSampler], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    fake: type[FakeSampler],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
 ) -> None:
     def sample(*_: Any) -> Any:
-        raise RuntimeError("CUDA out of memory. Tried to allocate 80 GiB")
+        raise error
 
     monkeypatch.setattr(fake, "sample", sample)
     assert run("generate", "x", *MODEL) == 1

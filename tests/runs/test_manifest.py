@@ -49,6 +49,18 @@ def test_a_manifest_reads_back_equal(written: Manifest, tmp_path: Path) -> None:
     assert Manifest.read(tmp_path / "a.json") == written
 
 
+@pytest.mark.parametrize(
+    "settings", [{"damping": {"VQ": 0.123456789, "a b": 1 / 3}}, {"fading": [0.1, 1 / 3]}, {"floor": ["a,b", "c"]}]
+)
+def test_powers_and_floors_read_back_without_rounding(
+    written: Manifest, tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    guidance = replace(written.recipe.guidance, **settings)
+    exact = replace(written, recipe=replace(written.recipe, guidance=guidance))
+    exact.write(tmp_path / "a.json")
+    assert Manifest.read(tmp_path / "a.json") == exact
+
+
 def test_a_clip_carries_the_hash_of_its_frames(written: Manifest) -> None:
     clip = written.clips[0]
     assert (clip.sha256, clip.shape, clip.seconds) == (frames_sha256(FRAMES), (2, 4, 4, 3), 1.235)
@@ -139,6 +151,7 @@ EDITS: dict[str, tuple[tuple[Any, ...], Any, str]] = {
     "sampling that is a list": (("sampling",), [], "Expected `sampling` to be an object"),
     "guidance that is a list": (("guidance",), [1], r"Expected `guidance` to be an object, but got \[1\]"),
     "a floor of numbers": (("guidance", "floor"), [1], "Expected `floor` as axes"),
+    "powers for no axis": (("guidance", "damping"), [], "Expected `damping` to be 0 or more"),
     "a huge weight": (("guidance", "weights"), [10**400], "Expected reward weights like"),
     "a huge power": (("guidance", "damping"), 10**400, "Expected `damping` to be 0 or more"),
     "a huge scale": (("guidance", "scale"), 10**400, "Expected `scale` to be a finite number"),
