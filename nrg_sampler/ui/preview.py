@@ -17,7 +17,8 @@ class Preview:
     """Estimate the clean latents from two consecutive noisy ones and decode their first frame.
 
     Both lie on the line that an Euler step follows, so ``v = (x' - x) / (sigma' - sigma)`` is the (guided) velocity
-    and ``x0_hat = x' - sigma' v``; for other solvers it is the average velocity of the step.
+    and ``x0_hat = x' - sigma' v``; for other solvers it is the average velocity of the step. Heun comes to
+    each sigma twice, and the second time the velocity is still that of the first.
 
     Args:
         pipe: The sampling pipeline; there are pictures if its latents are those of a video and its autoencoder stores
@@ -29,6 +30,7 @@ class Preview:
         self._pipe = pipe
         self._every = max(1, steps // PICTURES)
         self._last: Tensor | None = None
+        self._velocity: Tensor | None = None
         self._works = hasattr(pipe.vae.config, "latents_std")
 
     def picture(self, step: int, latents: Tensor) -> Frames | None:
@@ -39,13 +41,15 @@ class Preview:
             latents: After it, shape ``(B, C, T, H, W)``.
         """
         last, self._last = self._last, latents
-        if not self._works or latents.ndim != 5 or last is None or step % self._every:
+        sigmas = self._pipe.scheduler.sigmas
+        if not self._works or latents.ndim != 5 or last is None or len(sigmas) <= step + 1:
             return None
-        if len(self._pipe.scheduler.sigmas) <= step + 1:
+        before, after = sigmas[step].item(), sigmas[step + 1].item()
+        if before != after:
+            self._velocity = (latents - last) / (after - before)
+        if self._velocity is None or step % self._every:
             return None
-        before, after = self._pipe.scheduler.sigmas[step].item(), self._pipe.scheduler.sigmas[step + 1].item()
-        velocity = (latents - last) / (after - before)
-        return self._decode(clean_from(latents, velocity, after)[:1, :, :1])
+        return self._decode(clean_from(latents, self._velocity, after)[:1, :, :1])
 
     def _decode(self, clean: Tensor) -> Frames:
         vae = self._pipe.vae

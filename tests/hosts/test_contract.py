@@ -73,6 +73,43 @@ def test_saving_and_loading_gives_the_same_samples_with_and_without_optional_par
     assert "reward_model" in optional_parts(without)
 
 
+def weight_files(folder: Path) -> dict[str, set[str]]:
+    """Return the names of the weight files of each part that has some."""
+    parts: dict[str, set[str]] = {}
+    for file in sorted(folder.glob("*/*.safetensors")):
+        parts.setdefault(file.parent.name, set()).add(file.name)
+    return parts
+
+
+def test_a_variant_is_in_every_part_and_loads_as_nothing_else(subject: Subject, tmp_path: Path) -> None:
+    subject.pipe.save_pretrained(tmp_path, variant="fp16")
+    files = weight_files(tmp_path)
+    assert "reward_model" in files
+    assert all(".fp16" in name for names in files.values() for name in names)
+    loaded = NRGFlowPipeline.from_pretrained(tmp_path, variant="fp16", dtype=torch.float32)
+    assert torch.equal(loaded.reward_model.wanted, subject.pipe.reward_model.wanted)
+    with pytest.raises((ValueError, OSError), match="variant"):
+        NRGFlowPipeline.from_pretrained(tmp_path, variant="bf16")
+
+
+def test_a_dtype_for_each_part_reaches_the_reward_too(subject: Subject, tmp_path: Path) -> None:
+    subject.pipe.save_pretrained(tmp_path)
+    dtypes = {"transformer": torch.bfloat16, "reward_model": torch.float16, "default": torch.float32}
+    loaded = NRGFlowPipeline.from_pretrained(tmp_path, dtype=dtypes)
+    assert loaded.transformer.dtype == torch.bfloat16
+    assert loaded.reward_model.dtype == torch.float16
+    assert loaded.vae.dtype == torch.float32
+
+
+def test_several_samples_of_a_prompt_are_that_many(subject: Subject) -> None:
+    (name,) = {"num_videos_per_prompt", "num_images_per_prompt"} & set(
+        inspect.signature(type(subject.pipe).__call__).parameters
+    )
+    several = subject.sample(**{name: 2}, seeds=(0, 1))
+    assert len(several) == 2
+    torch.testing.assert_close(several[:1], subject.sample(seeds=(0,)), atol=1e-4, rtol=1e-3)
+
+
 def test_a_batch_is_what_its_members_are_alone(subject: Subject) -> None:
     together = subject.sample(PROMPTS, seeds=(0, 1))
     for index, prompt in enumerate(PROMPTS):

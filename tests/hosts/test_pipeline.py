@@ -135,6 +135,21 @@ def test_a_saved_latent_reward_is_recorded_under_the_package(folder, latent_rewa
     assert again.trace.axes == ("VQ", "MQ", "TA")
 
 
+def test_how_a_pipeline_is_saved_is_how_its_latent_reward_is(folder, latent_reward_folder, tmp_path):
+    pipe = NRGFlowPipeline.from_pretrained(folder, reward_model=latent_reward_folder)
+    pipe.save_pretrained(tmp_path / "shards", variant="fp16", max_shard_size="10KB")
+    names = [path.name for path in (tmp_path / "shards/reward_model").iterdir()]
+    shards = [name for name in names if "-of-" in name]
+    assert len(shards) > 1
+    assert all(".fp16-" in name for name in shards)
+    assert "README.md" in names
+    loaded = NRGFlowPipeline.from_pretrained(tmp_path / "shards", variant="fp16")
+    assert torch.equal(loaded.reward_model.queries, pipe.reward_model.queries)
+    pipe.save_pretrained(tmp_path / "pickled", safe_serialization=False)
+    assert (tmp_path / "pickled/reward_model/diffusion_pytorch_model.bin").is_file()
+    assert not list((tmp_path / "pickled/reward_model").glob("*.safetensors"))
+
+
 def test_a_saved_folder_loads_with_plain_diffusers_where_this_package_is_unknown(
     folder, latent_reward_folder, tmp_path
 ):
