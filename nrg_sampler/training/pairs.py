@@ -91,7 +91,7 @@ class PairData:
 
     @property
     def encoding(self) -> dict[str, Any]:
-        """What decides the latents and features besides clips and prompts: the model, and how files become clips."""
+        """What besides clips and prompts decides latents and features, the model and how files become clips."""
         return dict(self._cache.settings)
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import random
 
 import pytest
@@ -126,7 +127,7 @@ def test_trains_from_the_stages_resumes_and_reports(tmp_path, monkeypatch):
     steps = [numbers["step"] for numbers in stage.train_judge(tmp_path, steps=3, batch=8)]
     assert steps == [0, 1, 2, 3]  # the pixels were decoded once: only the stand-in reports step 0 again
     assert set(wanted) == {stage.OTHER_SEED}
-    report = stage.json.loads((tmp_path / "judge-accuracy.json").read_text())
+    report = json.loads((tmp_path / "judge-accuracy.json").read_text())
     assert set(report["mixed"]["TA"]) == {"accuracy", "pairs", "agreement"}
     assert set(report["reading"]) == {"shape", "color", "motion", "background", "size"}
     assert all(0 <= found["accuracy"] <= 1 and found["pairs"] == 48 for found in report["reading"].values())
