@@ -16,6 +16,7 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from nrg_sampler.json_text import to_json
+from nrg_sampler.runs.progress import RunFailedError
 
 
 def _vae(folder: Path, **options: Any) -> Iterator[dict[str, float]]:
@@ -114,8 +115,18 @@ def main() -> None:
     options = {name: getattr(arguments, name) for name in given if getattr(arguments, name) is not None}
     print(f"{arguments.stage}: {_arithmetic(arguments.device)} arithmetic on {arguments.device}", file=sys.stderr)
     run = STAGES[arguments.stage](arguments.out, seed=arguments.seed, device=arguments.device, **options)
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    with tqdm(unit="step") as bar, open(arguments.out / f"{arguments.stage}.jsonl", "a") as log:
+    try:
+        _show(run, arguments.out, arguments.stage)
+    except RunFailedError as error:
+        raise SystemExit(f"{arguments.stage}: error: {error}") from error
+    except (ValueError, OSError) as error:
+        print(f"{arguments.stage}: error: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
+
+
+def _show(run: Iterator[dict[str, float]], folder: Path, stage: str) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    with tqdm(unit="step") as bar, open(folder / f"{stage}.jsonl", "a", encoding="utf-8") as log:
         for numbers in run:
             bar.update(int(numbers["step"] > 0))
             if numbers["step"] % 50 == 0:

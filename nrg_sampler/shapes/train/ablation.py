@@ -179,7 +179,7 @@ def _trained(
         )
         return LOSSES[objective.loss](comparison).per_axis().sum() + PULL * raw.pow(2).mean(), {"cell": number}
 
-    settings = LoopSettings(steps, warmup=min(50, steps // 4), ema=0.99, seed=cell.seed)
+    settings = LoopSettings(steps, warmup=min(50, steps // 4), ema=0.99, seed=cell.seed, about={"batch": batch})
     yield from fit(reward, loss, _optimizers(reward), settings, checkpoint)
     merge_trunk(reward)
     return reward

@@ -5,14 +5,16 @@ from __future__ import annotations
 import copy
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from nrg_sampler.runs.progress import RunFailedError
 from nrg_sampler.training.schedule import warmup_cosine
 
 LossFunction = Callable[[int, torch.Generator], tuple[Tensor, dict[str, float]]]
@@ -29,6 +31,7 @@ class LoopSettings:
         clip: Largest gradient norm.
         seed: Step ``n`` draws all its randomness from ``(seed, n)``, so a resumed run sees the same data.
         save_every: Seconds between checkpoints.
+        about: What else decides the weights, such as the batch and digests of the data; a resumed run has to share it.
     """
 
     steps: int
@@ -37,11 +40,18 @@ class LoopSettings:
     clip: float = 1.0
     seed: int = 0
     save_every: float = 180.0
+    about: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Check the values."""
         if self.steps < 1:
             raise ValueError(f"Expected `steps` to be at least 1, but got {self.steps}.")
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """What a resumed run must share with its checkpoint, by name."""
+        own = {name: value for name, value in vars(self).items() if name not in ("save_every", "about")}
+        return {name: str(value) for name, value in {**own, **self.about}.items()}
 
     def rate(self, step: int) -> float:
         """Return the learning-rate factor at a step, in ``[0, 1]``."""
@@ -66,12 +76,17 @@ def fit(
 
     Yields:
         ``{"step", "loss", "seconds", ...}`` after each step.
+
+    Raises:
+        ValueError: If the checkpoint is of other settings or data.
+        RunFailedError: If the loss is not finite.
     """
     average = copy.deepcopy(model).requires_grad_(False)
     base_rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
     step, saved_at = 0, time.monotonic()
     if checkpoint.exists():
         state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        _require_same(state.get("identity", {}), settings.identity, checkpoint)
         model.load_state_dict(state["model"])
         average.load_state_dict(state["average"])
         for optimizer, stored in zip(optimizers, state["optimizers"], strict=True):
@@ -87,6 +102,7 @@ def fit(
                 "average": average.state_dict(),
                 "optimizers": [optimizer.state_dict() for optimizer in optimizers],
                 "step": step,
+                "identity": settings.identity,
             },
             partial,
         )
@@ -102,6 +118,9 @@ def fit(
                 group["lr"] = rate * settings.rate(step)
             optimizer.zero_grad(set_to_none=True)
         value, numbers = loss(step, generator)
+        if not torch.isfinite(value):
+            last = f"the last good checkpoint is {checkpoint}" if checkpoint.exists() else "there is no checkpoint yet"
+            raise RunFailedError(f"Expected a finite loss, but at step {step + 1} it is {value.item():g}; {last}.")
         value.backward()
         norm = nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
         if torch.isfinite(norm):
@@ -127,3 +146,14 @@ def fit(
     save()
     model.load_state_dict(average.state_dict())
     model.eval()
+
+
+def _require_same(stored: Mapping[str, str], identity: Mapping[str, str], checkpoint: Path) -> None:
+    """Refuse a checkpoint of another run; those of 0.1.0 say nothing of theirs."""
+    differing = [key for key in identity if stored.get(key, identity[key]) != identity[key]]
+    if differing:
+        changes = ", ".join(f"{key} {stored[key]} (now {identity[key]})" for key in differing)
+        raise ValueError(
+            f"Expected a run that trains the same as {checkpoint}, but these differ: {changes}; repeat what they "
+            "were, or name another folder."
+        )

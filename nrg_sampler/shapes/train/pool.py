@@ -21,6 +21,7 @@ from nrg_sampler.runs.device import fast_autocast
 from nrg_sampler.shapes.oracle import ClipMeasurement, measure
 from nrg_sampler.shapes.scenes import caption, prompts, sample_prompt
 from nrg_sampler.shapes.train.degrade import degraded_clip, faultless_clip
+from nrg_sampler.shapes.train.origin import is_made, models_in, note_origin
 from nrg_sampler.shapes.train.train_base import encode_clips, fixed_length
 from nrg_sampler.shapes.train.train_text import CHOICES, attribute_labels, encode_text
 
@@ -196,7 +197,8 @@ def prepare_pools(
     planned += [("validation", kind, count) for kind, count in held_out.items() if kind in counts]
     for split, kind, count in planned:
         file = folder / f"pool-{kind}-{split}.safetensors"
-        if file.exists():
+        origin = models_in(folder, "vae", "transformer")
+        if is_made(file, origin):
             continue
         if kind in ("rendered", "faultless"):
             run = rendered_pool(pipe, count, split, seed, file, faults=kind == "rendered")
@@ -205,3 +207,4 @@ def prepare_pools(
             run = sampled_pool(pipe, count, GROUP, split, own_seed, file, reward=guides.get(kind))
         for done in run:
             yield {"step": 0, kind: done}
+        note_origin(file, origin)

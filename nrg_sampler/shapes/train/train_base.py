@@ -17,6 +17,7 @@ from nrg_sampler.runs.device import fast_autocast
 from nrg_sampler.shapes.render import draw, render
 from nrg_sampler.shapes.scenes import Prompt, caption, sample_prompt, sample_scene
 from nrg_sampler.shapes.train.loop import LoopSettings, fit
+from nrg_sampler.shapes.train.origin import is_made, models_in, note_origin
 from nrg_sampler.shapes.train.train_text import TEXT_DIM, encode_text
 from nrg_sampler.shapes.train.train_vae import Z_DIM
 
@@ -119,7 +120,8 @@ def training_prompts(count: int, seed: int) -> list[Prompt]:
 
 def cache_latents(vae: AutoencoderKLWan, prompts: list[Prompt], file: Path, seed: int, device: str) -> Iterator[int]:
     """Render and encode one clip a prompt into a safetensors file, once; yields how many are done."""
-    if file.exists():
+    origin = models_in(file.parent, "vae")
+    if is_made(file, origin):
         return
     rng = random.Random(f"scenes/{seed}")
     done: list[Tensor] = []
@@ -130,6 +132,7 @@ def cache_latents(vae: AutoencoderKLWan, prompts: list[Prompt], file: Path, seed
     partial = file.with_suffix(".partial")
     save_file({"latents": torch.cat(done)}, partial)
     partial.replace(file)
+    note_origin(file, origin)
 
 
 def train_base(
@@ -170,7 +173,9 @@ def train_base(
         return (velocity.float() - velocity_from(clean, noise)).pow(2).mean(), {}
 
     optimizers = new_optimizers(transformer)
-    yield from fit(transformer, loss, optimizers, LoopSettings(steps, warmup=200, seed=seed), folder / "base.pt")
+    about = {"batch": batch, "clips": clips, **models_in(folder, "vae", "text_encoder")}
+    settings = LoopSettings(steps, warmup=200, seed=seed, about=about)
+    yield from fit(transformer, loss, optimizers, settings, folder / "base.pt")
     transformer.to("cpu").save_pretrained(folder / "transformer")
 
 

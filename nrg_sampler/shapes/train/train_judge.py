@@ -97,7 +97,7 @@ def train_judge(
         return total, clip_loss.means() | named
 
     trained = nn.ModuleDict({"judge": judge, "reader": classifier})  # keys of the checkpoints of earlier runs
-    settings = LoopSettings(steps, ema=0.998, seed=seed)
+    settings = LoopSettings(steps, ema=0.998, seed=seed, about={"batch": batch})
     optimizers = new_optimizers(trained, lr=8e-4, weight_decay=0.05, layers=".layers.")
     yield from fit(trained, loss, optimizers, settings, folder / "judge.pt")
     reward = _reward(folder, device)

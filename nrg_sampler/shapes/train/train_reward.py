@@ -17,6 +17,7 @@ from nrg_sampler.shapes.train.attributes import AttributeClassifier
 from nrg_sampler.shapes.train.curriculum import CURRICULUM, GUIDED_BY, HELD_OUT
 from nrg_sampler.shapes.train.groups import ANNOTATOR_NOISE, EDITED, LEFT, MIXTURE, RIGHT, TIE, PairSampler
 from nrg_sampler.shapes.train.loop import LoopSettings, fit
+from nrg_sampler.shapes.train.origin import models_in
 from nrg_sampler.shapes.train.pool import GROUP, Pool, prepare_pools
 from nrg_sampler.shapes.train.rating import accuracy_by_sigma, calibrate, rate_groups
 from nrg_sampler.shapes.train.train_base import TrainingAttention, new_optimizers
@@ -126,7 +127,10 @@ def train_reward(
             total, numbers = total + stage.naming * misnamed, numbers | named
         return total, numbers
 
-    settings = LoopSettings(steps or stage.steps, warmup=100, ema=0.998, seed=seed)
+    start = () if stage.start is None else (stage.start,)
+    pools = (f"pool-{kind}-train.safetensors" for kind in stage.pools)
+    about = {"batch": batch, "members": members, **models_in(folder, "transformer", *start, *pools)}
+    settings = LoopSettings(steps or stage.steps, warmup=100, ema=0.998, seed=seed, about=about)
     yield from fit(trained, loss, new_optimizers(trained, lr=6e-4), settings, folder / f"{name}.pt")
     if before is not None and stage.kept:
         average(reward, before, stage.kept)

@@ -121,6 +121,7 @@ def train_text(
         return total, {"accuracy": min(right)}
 
     optimizer = torch.optim.AdamW(classifier.parameters(), lr=2e-3, weight_decay=1e-3)
-    yield from fit(classifier, loss, [optimizer], LoopSettings(steps, ema=0.99, seed=seed), folder / "text.pt")
+    settings = LoopSettings(steps, ema=0.99, seed=seed, about={"batch": batch})
+    yield from fit(classifier, loss, [optimizer], settings, folder / "text.pt")
     tokenizer.save_pretrained(folder / "tokenizer")
     text_encoder.to("cpu").save_pretrained(folder / "text_encoder")

@@ -98,7 +98,9 @@ def train_vae(
         return 4 * mse + error.abs().mean() + 5e-4 * kl, {"psnr": psnr.item(), "kl": kl.item()}
 
     optimizer = torch.optim.AdamW(vae.parameters(), lr=2e-3, betas=(0.9, 0.98), weight_decay=1e-4)
-    yield from fit(vae, loss, [optimizer], LoopSettings(steps, ema=0.998, seed=seed), folder / "vae.pt")
+    yield from fit(
+        vae, loss, [optimizer], LoopSettings(steps, ema=0.998, seed=seed, about={"batch": batch}), folder / "vae.pt"
+    )
     measure_latents(vae, seed, device)
     vae.to("cpu").save_pretrained(folder / "vae")
 
