@@ -25,6 +25,7 @@ from nrg_sampler.cli import (
     train_reward,
 )
 from nrg_sampler.cli.parser import OneLineParser, ShortHelp, add_help_all
+from nrg_sampler.files import NoRoomError
 from nrg_sampler.runs.progress import RunFailedError
 
 
@@ -93,16 +94,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
             return COMMANDS[arguments.command].run(arguments)
+    except (RunFailedError, NoRoomError) as error:
+        if arguments.debug:
+            raise
+        _say("error", error)
+        return FAILED
     except (ValueError, OSError, ImportError) as error:
         if arguments.debug:
             raise
         _say("error", error)
         return BAD_INPUT
-    except RunFailedError as error:
-        if arguments.debug:
-            raise
-        _say("error", error)
-        return FAILED
     except (RuntimeError, MemoryError) as error:
         if arguments.debug or not _out_of_memory(error):
             raise

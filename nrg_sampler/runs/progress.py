@@ -10,7 +10,7 @@ Result = TypeVar("Result")
 
 
 class RunFailedError(Exception):
-    """A run that stopped though nothing is wrong with its input: a loss that is not finite, a disk that is full."""
+    """A run that stopped though nothing is wrong with its input: such as by a loss that is not finite."""
 
 
 @dataclass(frozen=True)

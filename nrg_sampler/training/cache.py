@@ -15,7 +15,6 @@ from torch import Tensor
 
 from nrg_sampler.files import replacing, writable_folder
 from nrg_sampler.json_text import to_json
-from nrg_sampler.training.checkpoint import disk_errors
 
 INDEX = "index.json"
 
@@ -59,7 +58,7 @@ class LatentCache:
         """Write a shard."""
         names = sorted(tensors)
         shard = f"shard-{hashlib.sha256(to_json(names).encode()).hexdigest()[:12]}.safetensors"
-        with disk_errors(self.folder / shard), replacing(self.folder / shard) as partial:
+        with replacing(self.folder / shard) as partial:
             save_file({name: tensors[name].contiguous() for name in names}, partial)
             checksum = _sha256(partial)
         self._shards[shard] = {"sha256": checksum, "names": names}

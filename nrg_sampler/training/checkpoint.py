@@ -5,42 +5,18 @@ from __future__ import annotations
 import hashlib
 import re
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 
 from nrg_sampler.files import remove_stale_partials, replacing
-from nrg_sampler.runs.progress import RunFailedError
 
 KEPT = 2
 
 
 class CheckpointWarning(UserWarning):
     """A checkpoint that could not be used."""
-
-
-@contextmanager
-def disk_errors(target: Path) -> Iterator[None]:
-    """Turn what torch and safetensors raise when a disk is full into one error.
-
-    Args:
-        target: What is written.
-
-    Raises:
-        RunFailedError: In place of theirs.
-    """
-    try:
-        yield
-    except (OSError, RuntimeError, SafetensorError) as error:
-        reason = (getattr(error, "strerror", None) or str(error)).splitlines()[0]
-        raise RunFailedError(
-            f"Expected {target} to be written, but it cannot: {reason}; what was there before is unchanged. Make room "
-            "and repeat the command, which goes on from the last checkpoint."
-        ) from error
 
 
 def save_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> Path:
@@ -52,14 +28,13 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> Path:
         state: What `load_checkpoint` gives back: tensors, numbers, and dicts and lists of them.
     """
     file = folder / f"checkpoint-{step}.pt"
-    with disk_errors(file):
-        folder.mkdir(parents=True, exist_ok=True)
-        with replacing(file) as partial:
-            torch.save(state, partial)
-            checksum = _sha256(partial)
-            # Before the file itself: a checkpoint without a checksum never exists.
-            with replacing(_checksum_file(file)) as text:
-                text.write_text(checksum + "\n")
+    folder.mkdir(parents=True, exist_ok=True)
+    with replacing(file) as partial:
+        torch.save(state, partial)
+        checksum = _sha256(partial)
+        # Before the file itself: a checkpoint without a checksum never exists.
+        with replacing(_checksum_file(file)) as text:
+            text.write_text(checksum + "\n")
     for _, old in _checkpoints(folder)[KEPT:]:
         old.unlink()
         _checksum_file(old).unlink(missing_ok=True)

@@ -20,12 +20,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from nrg_sampler.files import replacing, writable_folder
+from nrg_sampler.files import replacing, writable_folder, writing
 from nrg_sampler.json_text import finite_only, to_json
 from nrg_sampler.rewards.latent import LatentReward
 from nrg_sampler.rewards.latent_space import latent_space
 from nrg_sampler.runs.progress import Progress, Run
-from nrg_sampler.training.checkpoint import disk_errors
 from nrg_sampler.training.csv_table import BadRow
 from nrg_sampler.training.decoding import ClipSettings
 from nrg_sampler.training.distil import prepare_distillation
@@ -41,6 +40,7 @@ from nrg_sampler.training.trainer import train
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+    from diffusers.models.modeling_utils import ModelMixin
 
 REWARD, CACHE, LOG = "reward", "cache", "training.jsonl"  # in the output folder
 
@@ -82,7 +82,8 @@ def train_reward(settings: RewardTraining) -> Run[TrainedReward]:
     Raises:
         ValueError: If the output folder cannot be written; while it runs, if the data cannot be used or does not fit,
             or the folder's checkpoints are of another run.
-        RunFailedError: While it runs, if the loss is not finite or the disk is full.
+        RunFailedError: While it runs, if the loss is not finite.
+        OSError: While it runs, if the disk is full.
         ImportError: If TensorBoard is to be used and is not installed.
     """
     writable_folder(settings.out)
@@ -188,12 +189,11 @@ def _optimise(
     bfloat16 = settings.mixed_precision == "bf16"
     steps = train(reward, data, objective, settings.trainer, folder, accelerator, bfloat16)
     if accelerator.is_main_process:  # not before the checkpoints are known to be of this run
-        with disk_errors(settings.out):
-            precision.save(settings.out)
+        precision.save(settings.out)
     for numbers in steps:
         accelerator.log(numbers, step=int(numbers["step"]))
         if accelerator.is_main_process:
-            with disk_errors(settings.out / LOG):
+            with writing(settings.out / LOG):
                 _log(settings.out / LOG, numbers, first=loss is None)
         loss = numbers["loss"]
         yield Progress("training", int(numbers["step"]), total, numbers=numbers)
@@ -222,15 +222,14 @@ def _is_before(line: str, step: float) -> bool:
         return False
 
 
-def _save(reward: LatentReward, folder: Path) -> None:
+def _save(reward: ModelMixin, folder: Path) -> None:
     """Write the reward whole: a disk that is full leaves what was there before."""
     partial = folder.with_name(f"{folder.name}.partial")
     try:
-        with disk_errors(folder):
-            reward.save_pretrained(partial)
-            folder.mkdir(exist_ok=True)
-            for file in sorted(partial.iterdir()):
-                file.replace(folder / file.name)
+        reward.save_pretrained(partial)
+        folder.mkdir(exist_ok=True)
+        for file in sorted(partial.iterdir()):
+            file.replace(folder / file.name)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from nrg_sampler import LatentReward, NRGFlowPipeline, cli
+from nrg_sampler.training import trainer
 from nrg_sampler.video import write_mp4
 
 ROOT = Path(__file__).parents[2]
@@ -105,6 +106,38 @@ def test_strict_stops_instead(folder, capsys):
     read, refused = error.splitlines()
     assert read == "nrg-sampler: pairs.csv: axes VQ, MQ, TA; 24 rows, 1 left out"
     assert "Expected every row of the preference file to be usable" in refused
+
+
+def test_a_loss_that_is_not_finite_is_one_line_and_exit_1(folder, capsys, monkeypatch):
+    monkeypatch.setattr(trainer, "_step", lambda *_: {"loss": float("nan"), "grad_norm": 1.0})
+    assert train(folder, "diverged") == 1
+    assert "nrg-sampler: error: Expected a finite loss" in capsys.readouterr().err.splitlines()[-1]
+    assert not (folder / "diverged" / "reward").exists()
+
+
+def test_a_full_disk_is_one_line_and_exit_1(folder, capsys, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0")
+
+    monkeypatch.setattr("torch.save", fail)
+    assert train(folder, "full") == 1
+    assert "nrg-sampler: error: Expected room to write" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_corrected_labels_are_refused_and_the_same_command_is_not(folder, trained, capsys):
+    assert train(folder, "single", "--json") == 0
+    captured = capsys.readouterr()
+    assert "already trained for 4 steps, nothing to do" in captured.err
+    report = json.loads(captured.out)
+    assert report["already_trained"] is True
+    assert report["loss"] is None
+    text = (folder / "pairs.csv").read_text()
+    try:
+        (folder / "pairs.csv").write_text(text.replace(",A,", ",B,", 1))
+        assert train(folder, "single") == 2
+    finally:
+        (folder / "pairs.csv").write_text(text)
+    assert "but these differ: the labels; repeat what they were" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
