@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -114,6 +114,7 @@ def grade_arms(
     theirs = tuple(f"{name}_{axis}" for name in judges for axis in AXES)
     table = ResumableTable(file, (*COLUMNS, *FURTHER, *theirs), required=(*COLUMNS, *theirs))
     done = {(clip.arm, clip.seed): clip for clip in map(Graded.from_row, table.rows)}
+    _require_same_prompts(done.values(), prompts, file)
     # Arms in turn within a batch of prompts, so that an early stop leaves complete pairs.
     for start in range(0, len(prompts), batch):
         wanted = range(start, min(start + batch, len(prompts)))
@@ -131,6 +132,21 @@ def grade_arms(
                     done.update({(source, clip.seed): clip for clip in map(Graded.from_row, rows)})
             for index in wanted:
                 yield chosen(arm, [done[source, seed] for seed in seeds[index]])
+
+
+def _require_same_prompts(clips: Iterable[Graded], prompts: Sequence[Prompt], file: Path) -> None:
+    """Refuse clips of other prompts, such as those of another version of the world.
+
+    Raises:
+        ValueError: With the first of them.
+    """
+    captions = [caption(prompt) for prompt in prompts]
+    for clip in clips:
+        if clip.index < len(captions) and clip.prompt != captions[clip.index]:
+            raise ValueError(
+                f"Expected clips of the prompts of this evaluation in {file}, but number {clip.index} there is "
+                f"{clip.prompt!r}, not {captions[clip.index]!r}; name another folder as `out`."
+            )
 
 
 def chosen(arm: Arm, candidates: Sequence[Graded]) -> Graded:

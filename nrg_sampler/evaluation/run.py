@@ -124,7 +124,7 @@ class Evaluation:
         self._out = writable_folder(Path(settings.out))
         self._clips = self._out / f"clips-{settings.split}.csv"
         common = common_settings(settings, fingerprints, names)
-        require_same_settings(self._clips.with_suffix(".settings.json"), common)
+        require_same_settings(self._clips.with_suffix(".settings.json"), common, self._clips)
         self._prompts = settings.chosen_prompts()
         self._arms = {suite: settings.arms_of(suite) for suite in settings.suites}
         self._left_out = {suite: self._missing(arms) for suite, arms in self._arms.items()}

@@ -16,14 +16,14 @@ def read_rows(file: Path, required: Sequence[str]) -> list[dict[str, str]]:
     """Read the rows that have a value in every required column; an incomplete last line is ignored."""
     if not file.exists():
         return []
-    with open(file, newline="") as stream:
+    with open(file, newline="", encoding="utf-8-sig") as stream:
         whole = [line for line in stream if line.endswith("\n")]
     return [row for row in csv.DictReader(whole) if all(row.get(name) for name in required)]
 
 
 def write_rows(file: Path, columns: Sequence[str], rows: Iterable[dict[str, Any]]) -> None:
     """Write a CSV file, whole or not at all; what a row has no value for stays empty."""
-    with replacing(file) as partial, open(partial, "w", newline="") as stream:
+    with replacing(file) as partial, open(partial, "w", newline="", encoding="utf-8") as stream:
         writer = _writer(stream, columns)
         writer.writeheader()
         writer.writerows(rows)
@@ -50,21 +50,28 @@ class ResumableTable:
 
     def append(self, rows: Iterable[dict[str, Any]]) -> None:
         """Write rows to the end of the file, at once."""
-        with open(self.file, "a", newline="") as stream:
+        with open(self.file, "a", newline="", encoding="utf-8") as stream:
             _writer(stream, self.columns).writerows(rows)
 
 
-def require_same_settings(file: Path, settings: Mapping[str, Any]) -> None:
+def require_same_settings(file: Path, settings: Mapping[str, Any], table: Path) -> None:
     """Refuse to go on with a table whose clips were sampled or graded otherwise, and write down how they are.
 
     Args:
         file: JSON beside the table; other entries that it has already are kept.
         settings: What all clips of the table have in common.
+        table: The table, which may not be there yet.
 
     Raises:
-        ValueError: If they were.
+        ValueError: If they were, or nothing says how they were.
     """
-    before = json.loads(file.read_text(encoding="utf-8-sig")) if file.exists() else {}
+    before = _settings_in(file)
+    if before is None and read_rows(table, ()):
+        raise ValueError(
+            f"Expected the settings of the clips of {table} in {file.name} beside it, but it is missing or damaged; "
+            "put it back, or name another folder as `out`."
+        )
+    before = before or {}
     differing = [name for name, value in settings.items() if name in before and before[name] != value]
     if differing:
         raise ValueError(
@@ -74,3 +81,12 @@ def require_same_settings(file: Path, settings: Mapping[str, Any]) -> None:
         )
     with replacing(file) as partial:
         partial.write_text(to_json({**before, **settings}, indent=2) + "\n", encoding="utf-8")
+
+
+def _settings_in(file: Path) -> dict[str, Any] | None:
+    """Read the settings of a table; ``None`` if they are missing or damaged."""
+    try:
+        settings = json.loads(file.read_text(encoding="utf-8-sig"))
+    except (FileNotFoundError, ValueError):
+        return None
+    return settings if isinstance(settings, dict) else None

@@ -64,6 +64,25 @@ def test_the_dtype_that_auto_chose_is_what_a_folder_remembers(tmp_path, monkeypa
     Evaluation(replace(SMALL, out=tmp_path, dtype="bfloat16"))
 
 
+def test_clips_without_their_settings_or_of_other_prompts_are_refused(tmp_path):
+    settings = replace(SMALL, out=tmp_path)
+    evaluate(settings).finish()
+    file, clips = tmp_path / "clips-validation.settings.json", tmp_path / "clips-validation.csv"
+    kept, rows = file.read_bytes(), clips.read_text()
+    file.unlink()
+    with pytest.raises(ValueError, match=r"Expected the settings of the clips of .* it is missing or damaged; put it"):
+        Evaluation(settings)
+    file.write_bytes(kept[:20])
+    with pytest.raises(ValueError, match="missing or damaged"):
+        Evaluation(settings)
+    file.write_bytes(b"\xef\xbb\xbf" + kept)  # as some editors save it
+    Evaluation(settings)
+    prompt = rows.splitlines()[1].split(",")[2]
+    clips.write_text(rows.replace(prompt, "a red zebra"))
+    with pytest.raises(ValueError, match=r"Expected clips of the prompts of this evaluation .* 'a red zebra', not"):
+        evaluate(settings).finish()
+
+
 def test_weights_that_are_left_open_are_equal():
     assert str(EvaluationSettings().guidance.weights) == "1:1:1"
     assert str(EvaluationSettings(guidance=RewardGuidance(weights="0:0:1")).guidance.weights) == "0:0:1"

@@ -124,6 +124,9 @@ def test_a_reward_from_a_teacher_that_is_a_function(folder):
     result = train_reward(settings).finish()
     assert result.axes == ("light",)
     assert (result.held_out, result.accuracy) == (0, None)
+    assert train_reward(settings).finish().loss is None  # the same run again
+    with pytest.raises(ValueError, match="these differ: .*the pairs, the labels"):
+        train_reward(replace(settings, data=replace(clips, identity="brightness 2", seed=1))).finish()
     reward = LatentReward.from_pretrained(result.folder)
     assert reward.recommended_scale == (40.0,)
     about = reward.config.about
