@@ -122,11 +122,16 @@ def remove_stale_partials(folder: Path) -> list[Path]:
     """Remove unfinished files of processes of this machine that are gone, and return them."""
     stale = []
     for file in folder.glob("*.partial*"):
-        match = PARTIAL.search(file.name)
-        if match and match["machine"] == _machine() and not psutil.pid_exists(int(match["process"])):
+        if file.is_file() and is_stale(file):
             file.unlink(missing_ok=True)
             stale.append(file)
     return stale
+
+
+def is_stale(path: Path) -> bool:
+    """Return whether ``path`` is named by :func:`partial_path` after a process of this machine that is gone."""
+    match = PARTIAL.search(path.name)
+    return match is not None and match["machine"] == _machine() and not psutil.pid_exists(int(match["process"]))
 
 
 def _machine() -> str:

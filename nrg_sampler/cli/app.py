@@ -24,8 +24,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     from nrg_sampler.runs.device import require_device
+    from nrg_sampler.ui.address import check_address
 
     login = _login(arguments.auth)
+    check_address(arguments.host, arguments.port)  # before seconds of imports
     models = _models(arguments.model, arguments.reward)
     device = require_device(arguments.device) if arguments.device else None
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from nrg_sampler.cost.prediction import block_costs, predicted_ratio
 from nrg_sampler.cost.workloads import Workload
 from nrg_sampler.guidance.resolved import resolve
 from nrg_sampler.guidance.settings import RewardGuidance
+from nrg_sampler.guidance.trace import GuidanceWarning
 from nrg_sampler.rewards.latent import LatentReward
 from nrg_sampler.runs.recipe import Recipe
 
@@ -299,9 +301,11 @@ def measure(sampler: Sampler, steps: int = 2) -> Pace:
     sampling = {**sampler.recipe.sampling, "num_inference_steps": steps}
     short = replace(sampler.recipe, guidance=everywhere, sampling=sampling, search=None)
     moments: list[float] = []
-    _, clip = type(sampler)(short, sampler.pipe).sample(
-        seed=0, on_step=lambda step, latents: moments.append(time.perf_counter())
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", GuidanceWarning)  # of a run that nobody looks at
+        _, clip = type(sampler)(short, sampler.pipe).sample(
+            seed=0, on_step=lambda step, latents: moments.append(time.perf_counter())
+        )
     return Pace.of(clip, moments, everywhere.gradients(steps), sampler.recipe.device)
 
 

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
+import signal
 import tempfile
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +17,9 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when gradio i
 
 import gradio as gr
 
-from nrg_sampler.checkpoints import BUNDLED
+from nrg_sampler.checkpoints import BUNDLED, first_line
+from nrg_sampler.files import is_stale, partial_path
+from nrg_sampler.ui.address import bypass_proxy, check_address
 from nrg_sampler.ui.endpoints import add_endpoints
 from nrg_sampler.ui.engine import Engine, Model
 from nrg_sampler.ui.handlers import Studio
@@ -64,18 +70,68 @@ def launch(blocks: gr.Blocks, root: Path, **options: Any) -> Any:
     )
 
 
-def serve(models: Sequence[Model] = (Model(BUNDLED),), device: str | None = None, **options: Any) -> None:
+def serve(
+    models: Sequence[Model] = (Model(BUNDLED),),
+    device: str | None = None,
+    server_name: str = "127.0.0.1",
+    server_port: int | None = None,
+    **options: Any,
+) -> None:
     """Serve the page until the process is stopped, and delete all outputs then.
 
     Args:
         models: What the page offers, the default first.
         device: A torch device; CUDA if there is one by default.
+        server_name: Host to listen on.
+        server_port: Port to listen on; the first free one from 7860 on by default.
         **options: Passed to ``gr.Blocks.launch``.
+
+    Raises:
+        ValueError: If this machine cannot listen there.
+        OSError: If Gradio cannot start for another reason.
     """
-    root = Path(tempfile.mkdtemp(prefix="nrg-sampler-")).resolve()
-    engine = Engine(tuple(models), device)
-    engine.warm(next(iter(engine.models)))
+    server_name = check_address(server_name, server_port)
+    bypass_proxy(server_name)
+    with stopped_by_signals():
+        root = _root()
+        engine = Engine(tuple(models), device)
+        engine.warm(next(iter(engine.models)))
+        try:
+            launch(build(engine, root), root, server_name=server_name, server_port=server_port, **options)
+        except (ValueError, OSError):
+            raise
+        except Exception as error:  # whatever Gradio and httpx raise, down to a plain `Exception`
+            raise OSError(
+                f"Expected the page to start on {server_name}, but Gradio cannot: {first_line(error)}."
+            ) from error
+        finally:
+            shutil.rmtree(root, ignore_errors=True)
+
+
+@contextmanager
+def stopped_by_signals() -> Iterator[None]:
+    """Let SIGTERM and a lost terminal end the process as Ctrl-C does, so that its files are deleted."""
+
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    names = [name for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    if threading.current_thread() is not threading.main_thread():  # where no handler can be set
+        names = []
+    before = {name: signal.signal(getattr(signal, name), stop) for name in names}
     try:
-        launch(build(engine, root), root, **options)
+        yield
     finally:
-        shutil.rmtree(root, ignore_errors=True)
+        for name, handler in before.items():
+            signal.signal(getattr(signal, name), handler)
+
+
+def _root() -> Path:
+    """Make the folder for the outputs, and remove those of pages that were killed."""
+    temporary = Path(tempfile.gettempdir())
+    for folder in temporary.glob("nrg-sampler-*@*.partial"):
+        if is_stale(folder):
+            shutil.rmtree(folder, ignore_errors=True)
+    root = partial_path(temporary / f"nrg-sampler-{secrets.token_hex(8)}")
+    root.mkdir(mode=0o700)
+    return root.resolve()
