@@ -129,29 +129,29 @@ def train(
     forward = in_bfloat16(model, accelerator.device) if bfloat16 else model
     average = EMAModel(reward.parameters(), decay=settings.ema)
     identity = run_identity(objective, vars(settings), data, tuple(reward.config.text_axes), bfloat16)
-    start = 0
+    start, skipped_before = 0, 0
     if (state := load_checkpoint(folder)) is not None:
         require_same_run(state["identity"], identity, first_identity(objective, vars(settings), data), folder)
         for part, name in ((reward, "model"), (optimizer, "optimizer"), (schedule, "schedule"), (average, "average")):
             part.load_state_dict(state[name])
-        start = int(state["step"])
+        start, skipped_before = int(state["step"]), int(state.get("skipped", 0))
     average.to(accelerator.device)
     reward.train()
 
     def steps() -> Generator[dict[str, float], None, None]:
-        skipped = 0
+        skipped = skipped_before
         for step in range(start, settings.steps):
             started = time.monotonic()
             numbers = _step(model, forward, reward, data, objective, settings, step, prepared, accelerator)
             done = step + 1
             skipped = 0 if math.isfinite(numbers["grad_norm"]) else skipped + 1
-            _require_finite(numbers, skipped, start, done, settings, folder)
+            _require_finite(numbers, skipped, done, settings, folder)
             schedule.step()
             average.step(reward.parameters())
             if accelerator.is_main_process and (done % settings.save_every == 0 or done == settings.steps):
                 parts = {"model": reward, "optimizer": optimizer, "schedule": schedule, "average": average}
                 state = {name: part.state_dict() for name, part in parts.items()}
-                save_checkpoint(folder, done, {**state, "step": done, "identity": identity})
+                save_checkpoint(folder, done, {**state, "step": done, "skipped": skipped, "identity": identity})
             numbers |= {"lr": float(schedule.get_last_lr()[0]), "seconds": time.monotonic() - started}
             yield {"step": done, **numbers}
         average.copy_to(reward.parameters())
@@ -162,14 +162,14 @@ def train(
 
 
 def _require_finite(
-    numbers: Mapping[str, float], skipped: int, start: int, done: int, settings: TrainerSettings, folder: Path
+    numbers: Mapping[str, float], skipped: int, done: int, settings: TrainerSettings, folder: Path
 ) -> None:
     """Stop where going on would bring no reward; a single step whose gradient overflows is skipped.
 
     Raises:
         RunFailedError: If the loss is not finite, or the gradient of too many steps, with the last good checkpoint.
     """
-    never = done == settings.steps and skipped == done - start
+    never = skipped == done == settings.steps
     if math.isfinite(numbers["loss"]) and skipped < MOST_SKIPPED and not never:
         return
     what = f"the loss is {numbers['loss']:g}"

@@ -180,13 +180,17 @@ def test_gradients_that_are_never_finite_stop_too(data, tmp_path, monkeypatch):
     Divergence(monkeypatch, 1, grad_norm=float("inf"))
     with pytest.raises(RunFailedError, match=r"at step 6 the gradients of the last 6 steps are not finite"):
         run(data, tmp_path / "run")
+    run(data, tmp_path / "parts", stop_after=2)
+    with pytest.raises(RunFailedError, match=r"at step 6 the gradients of the last 6 steps are not finite"):
+        run(data, tmp_path / "parts")
     with pytest.raises(RunFailedError, match=r"at step 10 the gradients of the last 10 steps are not finite"):
         run(data, tmp_path / "long", settings=replace(SETTINGS, steps=20))
 
 
 def test_a_single_gradient_that_overflows_is_skipped(data, tmp_path, monkeypatch):
-    Divergence(monkeypatch, 6, grad_norm=float("inf"))
-    assert len(run(data, tmp_path / "run")[0]) == 6
+    run(data, tmp_path / "run", stop_after=4)
+    Divergence(monkeypatch, 1, grad_norm=float("inf"))
+    assert len(run(data, tmp_path / "run")[0]) == 2
 
 
 @pytest.mark.parametrize(
