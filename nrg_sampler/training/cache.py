@@ -79,8 +79,9 @@ class LatentCache:
         """Read the index and return the shards that are missing or damaged."""
         file = self.folder / INDEX
         try:
-            shards = json.loads(file.read_text(encoding="utf-8-sig"))["shards"] if file.exists() else {}
-        except (ValueError, KeyError):
+            stored = json.loads(file.read_text(encoding="utf-8-sig"))["shards"] if file.exists() else {}
+            shards = {name: {"sha256": one["sha256"], "names": list(one["names"])} for name, one in stored.items()}
+        except (ValueError, KeyError, TypeError, AttributeError):  # damaged: everything is encoded again
             shards = {}
         dropped = []
         for shard, about in shards.items():

@@ -11,7 +11,7 @@ from nrg_sampler.files import replacing
 from nrg_sampler.json_text import to_json
 from nrg_sampler.runs.device import AUTO, dtype_name, dtype_reason
 from nrg_sampler.training.checkpoint import newest_checkpoint
-from nrg_sampler.training.settings import MIXED_PRECISIONS, RewardTraining
+from nrg_sampler.training.settings import DTYPES, MIXED_PRECISIONS, RewardTraining
 
 LAUNCHER = "ACCELERATE_MIXED_PRECISION"  # set by accelerate launch in the processes that it starts
 CHECKPOINTS, PRECISION = "checkpoints", "precision.json"  # in the output folder
@@ -52,7 +52,8 @@ def choose_precision(settings: RewardTraining, device: str) -> Precision:
         device: Where the run computes.
 
     Raises:
-        ValueError: If ``accelerate launch`` sets a precision in which rewards are not trained.
+        ValueError: If ``accelerate launch`` sets a precision in which rewards are not trained, or the record of a run
+            that is continued is damaged.
     """
     kept, launched = _kept(settings.out), _launched()
     name = dtype_name(AUTO, device)
@@ -95,5 +96,14 @@ def _kept(folder: Path) -> dict[str, str]:
     file = folder / PRECISION
     if not file.is_file():  # before runs chose a precision, these were the defaults
         return {"dtype": "float32", "mixed_precision": "no"}
-    kept: dict[str, str] = json.loads(file.read_text(encoding="utf-8-sig"))
-    return kept
+    try:
+        kept = json.loads(file.read_text(encoding="utf-8-sig"))
+        chosen = {"dtype": str(kept["dtype"]), "mixed_precision": str(kept["mixed_precision"])}
+    except (ValueError, KeyError, TypeError):
+        chosen = {}
+    if chosen.get("dtype") not in DTYPES or chosen.get("mixed_precision") not in MIXED_PRECISIONS:
+        raise ValueError(
+            f"Expected the dtype and mixed_precision of the run in {file}, but it is damaged; write them as "
+            '{"dtype": "float32", "mixed_precision": "no"}, or name another folder as `out`.'
+        )
+    return chosen

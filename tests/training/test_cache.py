@@ -62,3 +62,14 @@ def test_clips_are_named_by_content(tmp_path):
     assert clip_name(first) == clip_name(second)
     second.write_bytes(b"other")
     assert clip_name(first) != clip_name(second)
+
+
+@pytest.mark.parametrize("text", ["[]", "{", '{"shards": []}', '{"shards": {"a": 1}}', '{"shards": {"a": {}}}'])
+def test_a_damaged_index_is_an_empty_cache(tmp_path, text):
+    cache = LatentCache(tmp_path, {})
+    cache.add({"a": torch.zeros(2)})
+    (cache.folder / "index.json").write_text(text)
+    again = LatentCache(tmp_path, {})
+    assert len(again) == 0
+    again.add({"a": torch.ones(2)})
+    assert LatentCache(tmp_path, {}).get("a").tolist() == [1, 1]

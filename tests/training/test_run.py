@@ -275,6 +275,10 @@ def test_a_continued_run_keeps_its_precision(folder, native):
     note = next(rest).notes[0]
     assert note == "clips are encoded in float32, training is in float32: as before in this run."
     assert rest.finish().loss == whole.loss
+    for damaged in ("[]", "{", '{"dtype": "int3", "mixed_precision": "no"}'):
+        (folder / "kept" / "precision.json").write_text(damaged)
+        with pytest.raises(ValueError, match=r"of the run in .*precision\.json, but it is damaged; write them as"):
+            choose_precision(settings, "cpu")
     (folder / "kept" / "precision.json").unlink()  # a run from before there was a choice
     assert choose_precision(settings, "cpu").dtype == "float32"
     assert choose_precision(replace(settings, mixed_precision="bf16"), "cpu").mixed_precision == "bf16"
