@@ -55,7 +55,8 @@ def choose_precision(settings: RewardTraining, device: str) -> Precision:
         ValueError: If ``accelerate launch`` sets a precision in which rewards are not trained, or the record of a run
             that is continued is damaged.
     """
-    kept, launched = _kept(settings.out), _launched()
+    kept = _kept(settings.out)
+    launched = _launched() if settings.mixed_precision == AUTO else {}
     name = dtype_name(AUTO, device)
     fast = {"dtype": name, "mixed_precision": "bf16" if name == "bfloat16" else "no"}
     wanted = {"dtype": settings.encoding.dtype, "mixed_precision": settings.mixed_precision}
@@ -65,7 +66,7 @@ def choose_precision(settings: RewardTraining, device: str) -> Precision:
     if AUTO not in wanted.values():
         return Precision(**chosen)
     reason = "as before in this run" if kept else dtype_reason(device).removesuffix(".")
-    if launched and settings.mixed_precision == AUTO:
+    if launched:
         own = "training as accelerate launch has it, which --mixed-precision overrides"
         reason = own if settings.encoding.dtype != AUTO else f"{reason}; {own}"
     training = "bfloat16 autocast" if chosen["mixed_precision"] == "bf16" else "float32"
@@ -84,7 +85,7 @@ def _launched() -> dict[str, str]:
     if value not in MIXED_PRECISIONS or value == AUTO:
         raise ValueError(
             f"Expected `accelerate launch --mixed_precision` to be bf16 or no, but got {value}; launch with one of "
-            "these."
+            "these, or override it with --mixed-precision."
         )
     return {"mixed_precision": value}
 

@@ -203,6 +203,7 @@ def test_the_launcher_decides_the_precision_unless_an_option_does(folder, native
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
     assert choose_precision(automatic(folder, "launched"), "cpu").mixed_precision == "no"
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
+    assert choose_precision(automatic(folder, "launched", mixed_precision="bf16"), "cpu").mixed_precision == "bf16"
     with pytest.raises(
         ValueError, match=r"Expected `accelerate launch --mixed_precision` to be bf16 or no, but got fp16"
     ):
