@@ -23,6 +23,7 @@ SAMPLING = {
     "width": "width",
     "frames": "num_frames",
 }
+BEYOND = 2**63  # what neither torch nor a file system counts
 DEFAULT_FOLDER = Path("outputs")
 
 
@@ -73,7 +74,7 @@ def whole_number(lowest: int) -> Callable[[str], int]:
             value = int(text)
         except ValueError:
             value = lowest - 1
-        if value < lowest:
+        if not lowest <= value < BEYOND:
             raise argparse.ArgumentTypeError(f"expected a whole number of at least {lowest}, but got {text!r}")
         return value
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeAlias
 
 import torch
@@ -157,7 +158,8 @@ def _differentiate(
         else:
             leaf = latents.detach().clone().to(dtype).requires_grad_()
             score: Any = reward
-            output = score(leaf, per_sample(sigma, leaf).clone(), given, **options)
+            with _left_as_it_is(leaf):
+                output = score(leaf, per_sample(sigma, leaf).clone(), given, **options)
         _check_output(output, leaf, reward, **options)
         raw = output.mean(dim=1) if disagreement else output
         guiding = lower_bound(output.to(dtype), disagreement) if disagreement else raw.to(dtype)
@@ -169,6 +171,24 @@ def _differentiate(
             (grad,) = torch.autograd.grad(guiding, leaf, slope, retain_graph=again, allow_unused=True)
             grads.append(torch.zeros_like(leaf, dtype=dtype) if grad is None else grad.to(dtype))
     return grads, raw.detach()
+
+
+@contextmanager
+def _left_as_it_is(leaf: Tensor) -> Iterator[None]:
+    """Refuse a reward that changes the latents in place; torch does not always, and then the gradient is wrong."""
+    refusal = (
+        "Expected a reward that leaves the latents as they are, but it changes them in place; write "
+        "`latents = latents * 2` rather than `latents *= 2`, or clone them first."
+    )
+    before = 0 if leaf.is_inference() else leaf._version
+    try:
+        yield
+    except RuntimeError as error:
+        if "a leaf Variable that requires grad" in str(error):
+            raise ValueError(refusal) from error
+        raise
+    if not leaf.is_inference() and leaf._version > before:
+        raise ValueError(refusal)
 
 
 def _check_device(reward: Any, device: torch.device) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -108,7 +109,7 @@ def require_same_keys(found: Mapping[str, Tensor], expected: Mapping[str, Tensor
 
 
 def load_state(path: Path) -> dict[str, Tensor]:
-    """Read a ``.pth`` or ``.safetensors`` file; tensors only.
+    """Read a ``.pth`` or ``.safetensors`` file; tensors only. A ``.pth`` may be of torch's format before 1.6.
 
     Raises:
         ValueError: If it is missing or damaged.
@@ -118,7 +119,7 @@ def load_state(path: Path) -> dict[str, Tensor]:
             from safetensors.torch import load_file
 
             return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # each format fails in ways of its own
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(f"Expected weights in {path}, but it cannot be read ({reason}); copy it again.") from error

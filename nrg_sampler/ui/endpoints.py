@@ -84,8 +84,10 @@ def add_endpoints(studio: Studio) -> None:
 
 def _answer(work: Any, studio: Studio, request: gr.Request, given: Mapping[str, Any], *more: Any) -> Any:
     names = ("prompt", "weights", "strength", "steps", "cfg", "seed", "model")
-    extra = given["settings"] if isinstance(given["settings"], dict) else {}
+    extra = given["settings"] if given["settings"] is not None else {}
     try:
+        if not isinstance(extra, dict):
+            raise ValueError(f"Expected `settings` as an object of names and values, but got {extra!r:.60}.")
         return work(studio, visit_name(request), {**extra, **{name: given[name] for name in names}}, *more)
     except ValueError as error:
         raise gr.Error(str(error), print_exception=False) from error

@@ -16,6 +16,8 @@ from typing import Any
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when gradio is imported
 
 import gradio as gr
+from starlette.middleware import Middleware
+from starlette.responses import PlainTextResponse
 
 from nrg_sampler.checkpoints import BUNDLED, first_line
 from nrg_sampler.files import is_stale, partial_path
@@ -59,7 +61,8 @@ def launch(blocks: gr.Blocks, root: Path, **options: Any) -> Any:
     script = (HERE / "page.js").read_text(encoding="utf-8")
     return blocks.launch(
         allowed_paths=[str(root)],
-        max_file_size=1,  # byte: nothing is ever uploaded
+        app_kwargs={"middleware": [Middleware(NoUploads)]},
+        max_file_size=1,  # byte, where something slips past it
         theme=gr.themes.Base(primary_hue="indigo", neutral_hue="slate", radius_size="md", font=FONTS, font_mono=MONO),
         css_paths=HERE / "page.css",
         head=f"<script>{script}</script>",
@@ -68,6 +71,20 @@ def launch(blocks: gr.Blocks, root: Path, **options: Any) -> Any:
         ssr_mode=False,
         **options,
     )
+
+
+class NoUploads:
+    """Turn every upload away, the empty ones too, which Gradio stores whatever its limit: the page takes no files."""
+
+    def __init__(self, app: Any) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Answer a request."""
+        app = self._app
+        if scope["type"] == "http" and scope["path"].rstrip("/").endswith("/upload"):
+            app = PlainTextResponse("This page takes no files.", status_code=413)
+        await app(scope, receive, send)
 
 
 def serve(

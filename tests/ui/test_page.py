@@ -118,8 +118,10 @@ def test_generate_and_sweep_answer_too(client: Any) -> None:
         ({"prompt": "a red unicorn"}, "but got 'unicorn'"),
         ({"model": "/etc"}, "Expected a model from"),
         ({"settings": {"scheduler": "../../x"}}, "Expected a scheduler from"),
+        ({"settings": []}, "Expected `settings` as an object of names and values, but got []"),
+        ({"settings": "x"}, "Expected `settings` as an object of names and values, but got 'x'"),
     ],
-    ids=["steps", "seed", "word", "model", "scheduler"],
+    ids=["steps", "seed", "word", "model", "scheduler", "a list", "a text"],
 )
 def test_a_bad_request_is_answered_with_its_sentence(changes: dict[str, Any], message: str, client: Any) -> None:
     with pytest.raises(gradio_client.exceptions.AppError) as error:
@@ -141,7 +143,8 @@ def test_only_outputs_can_be_read_and_nothing_uploaded(served: Any, client: Any)
     assert fetch(route + quote(str(served.root))) in (403, 404)  # no listing
     body = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.py"\r\n\r\nprint(1)\r\n--x--\r\n'
     header = {"Content-Type": "multipart/form-data; boundary=x"}
-    assert fetch(f"{served.url}gradio_api/upload", body, **header) == 413
+    for content in (b"print(1)", b"1", b""):
+        assert fetch(f"{served.url}gradio_api/upload", body.replace(b"print(1)", content), **header) == 413
 
 
 def test_what_a_program_leaves_is_deleted_when_it_goes(served: Any) -> None:
