@@ -10,7 +10,6 @@ References:
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor
 
 from nrg_sampler.flow import stochastic_step
+from nrg_sampler.guidance.fields import Number, Whole, expect
 from nrg_sampler.hosts.sampling import sample_clips
 from nrg_sampler.rewards.base import Conditioning, Reward
 from nrg_sampler.rewards.gradient import weighted_score
@@ -66,23 +66,17 @@ class Search:
     noise: float = 0.0
 
     def __post_init__(self) -> None:
-        if not isinstance(self.candidates, int) or self.candidates < 1:
-            raise ValueError(f"Expected `candidates` to be a whole number of 1 or more, but got {self.candidates}.")
-        if isinstance(self.moments, str) or not isinstance(self.moments, Sequence):
-            raise ValueError(f"Expected `moments` to be a sequence of numbers, but got {self.moments!r}.")
-        for name, values in (("moments", self.moments), ("temperature", [self.temperature]), ("noise", [self.noise])):
-            if not all(isinstance(value, int | float) for value in values):
-                raise ValueError(f"Expected a number for `{name}`, but got {getattr(self, name)!r}.")
-        if not all(0 < moment < 1 for moment in self.moments):
-            raise ValueError(f"Expected `moments` to be between 0 and 1, but got {self.moments}.")
-        if not 0 < self.temperature < math.inf:
-            raise ValueError(f"Expected `temperature` to be above 0, but got {self.temperature}.")
-        if not 0 <= self.noise <= 1:
-            raise ValueError(f"Expected `noise` to be between 0 and 1, but got {self.noise}.")
+        Whole(1).checked("candidates", self.candidates)
+        moments: Any = self.moments  # whatever a file holds
+        expect(isinstance(moments, list | tuple), "moments", "a sequence of numbers", repr(moments))
+        inside = all(isinstance(moment, int | float) and 0 < moment < 1 for moment in moments)
+        expect(inside, "moments", "between 0 and 1", moments)
+        Number(0, above=True).checked("temperature", self.temperature)
+        Number(0, 1).checked("noise", self.noise)
         weights = RewardWeights.parse(self.weights)
         weights.require_some()
         object.__setattr__(self, "weights", weights)
-        object.__setattr__(self, "moments", tuple(self.moments))
+        object.__setattr__(self, "moments", tuple(moments))
 
     @classmethod
     def best_of(cls, n: int, weights: WeightsLike = None) -> Search:

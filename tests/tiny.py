@@ -9,6 +9,17 @@ import torch
 WORDS = ("a", "red", "blue", "circle", "square", "moving", "left", "right")
 LATENT_CHANNELS = 16  # AutoencoderKLWan's statistics have 16 entries
 
+# of a tiny Wan pipeline, as a folder states them
+SAMPLING = {
+    "height": 16,
+    "width": 16,
+    "num_frames": 3,
+    "num_inference_steps": 3,
+    "max_sequence_length": 8,
+    "guidance_scale": 4.0,
+    "closed_vocabulary": True,
+}
+
 
 def tiny_tokenizer() -> Any:
     from tokenizers import Tokenizer, models, pre_tokenizers, processors

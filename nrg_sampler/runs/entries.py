@@ -48,7 +48,7 @@ def is_whole(value: Any) -> bool:
 def is_number(value: Any) -> bool:
     """Return whether a value is a number that a float can hold."""
     if is_whole(value):
-        return abs(value) < 2**1023
+        return bool(abs(value) < 2**1023)
     return isinstance(value, float) and math.isfinite(value)
 
 

@@ -11,22 +11,12 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import WORDS, sample, schedulers
+from tiny import SAMPLING, WORDS, sample, schedulers
 from tiny_reward import TinyReward
 
 from nrg_sampler import GuidanceTrace, NRGFlowPipeline, RewardGuidance
 from nrg_sampler import checkpoints as checkpoints_module
 from nrg_sampler.rewards import LatentReward
-
-SAMPLING = {
-    "height": 16,
-    "width": 16,
-    "num_frames": 3,
-    "num_inference_steps": 3,
-    "max_sequence_length": 8,
-    "guidance_scale": 4.0,
-    "closed_vocabulary": True,
-}
 
 
 @pytest.fixture(scope="session")

@@ -132,7 +132,7 @@ EDITS: dict[str, tuple[tuple[Any, ...], Any, str]] = {
     "an unknown scheduler": (("scheduler",), "ddim", "Expected `scheduler` to be one of euler"),
     "a search of another kind": (("search",), {"judge": "x"}, "Expected the search settings of this version, but"),
     "a search that is a text": (("search",), "yes", "Expected `search` to be an object or null"),
-    "moments that are texts": (("search", "moments"), ["a"], "Expected a number for `moments`"),
+    "moments that are texts": (("search", "moments"), ["a"], "Expected `moments` to be between 0 and 1"),
     "no steps": (
         ("sampling", "num_inference_steps"),
         0,
