@@ -47,14 +47,9 @@ def is_whole(value: Any) -> bool:
 
 def is_number(value: Any) -> bool:
     """Return whether a value is a number that a float can hold."""
-    if is_whole(value):
-        return bool(abs(value) < 2**1023)
+    if isinstance(value, int):
+        return is_whole(value) and abs(value) < 2**1023
     return isinstance(value, float) and math.isfinite(value)
-
-
-def is_text(value: Any) -> bool:
-    """Return whether a value is a text that can be encoded, which half of a surrogate pair cannot."""
-    return isinstance(value, str) and value == value.encode(errors="replace").decode()
 
 
 def is_plain(value: Any) -> bool:
@@ -63,10 +58,10 @@ def is_plain(value: Any) -> bool:
         return all(map(is_plain, value.values()))
     if isinstance(value, list):
         return all(map(is_plain, value))
-    return value is None or isinstance(value, bool) or is_text(value) or is_number(value)
+    return value is None or isinstance(value, (str, bool)) or is_number(value)
 
 
-TEXT = Kind("a text", is_text)
+TEXT = Kind("a text", lambda value: isinstance(value, str))
 SWITCH = Kind("true or false", lambda value: isinstance(value, bool))
 OBJECT = Kind("an object", lambda value: isinstance(value, dict))
 NUMBER = Kind("a finite number", is_number)
