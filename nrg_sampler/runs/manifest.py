@@ -30,7 +30,7 @@ CLIP_ENTRIES = {
     "shape": kinds.COUNT.listed(),
     "seconds": kinds.NUMBER,
     "scores": kinds.NUMBER.mapped().mapped(),
-    "trace": kinds.OBJECT.listed(),
+    "trace": kinds.PLAIN.mapped().listed(),
 }
 CLIP_REQUIRED = {"name", "sha256", "shape", "seconds"}
 PACKAGES = ("nrg-sampler", "torch", "diffusers", "transformers", "numpy", "imageio-ffmpeg")
