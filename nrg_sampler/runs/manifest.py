@@ -111,7 +111,7 @@ class Manifest:
         """
         try:
             entries = json.loads(path.read_text(encoding="utf-8-sig"))
-            json.dumps(entries, ensure_ascii=False).encode()  # fails for half a surrogate pair, which is no text
+            to_json(entries, ensure_ascii=False).encode()  # fails for half a surrogate pair, which is no text
         except OSError as error:
             raise ValueError(f"Expected a manifest, but {path} cannot be read: {error.strerror}.") from error
         except (ValueError, RecursionError) as error:
