@@ -103,5 +103,5 @@ def _damage(path: Path) -> str | None:
 
 
 def first_line(error: Exception) -> str:
-    """Return the first line of what an error says, without a full stop."""
-    return str(error).strip().splitlines()[0].rstrip(".")
+    """Return the first line of what an error says, without a full stop; its name if it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")

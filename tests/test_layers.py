@@ -14,6 +14,7 @@ PACKAGE = Path(__file__).parents[1] / "nrg_sampler"
 LAYERS = (
     "flow",  # the convention and its algebra
     "files",
+    "locks",
     "json_text",
     "statistics",
     "schedulers",

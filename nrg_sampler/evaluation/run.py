@@ -28,6 +28,7 @@ from nrg_sampler.evaluation.table import require_same_settings
 from nrg_sampler.evaluation.worst import contact_sheet, sample_cases, worst_indices
 from nrg_sampler.files import replacing, writable_folder
 from nrg_sampler.json_text import to_json
+from nrg_sampler.locks import FolderLock
 from nrg_sampler.runs.device import AUTO, dtype_reason
 from nrg_sampler.runs.manifest import versions
 from nrg_sampler.runs.progress import Progress, Run
@@ -99,7 +100,8 @@ def evaluate(
         The run, an iterator over its progress with the result at the end.
 
     Raises:
-        ValueError: If a model does not load, or the folder holds clips of other settings or cannot be written.
+        ValueError: If a model does not load, or the folder holds clips of other settings, cannot be written, or
+            another evaluation is at work there.
     """
     return Run(Evaluation(settings, command).steps(on_section))
 
@@ -112,16 +114,18 @@ class Evaluation:
         command: How it was started, for the report.
 
     Raises:
-        ValueError: If a model does not load, or the folder holds clips of other settings or cannot be written.
+        ValueError: If a model does not load, or the folder holds clips of other settings, cannot be written, or
+            another evaluation is at work there.
     """
 
     def __init__(self, settings: EvaluationSettings, command: str | None = None) -> None:
         self.settings, self._command = settings, command
         names, alone = default_judges() if settings.judges is None else (list(settings.judges), None)
         self._judges = panel(names)
+        self._out = writable_folder(Path(settings.out))
+        self._lock = FolderLock(self._out)
         fingerprints = model_fingerprints(settings)
         self._sampler = load_arm_sampler(settings, fingerprints)
-        self._out = writable_folder(Path(settings.out))
         self._clips = self._out / f"clips-{settings.split}.csv"
         common = common_settings(settings, fingerprints, names)
         require_same_settings(self._clips.with_suffix(".settings.json"), common, self._clips)
@@ -134,6 +138,10 @@ class Evaluation:
 
     def steps(self, on_section: OnSection | None = None) -> Generator[Progress, None, EvaluationResult]:
         """Sample and grade, suite by suite; see :func:`evaluate`."""
+        with self._lock:
+            return (yield from self._suites(on_section))
+
+    def _suites(self, on_section: OnSection | None) -> Generator[Progress, None, EvaluationResult]:
         yield Progress("loading", 1, 1, "model", notes=self.notes)
         sections, grades = [], dict[str, list[Graded]]()
         for suite in self.settings.suites:

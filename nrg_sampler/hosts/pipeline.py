@@ -6,6 +6,7 @@ import copy
 import functools
 import inspect
 import os
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -148,14 +149,16 @@ class NRGFlowPipeline(DiffusionPipeline):
             What the pipeline returns.
 
         Raises:
-            ValueError: If there is no reward, a setting is out of range or the prompt has words the model never saw.
+            ValueError: If guidance is asked for and there is no reward, a setting is out of range or the prompt has
+                words the model never saw.
+
+        Warns:
+            UserWarning: If there is no reward and no argument about it: what is sampled is not guided.
         """
         guidance = _combined(reward_guidance, reward_weights, reward_scale)
         if guidance.scale != 0 and self.reward_model is None:
-            raise ValueError(
-                "Expected a pipeline with a reward, but `reward_model` is None; load one with "
-                "`from_pretrained(..., reward_model=...)`, or pass `reward_scale=0` to sample without guidance."
-            )
+            _require_no_wish(reward_guidance, reward_weights, reward_scale)
+            guidance = replace(guidance, scale=0.0)
         arguments = inspect.signature(super().__call__).bind_partial(*args, **kwargs).arguments
         self._check_words(arguments)
         defaults = {name: value for name, value in self.sampling_defaults.items() if name not in arguments}
@@ -291,6 +294,21 @@ def _pipeline_class(source: str, hub: Mapping[str, Any]) -> Any:
 def _combined(guidance: RewardGuidance | None, weights: WeightsLike, scale: float | None) -> RewardGuidance:
     given: dict[str, Any] = {"weights": weights, "scale": scale}
     return replace(guidance or RewardGuidance(), **{name: value for name, value in given.items() if value is not None})
+
+
+def _require_no_wish(*wishes: object) -> None:
+    """Let a pipeline without a reward sample plainly, as its other optional parts, where nobody asks for guidance.
+
+    Raises:
+        ValueError: If somebody does.
+
+    Warns:
+        UserWarning: That nothing is guided.
+    """
+    advice = "load one with `from_pretrained(..., reward_model=...)`, or pass `reward_scale=0` to sample without it."
+    if any(wish is not None for wish in wishes):
+        raise ValueError(f"Expected a pipeline with a reward, but `reward_model` is None; {advice}")
+    warnings.warn(f"This pipeline has no reward, so that nothing is guided; {advice}", stacklevel=4)
 
 
 def _freeze(reward: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,15 +16,20 @@ from torch import Tensor
 
 from nrg_sampler.files import replacing, writable_folder
 from nrg_sampler.json_text import to_json
+from nrg_sampler.locks import in_turn
 
 INDEX = "index.json"
+
+
+class CacheWarning(UserWarning):
+    """A cache that cannot be read and is made again."""
 
 
 class LatentCache:
     """Tensors by name in safetensors shards, in a folder of their own for each model and setting.
 
     A shard appears when it is complete, and its checksum is kept beside it: truncated and damaged shards are detected
-    when the cache is opened, dropped and encoded again.
+    when the cache is opened, dropped and encoded again. Several runs may share a cache: none loses what another adds.
 
     Args:
         folder: Where caches are kept.
@@ -40,7 +46,8 @@ class LatentCache:
         self.folder = writable_folder(folder / digest[:16])
         self._shards: dict[str, dict[str, Any]] = {}
         self._place: dict[str, str] = {}  # name -> shard
-        self.dropped = self._open()
+        with in_turn(self.folder):
+            self.dropped = self._open()
 
     def __contains__(self, name: str) -> bool:
         """Return whether a tensor is cached."""
@@ -58,12 +65,14 @@ class LatentCache:
         """Write a shard."""
         names = sorted(tensors)
         shard = f"shard-{hashlib.sha256(to_json(names).encode()).hexdigest()[:12]}.safetensors"
-        with replacing(self.folder / shard) as partial:
-            save_file({name: tensors[name].contiguous() for name in names}, partial)
-            checksum = _sha256(partial)
-        self._shards[shard] = {"sha256": checksum, "names": names}
-        self._place.update(dict.fromkeys(names, shard))
-        self._write_index()
+        with in_turn(self.folder):
+            self._shards = {**self._shards, **self._indexed()}  # another run may have added some
+            with replacing(self.folder / shard) as partial:
+                save_file({name: tensors[name].contiguous() for name in names}, partial)
+                checksum = _sha256(partial)
+            self._shards[shard] = {"sha256": checksum, "names": names}
+            self._place.update(dict.fromkeys(names, shard))
+            self._write_index()
 
     def get(self, name: str) -> Tensor:
         """Read one tensor.
@@ -77,27 +86,40 @@ class LatentCache:
 
     def _open(self) -> list[str]:
         """Read the index and return the shards that are missing or damaged."""
-        file = self.folder / INDEX
-        try:
-            stored = json.loads(file.read_text(encoding="utf-8-sig"))["shards"] if file.exists() else {}
-            shards = {name: {"sha256": one["sha256"], "names": list(one["names"])} for name, one in stored.items()}
-        except (ValueError, KeyError, TypeError, AttributeError):  # damaged: everything is encoded again
-            shards = {}
         dropped = []
-        for shard, about in shards.items():
-            path = self.folder / shard
-            if not path.is_file() or _sha256(path) != about["sha256"]:
+        for shard, about in self._indexed().items():
+            if not _holds(self.folder / shard, about):
                 dropped.append(shard)
                 continue
             self._shards[shard] = about
             self._place.update(dict.fromkeys(about["names"], shard))
-        if dropped or not file.exists():
-            self._write_index()
+        self._write_index()
         return dropped
+
+    def _indexed(self) -> dict[str, dict[str, Any]]:
+        """Read what the index says of the shards."""
+        file = self.folder / INDEX
+        try:
+            stored = json.loads(file.read_text(encoding="utf-8-sig"))["shards"] if file.exists() else {}
+            return {
+                shard: {"sha256": str(one["sha256"]), "names": [str(name) for name in one["names"]]}
+                for shard, one in stored.items()
+            }
+        except (ValueError, KeyError, TypeError, AttributeError):  # damaged: everything is encoded again
+            warnings.warn(f"{file} is damaged; the clips of this cache are encoded again.", CacheWarning, stacklevel=2)
+            return {}
 
     def _write_index(self) -> None:
         with replacing(self.folder / INDEX) as partial:
             partial.write_text(to_json({"settings": self.settings, "shards": self._shards}, indent=1) + "\n")
+
+
+def _holds(shard: Path, about: Mapping[str, Any]) -> bool:
+    """Return whether a shard is whole and has what the index says of it."""
+    if not shard.is_file() or _sha256(shard) != about["sha256"]:
+        return False
+    with safe_open(shard, framework="pt") as tensors:
+        return set(about["names"]) <= set(tensors.keys())
 
 
 def clip_name(file: Path) -> str:

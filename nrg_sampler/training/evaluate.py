@@ -12,6 +12,7 @@ from torch import Tensor
 
 from nrg_sampler.files import replacing, writable_folder
 from nrg_sampler.json_text import finite_only, to_json
+from nrg_sampler.locks import FolderLock
 from nrg_sampler.rewards.latent import LatentReward
 from nrg_sampler.rewards.loading import load_reward
 from nrg_sampler.runs.device import AUTO, default_device, dtype_name, dtype_reason
@@ -60,10 +61,16 @@ def evaluate_rewards(settings: RewardEvaluation) -> Run[EvaluatedRewards]:
         A run that yields ``Progress`` of preparing the pairs and of scoring them.
 
     Raises:
-        ValueError: If the output folder cannot be written; while it runs, if rewards and data do not fit.
+        ValueError: If the output folder cannot be written; while it runs, if rewards and data do not fit, or
+            another run is at work there.
     """
     writable_folder(settings.out)
-    return Run(_evaluate(settings))
+    return Run(_evaluate_alone(settings))
+
+
+def _evaluate_alone(settings: RewardEvaluation) -> Generator[Progress, None, EvaluatedRewards]:
+    with FolderLock(settings.out):
+        return (yield from _evaluate(settings))
 
 
 def _evaluate(settings: RewardEvaluation) -> Generator[Progress, None, EvaluatedRewards]:

@@ -11,17 +11,18 @@ Example:
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Generator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from nrg_sampler.files import replacing, writable_folder, writing
-from nrg_sampler.json_text import finite_only, to_json
+from nrg_sampler.files import writable_folder
+from nrg_sampler.json_text import finite_only
+from nrg_sampler.locks import FolderLock
 from nrg_sampler.rewards.latent import LatentReward
 from nrg_sampler.rewards.latent_space import latent_space
 from nrg_sampler.runs.progress import Progress, Run
@@ -36,6 +37,7 @@ from nrg_sampler.training.precision import CHECKPOINTS, Precision, choose_precis
 from nrg_sampler.training.prepare import TrainingData, load_encoder, open_cache, prepare_training
 from nrg_sampler.training.scoring import calibrate
 from nrg_sampler.training.settings import LabelledPairs, RewardTraining, objective_for
+from nrg_sampler.training.step_log import StepLog
 from nrg_sampler.training.trainer import train
 
 if TYPE_CHECKING:
@@ -81,7 +83,7 @@ def train_reward(settings: RewardTraining) -> Run[TrainedReward]:
 
     Raises:
         ValueError: If the output folder cannot be written; while it runs, if the data cannot be used or does not fit,
-            or the folder's checkpoints are of another run.
+            the folder's checkpoints are of another run, or another run is at work there.
         RunFailedError: While it runs, if the loss is not finite.
         OSError: While it runs, if the disk is full.
         ImportError: If TensorBoard is to be used and is not installed.
@@ -94,7 +96,15 @@ def train_reward(settings: RewardTraining) -> Run[TrainedReward]:
         encoding=replace(settings.encoding, dtype=precision.dtype),
         mixed_precision=precision.mixed_precision,
     )
-    return Run(_train(settings, precision, accelerator), accelerator.is_main_process)
+    return Run(_train_alone(settings, precision, accelerator), accelerator.is_main_process)
+
+
+def _train_alone(
+    settings: RewardTraining, precision: Precision, accelerator: Accelerator
+) -> Generator[Progress, None, TrainedReward]:
+    """Train while no other run may write to the folder; of one run's processes the first holds it."""
+    with FolderLock(settings.out) if accelerator.is_main_process else nullcontext():
+        return (yield from _train(settings, precision, accelerator))
 
 
 def _train(
@@ -187,39 +197,20 @@ def _optimise(
     """Train with a log; returns the loss of the last step, ``None`` if all steps were done before."""
     loss, total, folder = None, settings.trainer.steps, settings.out / CHECKPOINTS
     bfloat16 = settings.mixed_precision == "bf16"
+    log = StepLog(settings.out / LOG)
     steps = train(reward, data, objective, settings.trainer, folder, accelerator, bfloat16)
     if accelerator.is_main_process:  # not before the checkpoints are known to be of this run
         precision.save(settings.out)
     for numbers in steps:
         accelerator.log(numbers, step=int(numbers["step"]))
         if accelerator.is_main_process:
-            with writing(settings.out / LOG):
-                _log(settings.out / LOG, numbers, first=loss is None)
+            log.write(numbers)
         loss = numbers["loss"]
         yield Progress("training", int(numbers["step"]), total, numbers=numbers)
     if loss is None:
         note = f"already trained for {total} steps, nothing to do; the model card is written again"
         yield Progress("trained", total, total, notes=(note,))
     return loss
-
-
-def _log(file: Path, numbers: Mapping[str, float], first: bool) -> None:
-    """Append the numbers of a step; before the first of a run that goes on, drop what came after its checkpoint."""
-    if first and file.exists():
-        lines = [
-            line for line in file.read_text(encoding="utf-8-sig").splitlines() if _is_before(line, numbers["step"])
-        ]
-        with replacing(file) as partial:
-            partial.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    with open(file, "a", encoding="utf-8") as log:
-        log.write(to_json(numbers) + "\n")
-
-
-def _is_before(line: str, step: float) -> bool:
-    try:
-        return bool(json.loads(line)["step"] < step)
-    except (ValueError, KeyError, TypeError):  # half a line
-        return False
 
 
 def _save(reward: ModelMixin, folder: Path) -> None:

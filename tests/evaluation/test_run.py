@@ -46,6 +46,16 @@ def test_progress_tells_how_far_it_is_and_a_stopped_run_goes_on(tmp_path, monkey
     assert len(sampled) == 2  # the first prompt was sampled before
 
 
+def test_a_second_evaluation_into_one_folder_is_refused(tmp_path):
+    settings = replace(SMALL, out=tmp_path)
+    run = evaluate(settings)
+    with pytest.raises(ValueError, match="no other run is writing to, but one is at work in"):
+        evaluate(settings)
+    run.close()
+    del run
+    Evaluation(settings)
+
+
 def _counted(sample, calls):
     def counted(arm, *arguments):
         calls.append(arm.name)

@@ -73,6 +73,20 @@ def test_saving_and_loading_gives_the_same_samples_with_and_without_optional_par
     assert "reward_model" in optional_parts(without)
 
 
+def test_a_reward_is_an_optional_part_without_which_it_samples_plainly_and_says_so(
+    subject: Subject, tmp_path: Path
+) -> None:
+    plain = subject.sample(reward_scale=0)
+    subject.pipe.reward_model = None
+    subject.pipe.save_pretrained(tmp_path)
+    loaded = NRGFlowPipeline.from_pretrained(tmp_path, dtype=torch.float32)
+    loaded.set_progress_bar_config(disable=True)
+    for pipe in (subject.pipe, loaded):
+        with pytest.warns(UserWarning, match="This pipeline has no reward, so that nothing is guided; load one with"):
+            sampled = subject.sample(pipe=pipe, reward_scale=None)
+        torch.testing.assert_close(sampled, plain, atol=1e-4, rtol=1e-3)
+
+
 def weight_files(folder: Path) -> dict[str, set[str]]:
     """Return the names of the weight files of each part that has some."""
     parts: dict[str, set[str]] = {}

@@ -229,12 +229,15 @@ def test_an_open_vocabulary_is_not_checked(folder, tmp_path):
     assert sample(pipe, "a red dragon").isfinite().all()
 
 
-def test_guidance_without_a_reward_is_refused(wan):
+@pytest.mark.parametrize(
+    "wish", [{"reward_weights": "1:1"}, {"reward_scale": 1.0}, {"reward_guidance": RewardGuidance()}]
+)
+def test_guidance_without_a_reward_is_refused(wan, wish):
     pipe = NRGFlowPipeline.from_pipe(wan)
     with pytest.raises(
         ValueError, match="Expected a pipeline with a reward, but `reward_model` is None; load one with"
     ):
-        sample(pipe)
+        sample(pipe, **wish)
     assert torch.equal(sample(pipe, reward_scale=0), sample(wan))
 
 

@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from nrg_sampler.training.cache import LatentCache, clip_name
+from nrg_sampler.training.cache import CacheWarning, LatentCache, clip_name
 
 
 def test_gives_back_what_was_added_also_after_a_restart(tmp_path):
@@ -50,7 +50,8 @@ def test_a_damaged_index_begins_anew(tmp_path):
     cache = LatentCache(tmp_path, {})
     cache.add({"x": torch.zeros(1)})
     (cache.folder / "index.json").write_text("{")
-    assert len(LatentCache(tmp_path, {})) == 0
+    with pytest.warns(CacheWarning, match=r"index.json is damaged; the clips of this cache are encoded again"):
+        assert len(LatentCache(tmp_path, {})) == 0
     cache.add({"y": torch.zeros(1)})
     assert json.loads((cache.folder / "index.json").read_text())["settings"] == {}
 
@@ -64,12 +65,33 @@ def test_clips_are_named_by_content(tmp_path):
     assert clip_name(first) != clip_name(second)
 
 
-@pytest.mark.parametrize("text", ["[]", "{", '{"shards": []}', '{"shards": {"a": 1}}', '{"shards": {"a": {}}}'])
+@pytest.mark.parametrize(
+    "text", ["[]", "{", '{"shards": []}', '{"shards": {"a": 1}}', '{"shards": {"a": {}}}', b"\xff"]
+)
+@pytest.mark.filterwarnings("ignore::nrg_sampler.training.cache.CacheWarning")
 def test_a_damaged_index_is_an_empty_cache(tmp_path, text):
     cache = LatentCache(tmp_path, {})
     cache.add({"a": torch.zeros(2)})
-    (cache.folder / "index.json").write_text(text)
+    (cache.folder / "index.json").write_bytes(text if isinstance(text, bytes) else text.encode())
     again = LatentCache(tmp_path, {})
     assert len(again) == 0
     again.add({"a": torch.ones(2)})
     assert LatentCache(tmp_path, {}).get("a").tolist() == [1, 1]
+
+
+def test_two_runs_that_share_a_cache_lose_nothing_of_each_other(tmp_path):
+    first, second = LatentCache(tmp_path, {}), LatentCache(tmp_path, {})
+    first.add({"a": torch.zeros(1)})
+    second.add({"b": torch.ones(1)})
+    first.add({"c": torch.ones(1)})
+    assert LatentCache(tmp_path, {}).missing(["a", "b", "c"]) == []
+
+
+def test_an_index_that_names_what_a_shard_has_not_drops_the_shard(tmp_path):
+    cache = LatentCache(tmp_path, {})
+    cache.add({"a": torch.zeros(1)})
+    index = cache.folder / "index.json"
+    index.write_text(index.read_text().replace('"a"', '"b"'))
+    again = LatentCache(tmp_path, {})
+    assert len(again.dropped) == 1
+    assert again.missing(["a", "b"]) == ["a", "b"]

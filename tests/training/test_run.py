@@ -179,6 +179,18 @@ def test_a_run_that_goes_on_logs_each_step_once(folder):
     assert [json.loads(line)["step"] for line in log.read_text().splitlines()] == [1, 2, 3, 4]
 
 
+def test_a_second_training_into_one_folder_is_refused(folder):
+    settings = training(folder, "twice", LabelledPairs(folder / "pairs.csv"))
+    first = train_reward(settings)
+    next(first)
+    second = RewardEvaluation((folder,), settings.data, folder / "twice", encoding(folder), cpu=True)
+    for run in (train_reward(settings), evaluate_rewards(second)):
+        with pytest.raises(ValueError, match=r"no other run is writing to, but one is at work in .*/twice; wait"):
+            run.finish()
+    first.close()
+    next(train_reward(settings))
+
+
 def test_a_loss_that_is_not_finite_leaves_the_reward_that_was_there(folder, monkeypatch):
     settings = training(folder, "diverged", LabelledPairs(folder / "pairs.csv"))
     train_reward(settings).finish()

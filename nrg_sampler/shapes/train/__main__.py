@@ -15,7 +15,8 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from nrg_sampler.json_text import to_json
+from nrg_sampler.files import NoRoomError, writable_folder
+from nrg_sampler.locks import FolderLock
 from nrg_sampler.runs.progress import RunFailedError
 
 
@@ -61,6 +62,7 @@ def _ablation(folder: Path, **options: Any) -> Iterator[dict[str, float]]:
     return run_ablation(folder, **options)
 
 
+SHOWN = 50  # every so many steps' numbers stand beside the bar
 REWARDS = (
     "first-reward",
     "clean-reward",
@@ -87,7 +89,7 @@ def _arithmetic(device: str) -> str:
 
 
 def main() -> None:
-    """Run one stage with a progress bar and a log of numbers beside the checkpoint."""
+    """Run one stage with a progress bar; its numbers are logged beside its checkpoint."""
     parser = argparse.ArgumentParser(
         prog="python -m nrg_sampler.shapes.train",
         description=__doc__,
@@ -104,35 +106,36 @@ def main() -> None:
     parser.add_argument("--factors", nargs="+", metavar="NAME", help="`ablation` only: what to vary, one at a time")
     parser.add_argument("--seeds", type=int, help="`ablation` only: runs of each choice (default: 3)")
     arguments = parser.parse_args()
-    if arguments.stage == "bundle":
-        from nrg_sampler.shapes.train.assemble import save_bundle
-
-        save_bundle(arguments.out, arguments.out / "bundle")
-        print(f"wrote {arguments.out / 'bundle'}")
-        return
-
     given = ("steps", "batch", *(("factors", "seeds") if arguments.stage == "ablation" else ()))
     options = {name: getattr(arguments, name) for name in given if getattr(arguments, name) is not None}
-    print(f"{arguments.stage}: {_arithmetic(arguments.device)} arithmetic on {arguments.device}", file=sys.stderr)
-    run = STAGES[arguments.stage](arguments.out, seed=arguments.seed, device=arguments.device, **options)
     try:
-        _show(run, arguments.out, arguments.stage)
-    except RunFailedError as error:
+        with FolderLock(writable_folder(arguments.out)):
+            if arguments.stage == "bundle":
+                _bundle(arguments.out)
+                return
+            about = f"{_arithmetic(arguments.device)} arithmetic on {arguments.device}"
+            print(f"{arguments.stage}: {about}", file=sys.stderr)
+            _show(STAGES[arguments.stage](arguments.out, seed=arguments.seed, device=arguments.device, **options))
+    except (RunFailedError, NoRoomError) as error:
         raise SystemExit(f"{arguments.stage}: error: {error}") from error
     except (ValueError, OSError) as error:
         print(f"{arguments.stage}: error: {error}", file=sys.stderr)
         raise SystemExit(2) from error
 
 
-def _show(run: Iterator[dict[str, float]], folder: Path, stage: str) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    with tqdm(unit="step") as bar, open(folder / f"{stage}.jsonl", "a", encoding="utf-8") as log:
+def _bundle(folder: Path) -> None:
+    from nrg_sampler.shapes.train.assemble import save_bundle
+
+    save_bundle(folder, folder / "bundle")
+    print(f"wrote {folder / 'bundle'}")
+
+
+def _show(run: Iterator[dict[str, float]]) -> None:
+    with tqdm(unit="step") as bar:
         for numbers in run:
             bar.update(int(numbers["step"] > 0))
-            if numbers["step"] % 50 == 0:
+            if numbers["step"] % SHOWN == 0:
                 bar.set_postfix({name: f"{value:.4g}" for name, value in numbers.items()})
-                log.write(to_json(numbers) + "\n")
-                log.flush()
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import random
 import statistics
 from collections.abc import Generator, Iterator, Sequence
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 
 from nrg_sampler.files import replacing
 from nrg_sampler.flow import noised
-from nrg_sampler.json_text import to_json
+from nrg_sampler.json_text import read_object, to_json
 from nrg_sampler.rewards.base import Conditioning
 from nrg_sampler.rewards.latent import LatentReward
 from nrg_sampler.runs.device import fast_autocast
@@ -234,7 +233,7 @@ def _write_tables(folder: Path, results: Path, planned: Sequence[Cell], settings
         file = results / f"{cell.name}.json"
         if not file.exists():
             continue
-        stored = json.loads(file.read_text(encoding="utf-8-sig"))
+        stored = read_object(file, "remove it to make the cell again", ("settings", "accuracy"))
         if stored["settings"] != settings:
             raise ValueError(
                 f"Expected cells made with {settings}, but {file.name} was made with {stored['settings']}; "

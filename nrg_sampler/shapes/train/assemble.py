@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
-from nrg_sampler.json_text import to_json
+from nrg_sampler.json_text import read_object, to_json
 from nrg_sampler.rewards.base import RewardHooks
 from nrg_sampler.rewards.card import by_axis
 
@@ -19,6 +18,7 @@ if TYPE_CHECKING:
     from nrg_sampler.rewards.latent import LatentReward
     from nrg_sampler.shapes.judge import PixelJudge
 
+AGAIN = "make it again with its stage"
 SAMPLING = {
     "height": 64,
     "width": 64,
@@ -65,18 +65,18 @@ def save_bundle(folder: Path, out: Path) -> None:
     (out / "pipeline" / "README.md").write_text(PIPELINE_CARD)
     reward = LatentReward.from_pretrained(folder / "reward", dtype=torch.float32)
     reward.register_to_config(latent_space=latent_space(pipe.vae))
-    accuracy = json.loads((folder / "reward-accuracy.json").read_text(encoding="utf-8-sig"))
+    accuracy = read_object(folder / "reward-accuracy.json", AGAIN)
     measured = folder / "gate-accuracy.json"
-    gate = json.loads(measured.read_text(encoding="utf-8-sig")) if reward.has_gate and measured.exists() else None
+    gate = read_object(measured, AGAIN) if reward.has_gate and measured.exists() else None
     reward.to(dtype=torch.float16).save_pretrained(out / "reward")
     (out / "reward" / "README.md").write_text(reward_card(reward, accuracy, gate))
     if (folder / "judge").is_dir():
         judge = PixelJudge.from_pretrained(folder / "judge", dtype=torch.float32)
         judge.to(dtype=torch.float16).save_pretrained(out / "judge")
-        grades = json.loads((folder / "judge-accuracy.json").read_text(encoding="utf-8-sig"))
+        grades = read_object(folder / "judge-accuracy.json", AGAIN)
         (out / "judge" / "README.md").write_text(judge_card(judge, grades))
     for file in out.rglob("config.json"):
-        settings = json.loads(file.read_text(encoding="utf-8-sig"))
+        settings = read_object(file, AGAIN)
         settings.pop("_name_or_path", None)  # a path of the machine that trained the parts
         file.write_text(to_json(settings, indent=2) + "\n")
 

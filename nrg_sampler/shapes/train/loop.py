@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,8 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from nrg_sampler.checkpoints import first_line
+from nrg_sampler.files import replacing
 from nrg_sampler.runs.progress import RunFailedError
 from nrg_sampler.training.schedule import warmup_cosine
+from nrg_sampler.training.step_log import StepLog
+
+LOGGED = 50  # every so many steps are logged
 
 LossFunction = Callable[[int, torch.Generator], tuple[Tensor, dict[str, float]]]
 
@@ -72,41 +76,39 @@ def fit(
         loss: ``(step, generator) -> (scalar loss, numbers to report)``.
         optimizers: Each keeps its own base learning rate.
         settings: See :class:`LoopSettings`.
-        checkpoint: File to save to, every few minutes and at the end; written beside and renamed, never half.
+        checkpoint: File to save to, every few minutes and at the end; written beside and renamed, never half. Every
+            fiftieth step is logged to a ``.jsonl`` of the same name.
 
     Yields:
         ``{"step", "loss", "seconds", ...}`` after each step.
 
     Raises:
-        ValueError: If the checkpoint is of other settings or data.
+        ValueError: If the checkpoint is of other settings or data, or damaged.
         RunFailedError: If the loss is not finite.
     """
     average = copy.deepcopy(model).requires_grad_(False)
     base_rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
-    step, saved_at = 0, time.monotonic()
+    step, saved_at, log = 0, time.monotonic(), StepLog(checkpoint.with_suffix(".jsonl"))
     if checkpoint.exists():
-        state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        state = _read(checkpoint)
         _require_same(state.get("identity", {}), settings.identity, checkpoint)
         model.load_state_dict(state["model"])
         average.load_state_dict(state["average"])
         for optimizer, stored in zip(optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(stored)
         step = state["step"]
+    checkpoint.parent.mkdir(parents=True, exist_ok=True)
 
     def save() -> None:
-        checkpoint.parent.mkdir(parents=True, exist_ok=True)
-        partial = checkpoint.with_suffix(".partial")
-        torch.save(
-            {
-                "model": model.state_dict(),
-                "average": average.state_dict(),
-                "optimizers": [optimizer.state_dict() for optimizer in optimizers],
-                "step": step,
-                "identity": settings.identity,
-            },
-            partial,
-        )
-        os.replace(partial, checkpoint)
+        state = {
+            "model": model.state_dict(),
+            "average": average.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in optimizers],
+            "step": step,
+            "identity": settings.identity,
+        }
+        with replacing(checkpoint) as partial:
+            torch.save(state, partial)
 
     model.train()
     while step < settings.steps:
@@ -133,19 +135,34 @@ def fit(
                 kept.lerp_(new, 1 - decay)
             for stored_buffer, buffer in zip(average.buffers(), model.buffers(), strict=True):
                 stored_buffer.copy_(buffer)
-        yield {
-            "step": step,
-            "loss": value.item(),
-            "grad_norm": norm.item(),
-            **numbers,
-            "seconds": time.monotonic() - started,
-        }
+        numbers = {"step": step, "loss": value.item(), "grad_norm": norm.item(), **numbers}
+        numbers["seconds"] = time.monotonic() - started
+        if step % LOGGED == 0:
+            log.write(numbers)
+        yield numbers
         if time.monotonic() - saved_at > settings.save_every:
             save()
             saved_at = time.monotonic()
     save()
     model.load_state_dict(average.state_dict())
     model.eval()
+
+
+def _read(checkpoint: Path) -> dict[str, Any]:
+    try:
+        state: dict[str, Any] = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        missing = [name for name in ("model", "average", "optimizers", "step") if name not in state]
+    except Exception as error:  # torch, zipfile and pickle each raise their own
+        raise ValueError(
+            f"Expected a whole checkpoint in {checkpoint}, but it cannot be read ({first_line(error)}); copy it "
+            "again, or remove it to begin anew."
+        ) from error
+    if missing:
+        raise ValueError(
+            f"Expected a checkpoint of a stage in {checkpoint}, but it lacks {', '.join(missing)}; copy it again, or "
+            "remove it to begin anew."
+        )
+    return state
 
 
 def _require_same(stored: Mapping[str, str], identity: Mapping[str, str], checkpoint: Path) -> None:

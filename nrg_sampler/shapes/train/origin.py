@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
 from nrg_sampler.files import fingerprint, replacing
-from nrg_sampler.json_text import to_json
+from nrg_sampler.json_text import read_object, to_json
 
 
 def models_in(folder: Path, *names: str) -> dict[str, str]:
@@ -19,12 +18,12 @@ def is_made(file: Path, origin: Mapping[str, str]) -> bool:
     """Return whether a file is there, made with the same models; one that says nothing of them counts as such.
 
     Raises:
-        ValueError: If it was made with others.
+        ValueError: If it was made with others, or what says so is damaged.
     """
     if not file.exists():
         return False
     beside = _beside(file)
-    before = json.loads(beside.read_text(encoding="utf-8-sig")) if beside.exists() else {}
+    before = read_object(beside, f"remove it and {file.name} to make both again") if beside.exists() else {}
     differing = [name for name, value in origin.items() if before.get(name, value) != value]
     if differing:
         raise ValueError(

@@ -14,6 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from nrg_sampler.files import replacing
 from nrg_sampler.guidance.settings import RewardGuidance
 from nrg_sampler.guidance.step import guided_velocity
 from nrg_sampler.rewards.base import Conditioning, Reward
@@ -56,9 +57,8 @@ class Pool:
 
     def save(self, file: Path) -> None:
         """Write the pool to a safetensors file, whole or not at all."""
-        partial = file.with_suffix(".partial")
-        save_file({name: value.contiguous() for name, value in vars(self).items()}, partial)
-        partial.replace(file)
+        with replacing(file) as partial:
+            save_file({name: value.contiguous() for name, value in vars(self).items()}, partial)
 
     @classmethod
     def load(cls, *files: Path) -> Pool:

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from nrg_sampler.files import replacing
 from nrg_sampler.flow import noised, velocity_from
 from nrg_sampler.runs.device import fast_autocast
 from nrg_sampler.shapes.render import draw, render
@@ -129,9 +130,8 @@ def cache_latents(vae: AutoencoderKLWan, prompts: list[Prompt], file: Path, seed
         scenes = [sample_scene(prompt, rng) for prompt in prompts[start : start + 64]]
         done.append(encode_clips(vae, render(draw(scenes)).to(device)).half().cpu())
         yield start + len(scenes)
-    partial = file.with_suffix(".partial")
-    save_file({"latents": torch.cat(done)}, partial)
-    partial.replace(file)
+    with replacing(file) as partial:
+        save_file({"latents": torch.cat(done)}, partial)
     note_origin(file, origin)
 
 
