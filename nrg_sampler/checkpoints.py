@@ -9,8 +9,21 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from nrg_sampler import entries as kinds
+from nrg_sampler.json_text import read_object
+
 BUNDLED = "shapes"
 SAMPLING_FILE = "sampling.json"
+SAMPLING_ENTRIES = {  # arguments of the pipeline call
+    "num_inference_steps": kinds.COUNT,
+    "guidance_scale": kinds.NUMBER,
+    "negative_prompt": kinds.TEXT.or_none(),
+    "height": kinds.COUNT,
+    "width": kinds.COUNT,
+    "num_frames": kinds.COUNT,
+    "max_sequence_length": kinds.COUNT,
+}
+FILE_ENTRIES = {**SAMPLING_ENTRIES, "fps": kinds.POSITIVE, "closed_vocabulary": kinds.SWITCH}
 _WEIGHTS = Path(__file__).parent / "shapes" / "weights"
 
 
@@ -42,17 +55,13 @@ def read_sampling(source: str | os.PathLike[str], **hub: Any) -> dict[str, Any]:
         **hub: Passed to ``huggingface_hub.hf_hub_download``, such as ``revision``.
 
     Raises:
-        ValueError: If the file is not a JSON object.
+        ValueError: If the file is not a JSON object, or one of its entries is of another kind.
     """
     path = _sampling_file(source, hub)
     if path is None:
         return {}
-    try:
-        settings = json.loads(path.read_text(encoding="utf-8-sig"))
-    except ValueError:
-        settings = None
-    if not isinstance(settings, dict):
-        raise ValueError(f"Expected a JSON object in {path}, but it does not parse; repair or delete the file.")
+    settings = read_object(path, "repair or delete the file")
+    kinds.require(settings, {**dict.fromkeys(settings, kinds.PLAIN), **FILE_ENTRIES}, f" in {path}")
     return settings
 
 

@@ -16,6 +16,7 @@ LAYERS = (
     "files",
     "locks",
     "json_text",
+    "entries",
     "statistics",
     "schedulers",
     "video",

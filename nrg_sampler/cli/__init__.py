@@ -7,6 +7,7 @@ To add one, write the module and name it in :data:`COMMANDS`. Modules import wha
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 import warnings
 from collections.abc import Sequence
@@ -25,6 +26,7 @@ from nrg_sampler.cli import (
     train_reward,
 )
 from nrg_sampler.cli.parser import OneLineParser, ShortHelp, add_help_all
+from nrg_sampler.entries import UNICODE, require
 from nrg_sampler.files import NoRoomError
 from nrg_sampler.runs.progress import RunFailedError
 
@@ -90,9 +92,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         after Ctrl-C.
     """
     arguments = build_parser().parse_args(argv)
+    _print_any_text(sys.stdout)
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
+            _require_text(arguments)
             return COMMANDS[arguments.command].run(arguments)
     except (RunFailedError, NoRoomError) as error:
         if arguments.debug:
@@ -115,6 +119,24 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         _say("interrupted", "nothing was written.")
         return INTERRUPTED
+
+
+def _require_text(arguments: argparse.Namespace) -> None:
+    """Refuse texts in another encoding, before anything is sampled; a path may have any name.
+
+    Raises:
+        ValueError: With the option's name.
+    """
+    for name, value in vars(arguments).items():
+        for text in value if isinstance(value, list) else [value]:
+            if isinstance(text, str):
+                require({name: text}, {name: UNICODE})
+
+
+def _print_any_text(stream: TextIO) -> None:
+    """Let no name of a file and no sign that the terminal lacks end a run whose videos are made."""
+    if isinstance(stream, io.TextIOWrapper):
+        stream.reconfigure(errors="surrogateescape" if stream.encoding.lower() in ("utf-8", "utf8") else "replace")
 
 
 def _out_of_memory(error: Exception) -> bool:

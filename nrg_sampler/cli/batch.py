@@ -18,8 +18,7 @@ from nrg_sampler.judges.loading import load_judges
 from nrg_sampler.runs.manifest import Manifest, changes, format_change
 from nrg_sampler.runs.outcome import Changes
 from nrg_sampler.runs.sampler import Sampler
-from nrg_sampler.runs.writing import MAKERS, Make
-from nrg_sampler.video import writable_mp4
+from nrg_sampler.runs.writing import MAKERS, SUFFIXES, Make, strip_of_all, writable_files
 
 Conclude = Callable[[Sequence[Manifest], Sequence[Path], argparse.Namespace], None]
 
@@ -46,7 +45,7 @@ def run_seeds(arguments: argparse.Namespace, usual: int = 1, conclude: Conclude 
     recipe = from_arguments(arguments)
     usual = 1 if is_file(arguments.out) else usual
     first, count = arguments.seed or 0, arguments.num or usual
-    paths = output_paths(arguments.out, recipe.prompt, range(first, first + count))
+    paths = output_paths(arguments.command, arguments.out, recipe.prompt, range(first, first + count))
     if arguments.plan:
         _print_plan(Sampler(recipe), as_json=arguments.json)
         return 0
@@ -86,8 +85,8 @@ def _make(make: Make, sampler: Sampler, seed: int, path: Path, named: bool) -> t
             file.unlink()
 
 
-def output_paths(out: Path | None, prompt: str, seeds: Sequence[int]) -> dict[int, Path]:
-    """Choose a file for each seed and prove that it can be written, before anything is sampled.
+def output_paths(command: str, out: Path | None, prompt: str, seeds: Sequence[int]) -> dict[int, Path]:
+    """Choose a file for each seed and prove that it and those beside it can be written, before anything is sampled.
 
     In a folder nothing is overwritten: a taken name gets a number, now or, if another run takes it meanwhile, when the
     file is finished. A named file is replaced.
@@ -99,13 +98,13 @@ def output_paths(out: Path | None, prompt: str, seeds: Sequence[int]) -> dict[in
     if is_file(out):
         if len(seeds) > 1:
             raise ValueError(f"Expected a folder for {len(seeds)} videos, but got the file {out}; name a folder.")
-        paths = {seeds[0]: out}
-    else:
-        writable_folder(out)
-        paths = {seed: free_path(out / f"{slug(prompt)}-seed{seed}.mp4") for seed in seeds}
-    for path in paths.values():
-        writable_file(path.with_suffix(".json"))
-    writable_mp4(paths[seeds[-1]])  # the others are in the same folder
+        if command == "compare":
+            writable_file(strip_of_all(out))
+        return {seeds[0]: writable_files(command, out)}
+    writable_folder(out)
+    beside = (".mp4", *SUFFIXES[command])
+    paths = {seed: free_path(out / f"{slug(prompt)}-seed{seed}.mp4", beside) for seed in seeds}
+    writable_files(command, paths[seeds[-1]])  # the longest name; the others are in the same folder
     return paths
 
 
@@ -163,10 +162,10 @@ def is_file(out: Path | None) -> bool:
     return out is not None and out.suffix.lower() == ".mp4"
 
 
-def free_path(path: Path) -> Path:
-    """Return ``path``, or the first numbered name beside it that neither a file nor a manifest has."""
+def free_path(path: Path, suffixes: Sequence[str]) -> Path:
+    """Return ``path``, or the first numbered name beside it that nothing with one of the suffixes has."""
     name, number = path.stem, 2
-    while path.exists() or path.with_suffix(".json").exists():
+    while any(path.with_suffix(suffix).exists() for suffix in suffixes):
         path = path.with_stem(f"{name}-{number}")
         number += 1
     return path

@@ -69,9 +69,10 @@ def _write_strip(out: Path | None, manifests: Sequence[Manifest], videos: Sequen
     from nrg_sampler.cli.batch import is_file
     from nrg_sampler.files import partial_path, slug, with_free_name
     from nrg_sampler.runs.strip import write_compare_strip
+    from nrg_sampler.runs.writing import strip_of_all
 
     if is_file(out):
-        strip = videos[0].with_name(f"{videos[0].stem}-compare.png")
+        strip = strip_of_all(videos[0])
         write_compare_strip(manifests, videos, strip)
         return strip
     strip = videos[0].with_name(f"{slug(manifests[0].recipe.prompt)}-compare.png")

@@ -6,13 +6,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from nrg_sampler.files import writable_file
 from nrg_sampler.json_text import to_json
 from nrg_sampler.runs.device import require_device
 from nrg_sampler.runs.manifest import Manifest, differences
 from nrg_sampler.runs.sampler import Sampler
-from nrg_sampler.runs.writing import MAKERS
-from nrg_sampler.video import writable_mp4
+from nrg_sampler.runs.writing import MAKERS, writable_files
 
 DIFFERENT = 1
 
@@ -39,7 +37,7 @@ def replay(file: Path, out: Path | None, device: str | None, given: Sequence[str
     old = Manifest.read(file)
     if old.command not in MAKERS:
         raise ValueError(f"Expected a manifest of {' or '.join(MAKERS)}, but {file} is of {old.command}.")
-    path = _output(out, file)
+    path = writable_files(old.command, _output(out, file))
     sampler = Sampler(replace(old.recipe, device=require_device(device or old.recipe.device)))
     new = MAKERS[old.command](sampler, old.seed, path)
     same = [clip.sha256 for clip in old.clips] == [clip.sha256 for clip in new.clips]
@@ -58,8 +56,7 @@ def _output(out: Path | None, manifest: Path) -> Path:
     folder, name = manifest.parent, f"{manifest.stem}-replay.mp4"
     if out is not None:
         folder, name = (out.parent, out.name) if out.suffix.lower() == ".mp4" else (out, name)
-    writable_file((folder / name).with_suffix(".json"))
-    return writable_mp4(folder / name)
+    return folder / name
 
 
 def _changed(old: Manifest, new: Manifest) -> list[str]:

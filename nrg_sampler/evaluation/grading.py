@@ -13,7 +13,7 @@ from nrg_sampler.evaluation.arm_sampler import ArmSampler
 from nrg_sampler.evaluation.arms import Arm
 from nrg_sampler.evaluation.features import FEATURES, diversity
 from nrg_sampler.evaluation.panel import Grader
-from nrg_sampler.evaluation.table import ResumableTable, read_rows, write_rows
+from nrg_sampler.evaluation.table import ResumableTable, parse_rows, read_rows, write_rows
 from nrg_sampler.rewards.weights import RewardWeights
 from nrg_sampler.search import candidate_seeds
 from nrg_sampler.shapes.oracle import AXES, grade
@@ -81,7 +81,7 @@ class Graded:
 
 def read_grades(file: Path) -> list[Graded]:
     """Read what an earlier run has graded; an incomplete last line is ignored."""
-    return [Graded.from_row(row) for row in read_rows(file, COLUMNS)]
+    return parse_rows(file, read_rows(file, COLUMNS), Graded.from_row)
 
 
 def write_grades(file: Path, grades: Sequence[Graded]) -> None:
@@ -113,7 +113,7 @@ def grade_arms(
     judges = {name: judge for name, judge in (judges or {}).items() if name != ORACLE}
     theirs = tuple(f"{name}_{axis}" for name in judges for axis in AXES)
     table = ResumableTable(file, (*COLUMNS, *FURTHER, *theirs), required=(*COLUMNS, *theirs))
-    done = {(clip.arm, clip.seed): clip for clip in map(Graded.from_row, table.rows)}
+    done = {(clip.arm, clip.seed): clip for clip in parse_rows(file, table.rows, Graded.from_row)}
     _require_same_prompts(done.values(), prompts, file)
     # Arms in turn within a batch of prompts, so that an early stop leaves complete pairs.
     for start in range(0, len(prompts), batch):
@@ -210,7 +210,7 @@ def diversity_of_arms(
 ) -> Iterator[tuple[str, int, float]]:
     """Yield arm, prompt index and how far clips of that prompt lie apart, by as many seeds; resumable as above."""
     table = ResumableTable(file, DIVERSITY_COLUMNS, required=DIVERSITY_COLUMNS)
-    done = {(row["arm"], int(row["index"])): float(row["diversity"]) for row in table.rows}
+    done = dict(parse_rows(file, table.rows, _diversity))
     for index, prompt in enumerate(prompts):
         for arm in arms:
             source = sampler.source(arm)
@@ -220,6 +220,10 @@ def diversity_of_arms(
                 row = (source, index, caption(prompt), f"{done[source, index]:.6f}")
                 table.append([dict(zip(DIVERSITY_COLUMNS, row, strict=True))])
             yield arm.name, index, done[source, index]
+
+
+def _diversity(row: Mapping[str, str]) -> tuple[tuple[str, int], float]:
+    return (row["arm"], int(row["index"])), float(row["diversity"])
 
 
 def tabulate(grades: Sequence[Graded]) -> dict[str, dict[int, Graded]]:

@@ -199,7 +199,7 @@ class Evaluation:
             write_png(contact_sheet(cases), picture)
             worst = (picture.name, len(cases))
         with replacing(self._out / "report.md") as partial:
-            partial.write_text(Document(self._about(), sections, worst).markdown(), encoding="utf-8")
+            partial.write_text(Document(self._about(), sections, worst).markdown(), encoding="utf-8", errors="replace")
 
     def _possible(self, suite: str) -> list[Arm]:
         return [arm for arm in self._arms[suite] if arm.name not in self._left_out[suite]]

@@ -3,22 +3,56 @@
 from __future__ import annotations
 
 import csv
-import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from nrg_sampler.entries import shown
 from nrg_sampler.files import replacing
-from nrg_sampler.json_text import to_json
+from nrg_sampler.json_text import read_object, to_json
+
+Parsed = TypeVar("Parsed")
 
 
 def read_rows(file: Path, required: Sequence[str]) -> list[dict[str, str]]:
-    """Read the rows that have a value in every required column; an incomplete last line is ignored."""
+    """Read the rows that have a value in every required column; an incomplete last line is ignored.
+
+    Raises:
+        ValueError: If the file is no CSV file, or a row has more cells than the header.
+    """
     if not file.exists():
         return []
-    with open(file, newline="", encoding="utf-8-sig") as stream:
-        whole = [line for line in stream if line.endswith("\n")]
-    return [row for row in csv.DictReader(whole) if all(row.get(name) for name in required)]
+    try:
+        with open(file, newline="", encoding="utf-8-sig") as stream:
+            whole = [line for line in stream if line.endswith("\n")]
+        rows = list(csv.DictReader(whole))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise _damaged(file, str(error)) from error
+    if any(None in row for row in rows):
+        raise _damaged(file, "a row has more cells than the header")
+    return [row for row in rows if all(row.get(name) for name in required)]
+
+
+def parse_rows(file: Path, rows: Iterable[dict[str, str]], parse: Callable[[dict[str, str]], Parsed]) -> list[Parsed]:
+    """Turn rows of a file into what they stand for.
+
+    Raises:
+        ValueError: If one cannot be, with the file and the row.
+    """
+    parsed = []
+    for row in rows:
+        try:
+            parsed.append(parse(row))
+        except (ValueError, KeyError) as error:
+            raise _damaged(file, f"{error} in the row {shown(','.join(row.values()))}") from error
+    return parsed
+
+
+def _damaged(file: Path, reason: str) -> ValueError:
+    return ValueError(
+        f"Expected the table that an evaluation wrote in {file}, but it cannot be read: {reason}; put it back, or "
+        "name another folder as `out`."
+    )
 
 
 def write_rows(file: Path, columns: Sequence[str], rows: Iterable[dict[str, Any]]) -> None:
@@ -86,7 +120,6 @@ def require_same_settings(file: Path, settings: Mapping[str, Any], table: Path) 
 def _settings_in(file: Path) -> dict[str, Any] | None:
     """Read the settings of a table; ``None`` if they are missing or damaged."""
     try:
-        settings = json.loads(file.read_text(encoding="utf-8-sig"))
+        return read_object(file, "remove it")
     except (FileNotFoundError, ValueError):
         return None
-    return settings if isinstance(settings, dict) else None

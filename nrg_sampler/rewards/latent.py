@@ -182,7 +182,7 @@ class LatentReward(WanTrunk, ConfiguredAxes, ModelMixin, ConfigMixin):
         with writing(Path(save_directory)):
             super().save_pretrained(save_directory, *args, **options)
         with replacing(Path(save_directory) / "README.md") as partial:
-            partial.write_text(model_card(self.config), encoding="utf-8")
+            partial.write_text(model_card(self.config), encoding="utf-8", errors="replace")
 
     def enable_gradient_checkpointing(self, gradient_checkpointing_func: Callable[..., Any] | None = None) -> None:
         """Save memory: keep of each block what its attention gave, and compute the rest again on the way back.

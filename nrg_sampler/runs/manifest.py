@@ -11,9 +11,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from nrg_sampler import entries as kinds
 from nrg_sampler.files import fingerprint, replacing
 from nrg_sampler.json_text import to_json
-from nrg_sampler.runs import entries as kinds
 from nrg_sampler.runs.recipe import Recipe
 from nrg_sampler.video import Frames, frames_sha256
 

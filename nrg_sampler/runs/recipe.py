@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from nrg_sampler import entries as kinds
+from nrg_sampler.checkpoints import SAMPLING_ENTRIES
 from nrg_sampler.guidance.settings import POWERS, RewardGuidance
 from nrg_sampler.rewards import RewardWeights
 from nrg_sampler.rewards.gate import weights_for_prompt
 from nrg_sampler.rewards.weights import AUTO
-from nrg_sampler.runs import entries as kinds
 from nrg_sampler.runs.device import DTYPES
 from nrg_sampler.schedulers import SCHEDULERS
 from nrg_sampler.search import Search
@@ -32,15 +33,6 @@ ENTRIES = {
     "search": kinds.OBJECT.or_none(),
     "proposed": kinds.SWITCH,
     "checkpointing": kinds.SWITCH,
-}
-SAMPLING = {
-    "num_inference_steps": kinds.COUNT,
-    "guidance_scale": kinds.NUMBER,
-    "negative_prompt": kinds.TEXT.or_none(),
-    "height": kinds.COUNT,
-    "width": kinds.COUNT,
-    "num_frames": kinds.COUNT,
-    "max_sequence_length": kinds.COUNT,
 }
 
 
@@ -91,7 +83,7 @@ class Recipe:
             raise ValueError(f"Expected the entries of a recipe, but got some that are missing or unknown: {odd}.")
         kinds.require(entries, ENTRIES)
         sampling = entries["sampling"]
-        kinds.require(sampling, {**dict.fromkeys(sampling, kinds.PLAIN), **SAMPLING}, " of the sampling")
+        kinds.require(sampling, {**dict.fromkeys(sampling, kinds.PLAIN), **SAMPLING_ENTRIES}, " of the sampling")
         try:
             guidance = RewardGuidance(**{**ABSENT_GUIDANCE, **entries["guidance"]})
         except TypeError as error:

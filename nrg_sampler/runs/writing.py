@@ -6,9 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeAlias
 
+from nrg_sampler.files import writable_file
 from nrg_sampler.runs.manifest import Manifest
 from nrg_sampler.runs.sampler import Sampler
-from nrg_sampler.video import enlarge, frame_strip, side_by_side, write_mp4, write_png
+from nrg_sampler.video import enlarge, frame_strip, side_by_side, writable_mp4, write_mp4, write_png
 
 Make: TypeAlias = Callable[[Sampler, int, Path], Manifest]
 
@@ -34,4 +35,25 @@ def compare(sampler: Sampler, seed: int, path: Path) -> Manifest:
     return manifest
 
 
+def strip_of_all(video: Path) -> Path:
+    """Return where the picture of all seeds stands that ``compare`` makes beside a named video."""
+    return video.with_name(f"{video.stem}-compare.png")
+
+
+def writable_files(command: str, path: Path) -> Path:
+    """Prove that every file of a command can be written, before anything is sampled.
+
+    Args:
+        command: One of :data:`MAKERS`.
+        path: The video, named as it will be.
+
+    Raises:
+        ValueError: If one cannot be written, or there is no encoder.
+    """
+    for suffix in SUFFIXES[command]:
+        writable_file(path.with_suffix(suffix))
+    return writable_mp4(path)
+
+
 MAKERS: dict[str, Make] = {"generate": generate, "compare": compare}  # by the command that a manifest names
+SUFFIXES = {"generate": (".json",), "compare": (".json", ".png")}  # of the files beside the video

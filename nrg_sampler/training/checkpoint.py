@@ -49,9 +49,8 @@ def load_checkpoint(folder: Path) -> dict[str, Any] | None:
     """
     remove_stale_partials(folder)
     for step, file in _checkpoints(folder):
-        if not _checksum_file(file).is_file() or _checksum_file(file).read_text(
-            encoding="utf-8-sig"
-        ).strip() != _sha256(file):
+        noted = _checksum_file(file)
+        if not noted.is_file() or noted.read_bytes().strip() != _sha256(file).encode():
             warnings.warn(
                 f"The checkpoint of step {step} in {folder} is damaged; training goes on from the one before it.",
                 CheckpointWarning,

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from nrg_sampler.entries import UNICODE, require
 from nrg_sampler.guidance.settings import RewardGuidance
 from nrg_sampler.rewards import RewardWeights
 from nrg_sampler.runs.recipe import Recipe
@@ -50,6 +51,7 @@ class Settings:
     def __post_init__(self) -> None:
         if not self.prompt.strip():
             raise ValueError("Expected a prompt, but got an empty text; say what the video shows.")
+        require({"prompt": self.prompt}, {"prompt": UNICODE})
         if len(self.prompt) > PROMPT_LENGTH:
             raise ValueError(
                 f"Expected a prompt of at most {PROMPT_LENGTH} characters, but got {len(self.prompt)}; shorten it."

@@ -79,3 +79,35 @@ def test_json_is_one_object_a_video(capsys: pytest.CaptureFixture[str]) -> None:
     run("compare", "x", *MODEL, "--num", "1", "--json")
     last = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert last["mean"]["reward"]["VQ"] == {"mean": 1.0, "low": None, "high": None, "rose": 1, "seeds": 1}
+
+
+@pytest.mark.parametrize("name", ["pair.png", "pair-compare.png", "pair.json"])
+def test_every_file_is_tried_before_anything_is_sampled(
+    fake: type[FakeSampler], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    monkeypatch.setattr(fake, "sample", lambda *_: pytest.fail("sampled"))
+    Path(name).mkdir()
+    assert run("compare", "x", *MODEL, "--out", "pair.mp4") == 2
+    line = capsys.readouterr().err
+    assert line == (
+        f"nrg-sampler: error: Expected a file that can be written, but {name} cannot: Is a directory; choose another "
+        "name.\n"
+    )
+
+
+def test_a_name_whose_strip_is_taken_is_passed_over(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("outputs/x-seed0.png").mkdir(parents=True)
+    Path("outputs/x-compare.png").mkdir()
+    assert run("compare", "x", *MODEL, "--num", "1") == 0
+    assert Path("outputs/x-seed0-2.png").is_file()
+    assert Path("outputs/x-compare-2.png").is_file()
+
+
+def test_a_replay_tries_every_file_too(
+    fake: type[FakeSampler], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("compare", "x", *MODEL, "--out", "pair.mp4") == 0
+    monkeypatch.setattr(fake, "sample", lambda *_: pytest.fail("sampled"))
+    Path("again.png").mkdir()
+    assert run("generate", "--replay", "pair.json", "--out", "again.mp4") == 2
+    assert "again.png cannot: Is a directory" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""What an entry of a manifest may be, so that a file that somebody edited is refused in a sentence."""
+"""What an entry of a settings file may be, so that one that somebody edited is refused in a sentence."""
 
 from __future__ import annotations
 
@@ -52,6 +52,11 @@ def is_number(value: Any) -> bool:
     return isinstance(value, float) and math.isfinite(value)
 
 
+def is_text(value: Any) -> bool:
+    """Return whether a value is a text that UTF-8 can hold; an argument in another encoding has lone surrogates."""
+    return isinstance(value, str) and not any("\ud800" <= letter <= "\udfff" for letter in value)
+
+
 def is_plain(value: Any) -> bool:
     """Return whether a value is what JSON can hold, with finite numbers."""
     if isinstance(value, dict):
@@ -61,7 +66,8 @@ def is_plain(value: Any) -> bool:
     return value is None or isinstance(value, (str, bool)) or is_number(value)
 
 
-TEXT = Kind("a text", lambda value: isinstance(value, str))
+TEXT = Kind("a text", is_text)
+UNICODE = Kind("a text that UTF-8 can hold", is_text)  # where only that can be wrong
 SWITCH = Kind("true or false", lambda value: isinstance(value, bool))
 OBJECT = Kind("an object", lambda value: isinstance(value, dict))
 NUMBER = Kind("a finite number", is_number)
