@@ -2,7 +2,7 @@
 
 Time starts at the first frame that a player shows. The frame at a time is the one that is shown then, the last that
 began by that time, however irregular the frame rate. Frames are chosen while decoding; memory holds those that are
-kept.
+kept. Of an interlaced frame one of its two fields is shown, its missing rows as the mean of their neighbours.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from nrg_sampler.video.endings import COPY_AGAIN, missing_end
+
 if TYPE_CHECKING:
     from av.container import InputContainer
     from av.video.frame import VideoFrame
@@ -31,9 +33,7 @@ WORTH_SEEKING = 16  # frames; to seek costs about as much as to decode a few
 INDEXED = ("mp4", "matroska")  # containers whose index leads to a key frame exactly
 WIDEST_PIXEL = 4  # a pixel wider or narrower than this is a mistake in the header
 COMPLETE = 0.9  # of the stated length; a file with less was cut off
-EBML, SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"  # how a matroska file and its content begin
-BOXES = (b"ftyp", b"moov", b"mdat", b"moof", b"free", b"skip", b"wide", b"uuid", b"sidx", b"mfra", b"styp", b"meta")
-COPY_AGAIN = "copy or download it again"
+LAST = 3  # packets among which one that was cut off is; a ts file has damaged ones anywhere
 ABSENT = "does not exist"
 
 
@@ -53,6 +53,7 @@ class _Packet(NamedTuple):
     duration: int
     is_key: bool
     is_hidden: bool  # by an edit list, as what was trimmed on the phone
+    is_corrupt: bool  # shorter than stated
 
 
 class VideoFile:
@@ -77,13 +78,13 @@ class VideoFile:
             self._pixel = _pixel_aspect(stream)
             self._seekable = any(name in container.format.name for name in INDEXED)
             stated = (stream.duration or 0) * self._unit if self._seekable else 0
-            packets = _shown(
-                [
-                    _Packet(packet.pts, packet.duration or 0, packet.is_keyframe, packet.is_discard)
-                    for packet in container.demux(stream)
-                    if packet.size
-                ]
-            )
+            packets = [
+                _Packet(packet.pts, packet.duration or 0, packet.is_keyframe, packet.is_discard, packet.is_corrupt)
+                for packet in container.demux(stream)
+                if packet.size
+            ]
+            is_cut = container.format.name != "mpegts" and any(packet.is_corrupt for packet in packets[-LAST:])
+        packets = _shown(packets)
         if not packets:
             raise UnreadableVideoError(path, "holds no frame")
         self._stamps: list[int] = []  # when frames are shown, in units of the stream
@@ -98,8 +99,10 @@ class VideoFile:
             length = (self._stamps[-1] - self._stamps[0]) * self._unit + last
         if length < COMPLETE * stated:
             raise UnreadableVideoError(path, f"ends after {float(length):.3g} of {float(stated):.3g} seconds")
-        if (missing := _missing(path)) is not None:
-            raise missing
+        if (missing := missing_end(path)) is not None:
+            raise UnreadableVideoError(path, *missing)
+        if is_cut:
+            raise UnreadableVideoError(path, f"was cut off after {float(length):.3g} seconds")
         self.seconds = float(length)
         steady = abs(length - count / self._nominal) < 2 * ROUNDING
         self.fps = float(self._nominal if steady else count / length)
@@ -230,6 +233,7 @@ def _picture(frame: VideoFrame, pixel: Fraction, turn: tuple[int, int, bool], si
     from av.video.reformatter import Interpolation
 
     across, down, turned = turn
+    frame = _whole(frame) if frame.interlaced_frame else frame
     height, width = round(frame.height / min(pixel, Fraction(1))), round(frame.width * max(pixel, Fraction(1)))
     wanted = (height, width) if size is None else size[::-1] if turned else size
     whole = wanted[0] > 0 and height % wanted[0] == 0 and width % wanted[1] == 0
@@ -240,6 +244,15 @@ def _picture(frame: VideoFrame, pixel: Fraction, turn: tuple[int, int, bool], si
         picture = blocks.mean(axis=(1, 3)).round()
     picture = picture.swapaxes(0, 1) if turned else picture
     return np.ascontiguousarray(picture[::down, ::across], dtype=np.uint8)
+
+
+def _whole(frame: VideoFrame) -> VideoFrame:
+    """Turn an interlaced frame, two pictures whose rows take turns, into its upper one."""
+    rows = frame.to_ndarray(format="rgb24")
+    upper = rows[::2].astype(np.uint16)
+    below = np.concatenate([upper[1:], upper[-1:]])
+    rows[1::2] = ((upper + below + 1) // 2)[: len(rows[1::2])]
+    return type(frame).from_ndarray(rows, format="rgb24")
 
 
 def _orientation(frame: VideoFrame) -> tuple[int, int, bool]:
@@ -264,36 +277,7 @@ def _explained(path: Path, error: Exception) -> UnreadableVideoError:
         return UnreadableVideoError(path, "may not be read by this user", "change its permissions")
     if not path.stat().st_size:
         return UnreadableVideoError(path, "is empty")
-    if (missing := _missing(path)) is not None:
-        return missing
+    if (missing := missing_end(path)) is not None:
+        return UnreadableVideoError(path, *missing)
     reason = getattr(error, "strerror", None) or error
     return UnreadableVideoError(path, f"is no video that ffmpeg knows ({reason})", "name another, or convert it")
-
-
-def _missing(path: Path) -> UnreadableVideoError | None:
-    """Say whether a part of an mp4, mov, mkv or webm file is missing, by the lengths that it states."""
-    there, stated, parts = path.stat().st_size, 0, []
-    with open(path, "rb") as file:
-        head = file.read(4096)
-        segment = head.find(SEGMENT)
-        if head.startswith(EBML) and segment >= 0:
-            size = head[segment + len(SEGMENT) :][:8]
-            count = 9 - size[0].bit_length()  # bytes of the length, by its leading zero bits
-            length = int.from_bytes(size[:count], "big") & ((1 << 7 * count) - 1)
-            unknown = length == (1 << 7 * count) - 1
-            stated = 0 if unknown else segment + len(SEGMENT) + count + length
-        while head[4:8] in BOXES and stated + 8 <= there:
-            file.seek(stated)
-            length, kind = int.from_bytes(file.read(4), "big"), file.read(4)
-            length = int.from_bytes(file.read(8), "big") if length == 1 else length
-            if length < 8 or kind not in BOXES:
-                break  # the last part, or something that was appended
-            parts.append(kind)
-            stated += length
-    if stated > there:
-        return UnreadableVideoError(path, f"was cut off after {there:,} of {stated:,} bytes")
-    if parts and not {b"moov", b"moof"} & set(parts):
-        return UnreadableVideoError(
-            path, "has no index, as one that is being written or was cut off", f"wait, or {COPY_AGAIN}"
-        )
-    return None
