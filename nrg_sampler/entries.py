@@ -98,10 +98,10 @@ def require(entries: Mapping[str, Any], kinds: Mapping[str, Kind], where: str = 
             raise ValueError(f"Expected `{name}`{where} to be {kind.expected}, but got {shown(entries[name])}.")
 
 
-def shown(value: Any) -> str:
+def shown(value: Any, write: Callable[[Any], str] = repr) -> str:
     """Write a value for an error, shortened."""
     try:
-        text = repr(value)
+        text = write(value)
     except ValueError:  # a whole number of thousands of digits
         text = "a number of thousands of digits"
     return text if len(text) <= SHOWN_LENGTH else f"{text[: SHOWN_LENGTH - 1]}…"

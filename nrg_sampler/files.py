@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import errno
 import hashlib
 import os
@@ -176,6 +177,19 @@ def _moved(file: Path, path: Path) -> bool:
         return True
     file.unlink()
     return True
+
+
+def read_text(file: Path) -> str:
+    """Read a text in UTF-8, with or without a byte order mark, its line ends as they are.
+
+    Raises:
+        ValueError: If it is in another encoding.
+    """
+    data = file.read_bytes()
+    nulls = sorted(data[place::2].count(0) for place in (0, 1))
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or (not nulls[0] and 4 * nulls[1] > len(data)):
+        raise ValueError("it is in UTF-16; save it in UTF-8")
+    return data.decode("utf-8-sig")
 
 
 def slug(text: str, max_length: int = 48) -> str:

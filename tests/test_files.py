@@ -174,3 +174,19 @@ def test_a_full_disk_is_one_sentence_whoever_writes(tmp_path: Path, write: str) 
         f"Expected room to write {tmp_path / 'a.bin'}, but the disk or a limit is full; free "
     )
     assert done.stdout.endswith("kept. []\n")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_a_text_is_read_with_its_line_ends(tmp_path: Path, encoding: str) -> None:
+    (tmp_path / "a.txt").write_bytes("a é\r\nb".encode(encoding))
+    assert files.read_text(tmp_path / "a.txt") == "a é\r\nb"
+
+
+@pytest.mark.parametrize(
+    ("encoding", "reason"),
+    [("utf-16", "in UTF-16; save it in UTF-8"), ("utf-16-le", "in UTF-16"), ("latin-1", "can't decode")],
+)
+def test_a_text_in_another_encoding_is_refused(tmp_path: Path, encoding: str, reason: str) -> None:
+    (tmp_path / "a.txt").write_bytes("path_A,path_B,é".encode(encoding))
+    with pytest.raises(ValueError, match=reason):
+        files.read_text(tmp_path / "a.txt")

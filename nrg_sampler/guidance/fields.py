@@ -11,6 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Any, TypeAlias, TypeVar
 
+from nrg_sampler.entries import shown
+
 T = TypeVar("T")
 NONE = "none"  # how text says None
 EXPERIMENTAL = "experimental"
@@ -281,4 +283,4 @@ def expect(holds: bool, name: str, expected: str, got: Any) -> None:
         ValueError: If ``holds`` is false.
     """
     if not holds:
-        raise ValueError(f"Expected `{name}` to be {expected}, but got {got}.")
+        raise ValueError(f"Expected `{name}` to be {expected}, but got {shown(got, str)}.")

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from nrg_sampler.entries import shown
 from nrg_sampler.guidance.fields import Choice, Number, Switch, Text, Whole, expect, setting, settings_of
 from nrg_sampler.guidance.presets import preset_named
 from nrg_sampler.guidance.trust import PowersLike, read_powers
@@ -270,7 +271,7 @@ class RewardGuidance:
 def _axes(axes: str | Sequence[str] | None) -> tuple[str, ...] | None:
     names = axes.split(",") if isinstance(axes, str) else axes or ()
     if not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
-        raise ValueError(f"Expected `floor` as axes, such as 'TA' or 'VQ,TA', but got {axes!r}.")
+        raise ValueError(f"Expected `floor` as axes, such as 'TA' or 'VQ,TA', but got {shown(axes)}.")
     return tuple(name.strip() for name in names if name.strip()) or None
 
 

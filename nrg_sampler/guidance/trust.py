@@ -20,6 +20,7 @@ from typing import NamedTuple, TypeAlias
 
 from torch import Tensor
 
+from nrg_sampler.entries import shown
 from nrg_sampler.flow import per_sample
 from nrg_sampler.rewards.weights import RewardWeights, WeightsLike
 
@@ -75,7 +76,7 @@ def read_powers(name: str, given: PowersLike) -> float | RewardWeights | None:
         except ValueError:
             number = math.nan
     if not (math.isfinite(number) and number >= 0):
-        raise ValueError(f"Expected `{name}` to be 0 or more, or as 'VQ=0,TA=1.5', but got {given}.")
+        raise ValueError(f"Expected `{name}` to be 0 or more, or as 'VQ=0,TA=1.5', but got {shown(given, str)}.")
     return number
 
 

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from nrg_sampler.entries import shown
+
 AUTO = "auto"  # weights that the reward is to propose
 
 
@@ -59,7 +61,7 @@ class RewardWeights:
                 raise
             raise ValueError(
                 f"Expected reward weights like '1:1:1', 'VQ=1,TA=0.5', a dict or a list of numbers, but got "
-                f"{weights!r}; write one number per axis."
+                f"{shown(weights)}; write one number per axis."
             ) from None
 
     def require_some(self) -> None:

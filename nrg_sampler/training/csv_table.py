@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from nrg_sampler.files import read_text
+
 DELIMITERS = {";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 SEVERAL = 2  # commas in a cell with a line break: rather rows that a lone quote merged than a text
 LINE_END = re.compile(r"\r\n|\r|\n")
@@ -51,8 +53,8 @@ def read_csv(file: Path) -> CsvTable:
         ValueError: If it cannot be read, has no header, or something else than commas between its columns.
     """
     try:
-        text = file.read_bytes().decode("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_text(file)
+    except (OSError, ValueError) as error:
         raise ValueError(f"Expected a CSV file in UTF-8, but {file} cannot be read: {error}.") from error
     records = _records(text)
     first = next(records, None)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from nrg_sampler.checkpoints import BUNDLED
+from nrg_sampler.files import read_text
 from nrg_sampler.judges.base import Judge
 from nrg_sampler.runs.progress import Progress
 from nrg_sampler.training.cache import LatentCache
@@ -133,8 +134,8 @@ def read_prompts(data: TeacherClips) -> list[str]:
         lines = list(data.prompts or ())
     else:
         try:
-            lines = LINE_END.split(Path(data.prompts).read_text(encoding="utf-8-sig"))
-        except (OSError, UnicodeDecodeError) as error:
+            lines = LINE_END.split(read_text(Path(data.prompts)))
+        except (OSError, ValueError) as error:
             raise ValueError(
                 f"Expected a text file of prompts, one a line, or one of {', '.join(SPLITS)}, but {data.prompts} "
                 f"cannot be read ({error})."

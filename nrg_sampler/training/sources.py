@@ -12,10 +12,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from nrg_sampler.files import read_text
 from nrg_sampler.json_text import to_json
 from nrg_sampler.rewards.pixel import decoded
 from nrg_sampler.training.cache import clip_name
-from nrg_sampler.training.csv_table import BadRow, read_csv
+from nrg_sampler.training.csv_table import LINE_END, BadRow, read_csv
 from nrg_sampler.training.decoding import ClipSettings, UnreadableClipError, read_clip
 from nrg_sampler.training.encoding import PairEncoder
 from nrg_sampler.training.preferences import is_file
@@ -256,7 +257,7 @@ def _beside(video: Path) -> str:
     """The prompt in the text file or the manifest beside a video; empty if there is neither."""
     text, manifest = video.with_suffix(".txt"), video.with_suffix(".json")
     if text.is_file():
-        return text.read_text(encoding="utf-8-sig").strip()
+        return LINE_END.sub("\n", read_text(text)).strip()
     if not manifest.is_file():
         return ""
     from nrg_sampler.runs.manifest import Manifest

@@ -161,6 +161,7 @@ EDITS: dict[str, tuple[tuple[Any, ...], Any, str]] = {
         {"reward": {"TA": "high"}},
         "Expected `scores` of a clip to be an object",
     ),
+    "a floor of long numbers": (("guidance", "floor"), [10**300] * 9, r"Expected `floor` as axes.{,120}$"),
     "versions that are a list": (("versions",), [], "Expected `versions` to be an object"),
     "a model that is a number": (("model",), 3, "Expected `model` to be a text, but got 3"),
 }

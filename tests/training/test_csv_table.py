@@ -172,3 +172,9 @@ def test_any_preference_file_is_pairs_reasons_or_a_sentence(tmp_path_factory, ro
 
 def names(pair, folder):
     return pair.first.relative_to(folder).as_posix(), pair.second.relative_to(folder).as_posix()
+
+
+def test_a_file_in_utf_16_is_refused_with_what_to_do(tmp_path):
+    (tmp_path / "pairs.csv").write_bytes("path_A,path_B,prompt,VQ\na,b,c,A\n".encode("utf-16-le"))
+    with pytest.raises(ValueError, match=r"pairs.csv cannot be read: it is in UTF-16; save it in UTF-8\."):
+        read_csv(tmp_path / "pairs.csv")
