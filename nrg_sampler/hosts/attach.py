@@ -61,8 +61,8 @@ def attach(
         ValueError: If pipeline, scheduler, reward or settings do not fit, or guidance is attached already.
 
     Warns:
-        GuidanceWarning: If the kind of pipeline is unknown; on leaving, if gradients were not finite or guidance
-            changed nothing.
+        GuidanceWarning: If the kind of pipeline is unknown; on leaving, if gradients were not finite, guidance
+            changed nothing or the pipeline has another scheduler than before.
     """
     guidance = replace(guidance or RewardGuidance(), **overrides)
     trace = GuidanceTrace(tuple(getattr(reward, "axes", ())), guidance.scale)
@@ -74,15 +74,24 @@ def attach(
         calls = cleanup.enter_context(captured_calls(pipe, family))
         if guidance.forward == "shared":
             reward = cleanup.enter_context(shared_forward(pipe, reward))
-        steps = GuidedSteps(pipe.scheduler, family, reward, guidance, trace, memory)
+        scheduler = pipe.scheduler
+        steps = GuidedSteps(scheduler, family, reward, guidance, trace, memory)
 
         def guide(output: Tensor, latents: Tensor, timestep: Any, tokenwise: bool) -> Tensor:
             return steps(calls.take(latents, timestep), output, latents, tokenwise)
 
-        cleanup.enter_context(_replaced_step(pipe.scheduler, guide))
+        cleanup.enter_context(_replaced_step(scheduler, guide))
         _attached.add(pipe)
         cleanup.callback(_attached.discard, pipe)
         yield trace
+    if pipe.scheduler is not scheduler:
+        warnings.warn(
+            "The pipeline was given another scheduler inside the `attach` block, and nothing was guided since; give "
+            "it the scheduler before the block.",
+            GuidanceWarning,
+            stacklevel=3,
+        )
+        return
     trace.warn()
 
 

@@ -169,3 +169,14 @@ def test_bad_input_is_refused_before_anything_is_touched(wan, reward, settings, 
     with pytest.raises(ValueError, match=message), attach(wan, reward, **settings):
         pytest.fail("attached")
     assert is_untouched(wan)
+
+
+def test_a_scheduler_exchanged_inside_the_block_is_said_to_be_unguided(wan, reward):
+    attached = attach(wan, reward, STRONG)
+    trace = attached.__enter__()
+    wan.scheduler = schedulers()["unipc"]
+    sample(wan)
+    with pytest.warns(UserWarning, match="another scheduler inside the `attach` block, and nothing was guided since"):
+        attached.__exit__(None, None, None)
+    assert trace.rows() == []
+    assert is_untouched(wan)
