@@ -42,7 +42,7 @@ nitpick_ignore_regex = [
     ("py:class", r"(tuple|dict|list)\[str"),
     ("py:class", r"Tensor|Accelerator"),
     # Type variables.
-    ("py:(class|obj)", r".*\.(T|Result)"),
+    ("py:(class|obj)", r".*\.(T|Result|Parsed)"),
     # Aliases of types, which autodoc writes by name.
     ("py:class", r"Call|ClipScore|FrameScorer|Grader|WeightsLike"),
 ]

@@ -6,6 +6,7 @@ import os
 from typing import Any
 
 from nrg_sampler.checkpoints import BUNDLED, bundled_folder, first_line, readable
+from nrg_sampler.rewards.base import check_reward
 from nrg_sampler.rewards.latent import LatentReward
 
 
@@ -32,5 +33,14 @@ def load_reward(name: str | os.PathLike[str], **kwargs: Any) -> LatentReward:
             raise ValueError(
                 f"Expected a LatentReward in {source!r}, but got {kind}; load another kind yourself and pass it."
             )
-        reward: LatentReward = LatentReward.from_pretrained(source, **kwargs)
+        try:
+            reward: LatentReward = LatentReward.from_pretrained(source, **kwargs)
+            check_reward(reward)
+        except (TypeError, ValueError, KeyError, RuntimeError) as error:
+            if "memory" in str(error):
+                raise
+            raise ValueError(
+                f"Expected a reward as it was saved in {source!r}, but none can be made of its config.json and "
+                f"weights ({first_line(error)}); copy it again."
+            ) from error
     return reward

@@ -44,7 +44,7 @@ def writable_files(command: str, path: Path) -> Path:
     """Prove that every file of a command can be written, before anything is sampled.
 
     Args:
-        command: One of :data:`MAKERS`.
+        command: One of ``MAKERS``.
         path: The video, named as it will be.
 
     Raises:
