@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -90,15 +90,18 @@ def signed_distance(shape: Tensor, points: Tensor) -> Tensor:
     """
     x, y = points.unbind(-1)
     length = points.norm(dim=-1)
-    circle = length - 0.92
-    square = torch.maximum(x.abs(), y.abs()) - 0.80
-    triangle = torch.maximum(x.abs() * (math.sqrt(3) / 2) - y / 2, y) - 0.50  # points up, centred on its centroid
-    ring = (length - 0.70).abs() - 0.25
-    distances = (circle, square, triangle, _star(x, y), ring)
-    return sum(
-        (torch.where(shape == index, value, torch.zeros_like(value)) for index, value in enumerate(distances)),
-        torch.zeros_like(x),
+    distances: tuple[Callable[[], Tensor], ...] = (
+        lambda: length - 0.92,
+        lambda: torch.maximum(x.abs(), y.abs()) - 0.80,
+        lambda: torch.maximum(x.abs() * (math.sqrt(3) / 2) - y / 2, y) - 0.50,  # points up, centred on its centroid
+        lambda: _star(x, y),
+        lambda: (length - 0.70).abs() - 0.25,
     )
+    # Most calls draw one shape: the others' distances are not worked out.
+    found = torch.zeros_like(x)
+    for index in shape.unique().tolist():
+        found = torch.where(shape == index, distances[index](), found)
+    return found
 
 
 def _star(x: Tensor, y: Tensor, inner: float = 0.45) -> Tensor:
@@ -121,6 +124,19 @@ def coverage(drawing: Drawing, grid: Tensor) -> tuple[Tensor, Tensor]:
     points = (grid[:, None] - drawing.center[:, :, None, None]) / radius[..., None]  # (B, T, H, W, 2)
     distance = signed_distance(drawing.shape[:, None, None, None], points) * radius
     return (0.5 - distance / EDGE).clamp(0, 1), points
+
+
+def shaded(points: Tensor) -> tuple[Tensor, Tensor]:
+    """How light makes a surface of its colour: ``surface = base + slope * colour``.
+
+    Args:
+        points: Positions relative to the shape's centre, in radii, shape ``(B, T, H, W, 2)``.
+
+    Returns:
+        Base and slope, each ``(B, 1, T, H, W)``.
+    """
+    highlight = torch.exp(-((points + 0.35) ** 2).sum(dim=-1) / 0.35)[:, None]  # light falls from the top left
+    return 0.22 * highlight, 0.92 - 0.14 * highlight
 
 
 def background(kind: Tensor, tone: Tensor, shift: Tensor, grid: Tensor) -> Tensor:
@@ -153,9 +169,7 @@ def render(drawing: Drawing, grid: Tensor | None = None) -> Tensor:
     """
     grid = pixel_grid() if grid is None else grid
     mask, points = coverage(drawing, grid)
-    highlight = torch.exp(-((points + 0.35) ** 2).sum(dim=-1) / 0.35)  # light falls from the top left
-    color = drawing.color.permute(0, 2, 1)[..., None, None]  # (B, 3, T, 1, 1)
-    shade = 0.92 + 0.08 * highlight[:, None]
-    surface = color * shade + (1 - color) * 0.22 * highlight[:, None]
+    base, slope = shaded(points)
+    surface = base + slope * drawing.color.permute(0, 2, 1)[..., None, None]
     behind = background(drawing.background, drawing.tone, drawing.shift, grid)[:, :, None]  # (B, 3, 1, H, W)
     return torch.lerp(behind.expand_as(surface), surface, mask[:, None]).clamp(0, 1)

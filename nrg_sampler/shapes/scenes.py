@@ -134,14 +134,16 @@ def vocabulary() -> list[str]:
 
 
 def split_of(prompt: Prompt) -> str:
-    """Return the split that a prompt belongs to: ``train`` (80 %), ``validation`` (5 %) or ``test`` (15 %).
+    """Return the split that a prompt belongs to: ``train``, ``validation`` or ``test``.
 
     The split is decided by the whole (shape, colour, motion) combination, so no caption, clip or preference pair of
-    a held-out combination is ever trained on: ``validation`` may tune settings, ``test`` only grades.
+    a held-out combination is ever trained on: ``validation`` may tune settings, ``test`` only grades. Of the 360
+    combinations 253 are for training, 59 for validation and 48 for the test; each of the two that are held out
+    shows every shape, colour and motion.
     """
     digest = hashlib.sha256("/".join(prompt.combination).encode()).digest()
     percent = int.from_bytes(digest[:4], "big") % 100
-    return "train" if percent < 80 else "validation" if percent < 85 else "test"
+    return "train" if percent < 68 else "validation" if percent < 85 else "test"
 
 
 def prompts(split: str) -> list[Prompt]:

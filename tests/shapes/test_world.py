@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 
 import pytest
@@ -70,6 +71,20 @@ def test_splits_hold_out_whole_combinations():
     assert len(prompts("test")) >= 400
 
 
+def test_validation_is_as_broad_as_the_test_split():
+    validation, test = ({prompt.combination for prompt in prompts(split)} for split in ("validation", "test"))
+    assert len(validation) >= len(test)
+    for place, values in enumerate((SHAPES, COLORS, MOTIONS)):
+        for combinations in (validation, test):
+            assert {combination[place] for combination in combinations} == set(values)
+
+
+def test_the_test_split_never_changes():
+    # Figures of all releases are of these prompts.
+    digest = hashlib.sha256("\n".join(caption(prompt) for prompt in prompts("test")).encode()).hexdigest()
+    assert digest == "5507ccfd8b630c5b505ba2a0b8ccf83793c1c304c428d3f24cebd1238e321048"
+
+
 def test_training_prompts_are_never_held_out():
     rng = random.Random(2)
     assert all(split_of(sample_prompt(rng)) == "train" for _ in range(500))
@@ -112,7 +127,7 @@ def test_a_crop_is_a_piece_of_the_whole():
 
 @pytest.mark.parametrize("shape", range(len(SHAPES)))
 def test_outlines_have_the_area_that_the_oracle_assumes(shape):
-    from nrg_sampler.shapes.oracle import AREA
+    from nrg_sampler.shapes.fit import AREA
 
     grid = torch.stack(torch.meshgrid(*[torch.linspace(-1.1, 1.1, 801)] * 2, indexing="xy"), dim=-1)
     inside = (signed_distance(torch.tensor(shape), grid) < 0).float()
