@@ -13,6 +13,7 @@ from torch import Tensor
 from nrg_sampler.runs.device import fast_autocast
 from nrg_sampler.shapes.render import draw, pixel_grid, render
 from nrg_sampler.shapes.scenes import HEIGHT, NUM_FRAMES, WIDTH, sample_prompt, sample_scene
+from nrg_sampler.shapes.train.convolutions import new_optimizers
 from nrg_sampler.shapes.train.loop import LoopSettings, fit
 
 if TYPE_CHECKING:
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
 Z_DIM = 16
 PATCH = 4
 CROP = 32
-CLIP_FRAMES = 5  # the causal encoder's first chunk (one frame) and one full chunk (four frames)
+ON_SHAPE = 0.85  # share of the crops that are cut where the shape is: elsewhere there is little to learn
+KL_WEIGHT = 1e-5  # fifty times as much blurred the shapes: the noise it asks for drowns their corners
 
 
 def new_vae() -> AutoencoderKLWan:
@@ -44,47 +46,41 @@ def new_vae() -> AutoencoderKLWan:
     )
 
 
-def clips(seed: int, count: int, crop: int | None = CROP, frames: int = CLIP_FRAMES) -> Tensor:
-    """Render random stretches of random scenes, ``(count, 3, frames, crop, crop)`` in ``[-1, 1]``.
+def crops(seed: int, count: int) -> Tensor:
+    """Render parts of random scenes, whole in time, ``(count, 3, T, CROP, CROP)`` in ``[-1, 1]``.
 
-    Two crops in three are cut where the shape is: elsewhere there is little to learn.
+    Causal convolutions see every earlier frame, so a stretch of the clip would be another task than the clip.
     """
     rng = random.Random(seed)
     drawing = draw([sample_scene(sample_prompt(rng), rng) for _ in range(count)])
-    start = rng.randrange(NUM_FRAMES - frames + 1)
-    drawing.center = drawing.center[:, start : start + frames]
-    drawing.radius = drawing.radius[:, start : start + frames]
-    drawing.color = drawing.color[:, start : start + frames]
-    if crop is None:
-        return render(drawing) * 2 - 1
     grids = []
-    for middle in drawing.center[:, frames // 2].tolist():
-        if rng.random() < 1 / 3:
-            left, top = rng.randrange(WIDTH - crop + 1), rng.randrange(HEIGHT - crop + 1)
-        else:
+    for place in drawing.center[:, rng.randrange(NUM_FRAMES)].tolist():
+        if rng.random() < ON_SHAPE:
             left, top = (
-                min(max(round(where * side + rng.uniform(-10, 10) - crop / 2), 0), side - crop)
-                for where, side in zip(middle, (WIDTH, HEIGHT), strict=True)
+                min(max(round(where * side + rng.uniform(-10, 10) - CROP / 2), 0), side - CROP)
+                for where, side in zip(place, (WIDTH, HEIGHT), strict=True)
             )
-        grids.append(pixel_grid(crop, crop, top, left))
+        else:
+            left, top = rng.randrange(WIDTH - CROP + 1), rng.randrange(HEIGHT - CROP + 1)
+        grids.append(pixel_grid(CROP, CROP, top, left))
     return render(drawing, torch.stack(grids)) * 2 - 1
 
 
-def train_vae(
-    folder: Path, steps: int = 5000, batch: int = 32, seed: int = 0, device: str = "cpu"
-) -> Iterator[dict[str, float]]:
-    """Train on rendered clips of the training split and save to ``folder/vae``.
+def whole_clips(seed: int, count: int) -> Tensor:
+    """Render random scenes, ``(count, 3, T, H, W)`` in ``[-1, 1]``."""
+    rng = random.Random(seed)
+    return render(draw([sample_scene(sample_prompt(rng), rng) for _ in range(count)])) * 2 - 1
 
-    The last sixth sees whole clips: in crops of five frames no latent has more than four earlier frames.
-    """
+
+def train_vae(
+    folder: Path, steps: int = 12000, batch: int = 8, seed: int = 0, device: str = "cpu"
+) -> Iterator[dict[str, float]]:
+    """Train on rendered clips of the training split and save to ``folder/vae``."""
     torch.manual_seed(seed)
     vae = new_vae().to(device)
 
     def loss(step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        if step < 5 / 6 * steps:
-            pixels = clips(seed * 1_000_003 + step, batch).to(device)
-        else:
-            pixels = clips(seed * 1_000_003 + step, batch // 8, crop=None, frames=NUM_FRAMES).to(device)
+        pixels = crops(seed * 1_000_003 + step, batch).to(device)
         with fast_autocast(device):
             posterior = vae.encode(pixels).latent_dist
             mean, logvar = posterior.mean.float(), posterior.logvar.float()
@@ -95,12 +91,10 @@ def train_vae(
         mse = error.pow(2).mean()
         kl = 0.5 * (mean.pow(2) + logvar.exp() - 1 - logvar).mean()
         psnr = -10 * torch.log10(mse.detach() / 4)
-        return 4 * mse + error.abs().mean() + 5e-4 * kl, {"psnr": psnr.item(), "kl": kl.item()}
+        return 4 * mse + error.abs().mean() + KL_WEIGHT * kl, {"psnr": psnr.item(), "kl": kl.item()}
 
-    optimizer = torch.optim.AdamW(vae.parameters(), lr=2e-3, betas=(0.9, 0.98), weight_decay=1e-4)
-    yield from fit(
-        vae, loss, [optimizer], LoopSettings(steps, ema=0.998, seed=seed, about={"batch": batch}), folder / "vae.pt"
-    )
+    settings = LoopSettings(steps, warmup=200, ema=0.998, seed=seed, about={"batch": batch})
+    yield from fit(vae, loss, new_optimizers(vae, lr=1e-3), settings, folder / "vae.pt")
     measure_latents(vae, seed, device)
     vae.to("cpu").save_pretrained(folder / "vae")
 
@@ -131,10 +125,7 @@ def decode_unclamped(vae: AutoencoderKLWan, latents: Tensor) -> Tensor:
 def measure_latents(vae: AutoencoderKLWan, seed: int, device: str) -> None:
     """Store each latent channel's mean and standard deviation in the config, where ``WanPipeline`` reads them."""
     latents = torch.cat(
-        [
-            vae.encode(clips(-seed - index - 1, 32, crop=None, frames=NUM_FRAMES).to(device)).latent_dist.mode()
-            for index in range(8)
-        ]
+        [vae.encode(whole_clips(-seed - index - 1, 32).to(device)).latent_dist.mode() for index in range(8)]
     )
     vae.register_to_config(
         latents_mean=latents.mean(dim=(0, 2, 3, 4)).tolist(),
