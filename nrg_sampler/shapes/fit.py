@@ -163,7 +163,8 @@ def _fit_outlines(mask: Tensor, center: Tensor, area: Tensor, grid: Tensor) -> t
 def _refined(mask: Tensor, shape: Tensor, center: Tensor, radius: Tensor, grid: Tensor) -> tuple[Tensor, Tensor]:
     """Move centre and radius of each frame to the least squared difference between outline and mask.
 
-    One Gauss-Newton step halves the error of the centre, to 0.04 pixels; a second one changes nothing.
+    One Gauss-Newton step takes the error of the centre from 0.08 to 0.04 pixels (60 rendered scenes of the validation
+    split); a second one changes nothing.
     """
     outline, points = coverage(_drawing(shape, center, radius), grid)
     # The slopes of the outline over the picture tell what a move and a growth change: it is a function of

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from nrg_sampler.shapes import changes
 from nrg_sampler.shapes.render import Drawing, draw, render
 from nrg_sampler.shapes.scenes import SHAPES, Prompt, sample_prompt, sample_scene
 
@@ -71,6 +72,23 @@ def ghost(clips: Tensor, severity: float) -> Tensor:
 
 DRAWING_FAULTS: tuple[Callable[[Drawing, float], None], ...] = (jitter, freeze, teleport, pulse, flicker)
 PIXEL_FAULTS: tuple[Callable[[Tensor, float], Tensor], ...] = (blur, grain, ghost)
+
+
+def changed_picture(clip: Tensor, rng: random.Random) -> Tensor:
+    """Change a clip ``(1, 3, T, H, W)`` as the audit does, at a random strength; the slight changes are no faults."""
+    choices: tuple[Callable[[], Tensor], ...] = (
+        lambda: changes.blur(clip, rng.uniform(0.3, 3.0)),
+        lambda: changes.compressed(clip, rng.randrange(26, 48)),
+        lambda: changes.noise(clip, rng.uniform(0.01, 0.12)),
+        lambda: changes.ragged(clip, rng.uniform(0.3, 3.0)),
+        lambda: changes.fringed(clip, rng.uniform(0.05, 0.6)),
+        lambda: changes.haloed(clip, rng.uniform(0.03, 0.3)),
+        lambda: changes.greyed(clip, rng.uniform(0.1, 0.3)),
+        lambda: rng.uniform(0.8, 1.1) * clip,
+        lambda: changes.saturated(clip, rng.uniform(0.8, 1.2)),
+        lambda: changes.tinted(clip, rng.uniform(-0.05, 0.05)),
+    )
+    return rng.choice(choices)().clamp(0, 1)
 
 
 def faultless_clip(prompt: Prompt, rng: random.Random) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,9 +20,10 @@ from nrg_sampler.shapes.judge import PixelJudge
 from nrg_sampler.shapes.oracle import AXES
 from nrg_sampler.shapes.scenes import caption, vocabulary
 from nrg_sampler.shapes.train.attributes import AttributeClassifier
+from nrg_sampler.shapes.train.degrade import changed_picture
 from nrg_sampler.shapes.train.groups import LEFT, RIGHT, TIE, PairSampler, to_prompt
 from nrg_sampler.shapes.train.loop import LoopSettings, fit
-from nrg_sampler.shapes.train.pool import GROUP, Pool, decode_latents, prepare_pools
+from nrg_sampler.shapes.train.pool import GROUP, Pool, decode_latents, measured, prepare_pools
 from nrg_sampler.shapes.train.rating import rate
 from nrg_sampler.shapes.train.train_base import new_optimizers
 from nrg_sampler.shapes.train.train_text import CHOICES
@@ -38,6 +40,7 @@ OTHER_SEED = 7919  # added to the seed, so that no clip is one the reward was tr
 POOLS = {"rendered": 4000, "sampled": 1000, "faultless": 6000}
 HELD_OUT = {"rendered": 400, "sampled": 100, "faultless": 300}
 MIXTURE = {"same": 0.2, "alike": 0.2, "near": 0.4, "mixed": 0.2}  # more neighbours than the reward sees
+CHANGED = 0.5  # share of the clips whose picture is changed after decoding
 PROMPTS = 6  # that each group is graded under: its own and changed ones
 ANNOTATOR_NOISE = 0.4  # in standard deviations of a score; the reward's annotator errs less
 JUDGE_TIE = 0.15  # and calls a tie more often
@@ -68,7 +71,7 @@ def train_judge(
     yield from prepare_pools(own, pipe, seed + OTHER_SEED, POOLS, {}, HELD_OUT)
     for kind in POOLS:
         for split in ("train", "validation"):
-            yield from _decode_pool(own, kind, split, pipe)
+            yield from _decode_pool(own, kind, split, pipe, seed)
     pool, pixels = _load(own, "train", POOLS)
     sampler = PairSampler(pool)
     torch.manual_seed(seed + OTHER_SEED)
@@ -110,25 +113,36 @@ def train_judge(
     judge.to("cpu").save_pretrained(folder / "judge")
 
 
-def _decode_pool(folder: Path, kind: str, split: str, pipe: WanPipeline) -> Iterator[dict[str, float]]:
-    """Decode the latents of a pool into ``pixels-{kind}-{split}.safetensors``, once."""
+def _decode_pool(folder: Path, kind: str, split: str, pipe: WanPipeline, seed: int) -> Iterator[dict[str, float]]:
+    """Decode the latents of a pool once, change the picture of half of the clips and measure those again.
+
+    Written to ``pixels-{kind}-{split}.safetensors``: what latents cannot hold, such as fine noise, the judge would
+    else never see.
+    """
     file = folder / f"pixels-{kind}-{split}.safetensors"
     if file.exists():
         return
-    latents = Pool.load(folder / f"pool-{kind}-{split}.safetensors").latents
+    rng = random.Random(f"changes/{kind}/{split}/{seed}")
+    pool = Pool.load(folder / f"pool-{kind}-{split}.safetensors")
     done: list[Tensor] = []
-    for start in range(0, len(latents), 32):
-        clips = decode_latents(pipe, latents[start : start + 32].float().to(pipe.device))
-        done.append((clips * 255).round().byte().cpu())
-        yield {"step": 0, "decoded": start + len(clips)}
+    for part in torch.arange(len(pool.latents)).split(32):
+        clips = decode_latents(pipe, pool.latents[part].float().to(pipe.device)).cpu()
+        changed = torch.tensor([rng.random() < CHANGED for _ in part])
+        if changed.any():
+            clips[changed] = torch.cat([changed_picture(clip[None], rng) for clip in clips[changed]])
+            pool.quality[part[changed]], pool.tables[part[changed]] = measured(clips[changed])
+        done.append((clips * 255).round().byte())
+        yield {"step": 0, "decoded": int(part[-1]) + 1}
     with replacing(file) as partial:
-        save_file({"pixels": torch.cat(done)}, partial)
+        save_file({"pixels": torch.cat(done), "quality": pool.quality, "tables": pool.tables}, partial)
 
 
 def _load(folder: Path, split: str, kinds: Iterable[str]) -> tuple[Pool, Tensor]:
-    """Pools as one and their pixels, uint8, ``(N, 3, T, H, W)``."""
-    pixels = [load_file(folder / f"pixels-{kind}-{split}.safetensors")["pixels"] for kind in kinds]
-    return Pool.load(*(folder / f"pool-{kind}-{split}.safetensors" for kind in kinds)), torch.cat(pixels)
+    """Pools as one, measured as decoded and changed, and their pixels, uint8, ``(N, 3, T, H, W)``."""
+    stored = [load_file(folder / f"pixels-{kind}-{split}.safetensors") for kind in kinds]
+    pixels, quality, tables = (torch.cat([part[name] for part in stored]) for name in ("pixels", "quality", "tables"))
+    pool = Pool.load(*(folder / f"pool-{kind}-{split}.safetensors" for kind in kinds))
+    return replace(pool, quality=quality, tables=tables), pixels
 
 
 def _reward(folder: Path, device: str) -> LatentReward | None:

@@ -1,7 +1,7 @@
 """Whether the oracle orders faulty clips as FLIP and SSIM do, which are given the clean clip it has to guess.
 
 Example:
-  python -m nrg_sampler.shapes.audit_order --pairs 200
+  python -m nrg_sampler.judges.audit_order --pairs 200
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from nrg_sampler.shapes.audit import blur, compressed, fringed, noise, ragged
+from nrg_sampler.shapes.changes import blur, compressed, fringed, noise, ragged
 from nrg_sampler.shapes.oracle import measure
 from nrg_sampler.shapes.render import draw, render
 from nrg_sampler.shapes.scenes import sample_prompt, sample_scene
@@ -80,7 +80,7 @@ def main() -> None:
     from scipy.stats import binomtest
 
     parser = argparse.ArgumentParser(
-        prog="python -m nrg_sampler.shapes.audit_order",
+        prog="python -m nrg_sampler.judges.audit_order",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -7,21 +7,8 @@ import itertools
 import pytest
 import torch
 
-from nrg_sampler.shapes.audit import (
-    NO_BETTER,
-    SLIGHT,
-    VISIBLE,
-    AuditRow,
-    audit,
-    blur,
-    bundled_judge,
-    compressed,
-    fringed,
-    haloed,
-    noise,
-    ragged,
-    unguided_clips,
-)
+from nrg_sampler.judges.audit import AuditRow, audit, bundled_judge, unguided_clips
+from nrg_sampler.shapes.changes import NO_BETTER, SLIGHT, VISIBLE, blur, compressed, fringed, haloed, noise, ragged
 from nrg_sampler.shapes.fit import fit_clean
 
 
