@@ -97,7 +97,7 @@ def test_noise_below_what_is_noticed_costs_no_backdrop(drawn):
 
 def test_a_darker_scene_hides_no_fault(drawn):
     clips = blur(drawn[1], 2.0)
-    bright, dark = (fidelity(each, fit_clean(each))["shape_error"].mean() for each in (clips, 0.7 * clips))
+    bright, dark = (fidelity(each, fit_clean(each))["shape_error"].mean().item() for each in (clips, 0.7 * clips))
     assert dark == pytest.approx(bright, rel=0.1)
 
 
