@@ -11,14 +11,14 @@ from typing import Any
 
 import torch
 from diffusers import WanTransformer3DModel
-from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.configuration_utils import register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
 from nrg_sampler.files import replacing, writing
 from nrg_sampler.rewards.base import Conditioning
 from nrg_sampler.rewards.card import model_card
-from nrg_sampler.rewards.configured import ConfiguredAxes
+from nrg_sampler.rewards.configured import ConfiguredModel
 from nrg_sampler.rewards.gate import WeightGate, pool_prompts, shares
 from nrg_sampler.rewards.latent_space import check_latent_space
 from nrg_sampler.rewards.reads import (
@@ -35,7 +35,7 @@ from nrg_sampler.rewards.recompute import recomputed
 from nrg_sampler.rewards.trunk import TRUNK_OPTIONS, WanTrunk
 
 
-class LatentReward(WanTrunk, ConfiguredAxes, ModelMixin, ConfigMixin):
+class LatentReward(WanTrunk, ConfiguredModel):
     r"""Score noisy latents on named axes, without decoding them.
 
     The trunk is the first ``num_blocks`` blocks of the video model's own transformer, run without the prompt. One

@@ -7,6 +7,7 @@ from typing import Any
 
 from nrg_sampler.checkpoints import BUNDLED, bundled_folder, first_line, readable
 from nrg_sampler.rewards.base import check_reward
+from nrg_sampler.rewards.configured import MismatchedWeightsError
 from nrg_sampler.rewards.latent import LatentReward
 
 
@@ -18,7 +19,7 @@ def load_reward(name: str | os.PathLike[str], **kwargs: Any) -> LatentReward:
         **kwargs: Passed to ``LatentReward.from_pretrained``, such as ``dtype``.
 
     Raises:
-        ValueError: If there is no such reward or its files are damaged.
+        ValueError: If there is no such reward, its files are damaged or its weights are not those of its config.
     """
     source = str(bundled_folder("reward") if name == BUNDLED else name)
     with readable(source):
@@ -36,6 +37,8 @@ def load_reward(name: str | os.PathLike[str], **kwargs: Any) -> LatentReward:
         try:
             reward: LatentReward = LatentReward.from_pretrained(source, **kwargs)
             check_reward(reward)
+        except MismatchedWeightsError:
+            raise
         except (TypeError, ValueError, KeyError, RuntimeError) as error:
             if "memory" in str(error):
                 raise

@@ -8,12 +8,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.models.modeling_utils import ModelMixin
+from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 from torch.nn import functional
 
-from nrg_sampler.rewards.configured import ConfiguredAxes
+from nrg_sampler.rewards.configured import ConfiguredModel
 
 LAYOUT = 4  # a frame's features keep where things are on a grid of this side
 
@@ -89,7 +88,7 @@ class FrameEncoder(nn.Module):
         return per_clip
 
 
-class PixelJudge(ConfiguredAxes, ModelMixin, ConfigMixin):
+class PixelJudge(ConfiguredModel):
     """Grade finished clips on named axes, from their pixels and the prompt.
 
     A convolutional frame encoder with temporal shift gives one vector per frame; a small transformer lets frames and
