@@ -103,7 +103,7 @@ def _mismatch(cells: list[str], columns: tuple[str, ...]) -> str | None:
 
 
 def _records(text: str) -> Iterator[_Record]:
-    """Split a text into records, without lines that hold nothing."""
+    """Split a text into records, without those that hold nothing, such as a spreadsheet's ``,,,,``."""
     at, line = 0, 1
     while at < len(text):
         cells, end, problem = _cells(text, at)
@@ -116,7 +116,7 @@ def _records(text: str) -> Iterator[_Record]:
                 f"has a cell with line breaks and several commas, up to line {line + breaks}; a quote that is not "
                 "closed merges rows"
             )
-        if cells != [""] or problem is not None:
+        if any(cells) or problem is not None:
             yield _Record(line, cells, record, problem)
         following = LINE_END.match(text, end)
         at, line = following.end() if following else len(text), line + breaks + 1

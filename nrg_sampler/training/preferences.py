@@ -207,6 +207,8 @@ def _sort_columns(table: CsvTable, wanted: Sequence[str] | None) -> _Columns:
 def _pair(number: int, row: dict[str, str], axes: tuple[str, ...], scored: bool, videos: Path) -> PreferencePair:
     if not row["prompt"]:
         raise _UnusableRowError("has no prompt")
+    if "\0" in row["prompt"]:
+        raise _UnusableRowError("has a null byte in its prompt, which is no text; save the file in UTF-8")
     clips = []
     for side in "AB":
         if not row[f"path_{side}"]:

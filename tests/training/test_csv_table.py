@@ -97,6 +97,24 @@ def test_byte_order_marks_line_ends_and_empty_lines_change_nothing(tmp_path):
         assert set(table.rows[0][1]) == {"path_A", "path_B", "prompt", "VQ"}
 
 
+def test_rows_of_nothing_but_blanks_are_passed_over(tmp_path):
+    blanks = (",,,,", " , ,\t,,", '"","",,"  ",', ",,", '"\n",,,,')
+    table = read(tmp_path, "\n".join([",,,,", HEADER.strip(), "0,1,a cat,A,B", *blanks, "2,3,a dog,B,A", ",,,,"]))
+    assert prompts(table) == {3: "a cat", 10: "a dog"}
+    assert not table.bad
+
+
+def test_a_null_byte_in_a_prompt_is_bad_and_named(tmp_path):
+    for index in range(4):
+        (tmp_path / f"{index}.mp4").touch()
+    (tmp_path / "pairs.csv").write_bytes(f"{HEADER}0.mp4,1.mp4,a c\0at,A,B\n2.mp4,3.mp4,a dog,B,A\n".encode())
+    table = read_preferences(tmp_path / "pairs.csv")
+    assert [pair.prompt for pair in table.pairs] == ["a dog"]
+    assert [str(bad) for bad in table.bad] == [
+        "row 2: has a null byte in its prompt, which is no text; save the file in UTF-8"
+    ]
+
+
 CELLS = st.lists(
     st.text(st.sampled_from('aB "\n\r,;\t\u00e9\ufeff') | st.characters(exclude_categories=["Cs"]), max_size=12),
     min_size=3,
@@ -113,7 +131,7 @@ def written(rows, quoting, end="\r\n"):
 @given(st.lists(CELLS, max_size=6), st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL]))
 @example([["a\n,,", "b", "c"], ["d", "e", "f"]], csv.QUOTE_MINIMAL)
 def test_rows_come_out_as_they_went_in_or_with_a_reason(tmp_path_factory, rows, quoting):
-    rows = [row for row in rows if any(cell.strip(" \t\r\n") for cell in row)]
+    rows = [row for row in rows if any(cell.strip() for cell in row)]
     table = read(tmp_path_factory.getbasetemp(), written(rows, quoting))
     got = {line: [row[name] for name in ("one", "two", "three")] for line, row in table.rows}
     lines = sorted([*got, *reasons(table)])
