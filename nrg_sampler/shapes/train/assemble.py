@@ -62,7 +62,9 @@ def save_bundle(folder: Path, out: Path) -> None:
     pipe.to(dtype=torch.float16)
     pipe.save_pretrained(out / "pipeline")
     (out / "pipeline" / "sampling.json").write_text(to_json(SAMPLING, indent=2) + "\n")
-    (out / "pipeline" / "README.md").write_text(PIPELINE_CARD)
+    config = pipe.transformer.config
+    width = config.num_attention_heads * config.attention_head_dim
+    (out / "pipeline" / "README.md").write_text(PIPELINE_CARD.format(blocks=config.num_layers, width=width))
     reward = LatentReward.from_pretrained(folder / "reward", dtype=torch.float32)
     reward.register_to_config(latent_space=latent_space(pipe.vae))
     accuracy = read_object(folder / "reward-accuracy.json", AGAIN)
@@ -93,11 +95,11 @@ A `WanPipeline` that draws one coloured shape moving over a quiet background: 64
 second. It exists so that guidance can be tried, tested and measured without a download or a GPU.
 
 - **Parts.** `AutoencoderKLWan` (8x in space, 2x in time, 16 channels), a two-layer UMT5 encoder with a word-level
-  tokenizer, `WanTransformer3DModel` (8 blocks, width 192), `FlowMatchEulerDiscreteScheduler`.
+  tokenizer, `WanTransformer3DModel` ({blocks} blocks, width {width}), `FlowMatchEulerDiscreteScheduler`.
 - **Words.** Five shapes, eight colours, nine motions, four backgrounds, two sizes, in several phrasings; other words
   are refused.
-- **Data.** Clips rendered by `nrg_sampler.shapes`; one (shape, colour, motion) combination in five was never trained
-  on.
+- **Data.** Clips rendered by `nrg_sampler.shapes`; three (shape, colour, motion) combinations in ten were never
+  trained on.
 - **Training.** `python -m nrg_sampler.shapes.train vae`, then `base`, on two CPU cores; stored in half precision.
 - **Limits.** It knows nothing but this world, and often misses one of the attributes it was asked for.
 - **Licence.** Apache-2.0.
@@ -124,7 +126,7 @@ def reward_card(
             "# shapes: a noise-aware latent reward",
             "",
             "Scores noisy latents of the bundled `shapes` pipeline on visual quality (VQ), motion quality (MQ) and",
-            f"text alignment (TA). Its trunk is the first {reward.config.num_blocks} of the pipeline's 8 transformer",
+            f"text alignment (TA). Its trunk is the first {reward.config.num_blocks} of the pipeline's transformer",
             "blocks, trained further.",
             "",
             "- **Data.** Rendered clips with graded faults, samples of the pipeline at several settings and samples",

@@ -25,8 +25,8 @@ from nrg_sampler.shapes.train.train_vae import Z_DIM
 if TYPE_CHECKING:
     from diffusers import AutoencoderKLWan, WanTransformer3DModel
 
-BLOCKS = 8
-HEADS, HEAD_DIM = 6, 32
+BLOCKS = 12
+HEADS, HEAD_DIM = 7, 32
 CONTEXT_LENGTHS = (32, 512)  # prompt lengths that must give the same velocity; 512 is WanPipeline's default
 CAPTION_DROPOUT = 0.1
 TOKENS = 24  # a little more than the longest caption
@@ -136,7 +136,7 @@ def cache_latents(vae: AutoencoderKLWan, prompts: list[Prompt], file: Path, seed
 
 
 def train_base(
-    folder: Path, steps: int = 6500, batch: int = 32, clips: int = 10000, seed: int = 0, device: str = "cpu"
+    folder: Path, steps: int = 20000, batch: int = 32, clips: int = 30000, seed: int = 0, device: str = "cpu"
 ) -> Iterator[dict[str, float]]:
     """Train on rendered clips of the training split and save ``folder/transformer``; needs the vae and text stages."""
     from diffusers import AutoencoderKLWan

@@ -25,7 +25,7 @@ from nrg_sampler.training.ensemble import LEVEL_PULL, bootstrap_weights, level_s
 from nrg_sampler.training.losses import K, bradley_terry_with_ties
 from nrg_sampler.training.trainer import PULL
 
-NUM_BLOCKS = 2  # of the base model's 8
+NUM_BLOCKS = 2  # of the base model's
 NUM_MEMBERS = 1  # more make an ensemble, each trained on its own bootstrap sample of the prompts
 SLOPE = math.log(K) / TIE  # logits per standard deviation: a tie is as wide in the likelihood as for the annotator
 SCORE_WEIGHT = 0.5  # of the error in the scores themselves, beside the pairs
