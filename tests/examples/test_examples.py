@@ -48,6 +48,13 @@ def test_the_docs_say_what_the_scores_say(capsys: pytest.CaptureFixture[str]) ->
         "paper: noised minus clean +26.250": "26 points at w = 30",
         "default: noised minus clean +15.250": "15 at the default",
         "to the best: +0.30": "gains half of it (+0.30)",
+        "unguided means 0.663 / 0.481 / 0.844": "means are 0.663 / 0.481 / 0.844 (VQ / MQ / TA); by the oracle",
+        "best: VQ +0.157 ± 0.049, MQ +0.137 ± 0.033, TA +0.122 ± 0.039": (
+            "(+0.137 ± 0.033 and +0.122 ± 0.039; `python examples/read_scores.py`)"
+        ),
+        "balanced: VQ +0.143 ± 0.046, MQ +0.140 ± 0.033, TA +0.126 ± 0.042": (
+            "(VQ +0.143 ± 0.046, MQ +0.140 ± 0.033, TA +0.126 ± 0.042)"
+        ),
         "+0.07\n": "the best quarter least (+0.07)",
         "0.2: 4%, gain more: 30%": "4 % of the clips lose more than 0.2, 30 % gain more",
     }
