@@ -39,6 +39,11 @@ class Conditioning:
         pooled: One vector for the positive prompt as a whole, shape ``(B, P)``, where the model has one.
         prepared: What the reward's own ``prepare`` made of the prompt, if it was called.
         frame_stride: How far apart in the video the frames of the latents are.
+        prompts: The positive prompt as text, one for each sample, where it is known.
+        fps: Frames per second of the finished video, where it is known.
+
+    Raises:
+        ValueError: If ``prompts`` is a single text.
     """
 
     prompt_embeds: Tensor | None = None
@@ -47,6 +52,17 @@ class Conditioning:
     pooled: Tensor | None = None
     prepared: Any = field(default=None, kw_only=True)
     frame_stride: int = field(default=1, kw_only=True)
+    prompts: tuple[str, ...] | None = field(default=None, kw_only=True)
+    fps: float | None = field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.prompts, str):
+            raise ValueError(
+                f"Expected `prompts` with one text for each sample, but got the single text {self.prompts!r}; pass "
+                "`prompts=(text,)`."
+            )
+        if self.prompts is not None:
+            object.__setattr__(self, "prompts", tuple(self.prompts))
 
     def copied(self, device: torch.device) -> Conditioning:
         """Return an independent copy on ``device``, safe to use under autograd even if made in inference mode."""
@@ -57,10 +73,24 @@ class Conditioning:
         """Return the conditioning of ``batch`` samples, repeating a single one and dropping the unconditional half.
 
         Raises:
-            ValueError: If the stored batch is neither 1, ``batch`` nor ``2 * batch``.
+            ValueError: If the stored batch is neither 1, ``batch`` nor ``2 * batch``; texts are of ``2 * batch`` only
+                where tensors are.
         """
         rows: dict[str, Any] = {name: _for_batch(tensor, batch) for name, tensor in self._tensors()}
-        return replace(self, **rows, prepared=None)
+        return replace(self, **rows, prompts=self._prompts_for(batch), prepared=None)
+
+    def _prompts_for(self, batch: int) -> tuple[str, ...] | None:
+        if self.prompts is None or len(self.prompts) == batch:
+            return self.prompts
+        if len(self.prompts) == 1:
+            return self.prompts * batch
+        halved = any(tensor is not None and len(tensor) == 2 * batch for _, tensor in self._tensors())
+        if halved and len(self.prompts) == 2 * batch:
+            return self.prompts[batch:]
+        raise ValueError(
+            f"Expected one prompt for each of {batch} samples, but got {len(self.prompts)} prompts; pass one for "
+            "each, or a single one for all."
+        )
 
     def _tensors(self) -> Iterator[tuple[str, Any]]:
         return ((name, getattr(self, name)) for name in ("prompt_embeds", "prompt_mask", "velocity", "pooled"))
@@ -134,6 +164,7 @@ class RewardHooks:
             noise, see :mod:`nrg_sampler.guidance.trust`; 1 by default.
         recommended_fading: The same of ``sigma``, by which it is to be trusted less near the end; 0 by default.
         needs_velocity: Whether it wants the velocity of the step in the conditioning; ``False`` by default.
+        needs_prompts: Whether it reads the text of the prompts in the conditioning; ``False`` by default.
         num_members: How many members it has; above 1 it takes ``members=True`` and returns each member's reward, shape
             ``(B, members, axes)``, instead of the mean; 1 by default.
         has_gate: Whether it has ``propose``; ``False`` by default.
@@ -152,6 +183,7 @@ class RewardHooks:
     recommended_damping: tuple[float, ...]
     recommended_fading: tuple[float, ...]
     needs_velocity: bool
+    needs_prompts: bool
     num_members: int
     has_gate: bool
     propose: Callable[[Conditioning], Tensor] | None
@@ -177,6 +209,7 @@ class RewardHooks:
             recommended_damping=per_axis("recommended_damping", DAMPING),
             recommended_fading=per_axis("recommended_fading", 0.0),
             needs_velocity=bool(getattr(reward, "needs_velocity", False)),
+            needs_prompts=bool(getattr(reward, "needs_prompts", False)),
             num_members=int(getattr(reward, "num_members", 1)),
             has_gate=bool(getattr(reward, "has_gate", False)),
             propose=getattr(reward, "propose", None),

@@ -82,6 +82,7 @@ class EnsembleReward(nn.Module):
         self.recommended_damping = tuple(map(max, zip(*(own.recommended_damping for own in hooks), strict=True)))
         self.recommended_fading = tuple(map(max, zip(*(own.recommended_fading for own in hooks), strict=True)))
         self.needs_velocity = any(own.needs_velocity for own in hooks)
+        self.needs_prompts = any(own.needs_prompts for own in hooks)
 
     def forward(self, latents: Tensor, sigma: Tensor, conditioning: Conditioning, members: bool = False) -> Tensor:
         """Return the mean of the normalised rewards, shape ``(B, axes)``, or each of them, ``(B, members, axes)``."""
