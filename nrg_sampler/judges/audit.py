@@ -8,6 +8,7 @@ Example:
 from __future__ import annotations
 
 import argparse
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from nrg_sampler.shapes.changes import CHANGES, SLIGHT, VISIBLE
+from nrg_sampler.shapes.fit import require_world_size
 from nrg_sampler.shapes.scenes import Prompt, caption, prompts
 
 Judge = Callable[[Tensor, Sequence[Prompt]], Tensor]
@@ -40,8 +42,8 @@ class AuditRow:
     def passes(self) -> bool:
         """Whether the judge says what an eye does; the first axis is the picture's quality."""
         falls = self.name not in VISIBLE or self.moved[0] <= -VISIBLE_FALL
-        still = self.name not in SLIGHT or min(self.moved) >= -LEVEL
-        return falls and still and max(self.moved) <= LEVEL
+        still = self.name not in SLIGHT or all(moved >= -LEVEL for moved in self.moved)
+        return falls and still and all(moved <= LEVEL for moved in self.moved)  # which no NaN is
 
 
 def audit(judge: Judge, clips: Tensor, wanted: Sequence[Prompt]) -> Iterator[AuditRow]:
@@ -51,9 +53,19 @@ def audit(judge: Judge, clips: Tensor, wanted: Sequence[Prompt]) -> Iterator[Aud
         judge: ``(clips, prompts) -> scores (B, axes)``, picture quality first, more is better.
         clips: Clips as they come out of the model, ``(B, 3, T, H, W)`` in ``[0, 1]``.
         wanted: Their prompts.
+
+    Raises:
+        ValueError: If the clips are not of the world's size, or the judge does not tell them apart on some axis.
     """
+    require_world_size(clips)
+    clips = clips.float()
     before = judge(clips, wanted)
-    unit = before.std(dim=0)
+    unit = before.std(dim=0) if len(before) > 1 else torch.zeros(before.shape[1])
+    if not (unit > 0).all():
+        raise ValueError(
+            f"Expected clips that the judge tells apart on each axis, but its scores of {len(clips)} deviate by "
+            f"{', '.join(f'{value:g}' for value in unit.tolist())}; audit more clips, or others."
+        )
     for name, change in CHANGES.items():
         moved = (judge(change(clips).clamp(0, 1), wanted) - before) / unit
         error = moved.std(dim=0) / len(clips) ** 0.5
@@ -61,12 +73,19 @@ def audit(judge: Judge, clips: Tensor, wanted: Sequence[Prompt]) -> Iterator[Aud
 
 
 def unguided_clips(count: int) -> tuple[Tensor, list[Prompt]]:
-    """Sample the bundled model at its default settings: validation prompt ``i`` with seed ``i``, without guidance."""
+    """Sample the bundled model at its default settings: validation prompt ``i`` with seed ``i``, without guidance.
+
+    Raises:
+        ValueError: If there are not as many validation prompts.
+    """
     from nrg_sampler.hosts.pipeline import NRGFlowPipeline
 
+    wanted = prompts("validation")
+    if not 1 <= count <= len(wanted):
+        raise ValueError(f"Expected 1 to {len(wanted)} clips, one for each validation prompt, but got {count}.")
+    wanted = wanted[:count]
     pipe = NRGFlowPipeline.from_pretrained("shapes")
     pipe.set_progress_bar_config(disable=True)
-    wanted = prompts("validation")[:count]
     parts = []
     for start in range(0, count, 20):
         rows = range(start, min(start + 20, count))
@@ -86,8 +105,14 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=40, help="unguided clips")
     parser.add_argument("--judge", choices=("oracle", "pixel"), default="oracle")
     arguments = parser.parse_args()
+    try:
+        clips, wanted = unguided_clips(arguments.n)
+        rows = audit(bundled_judge(arguments.judge), clips, wanted)
+        first = next(rows)
+    except ValueError as error:
+        parser.error(str(error))
     print("| change | VQ | MQ | TA | passes |\n|---|---|---|---|---|")
-    for row in audit(bundled_judge(arguments.judge), *unguided_clips(arguments.n)):
+    for row in itertools.chain([first], rows):
         cells = (f"{moved:+.2f} ± {1.96 * error:.2f}" for moved, error in zip(row.moved, row.error, strict=True))
         print(f"| {row.name} | {' | '.join(cells)} | {'yes' if row.passes else 'no'} |", flush=True)
 

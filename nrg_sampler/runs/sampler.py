@@ -161,17 +161,19 @@ def judge_scores(judges: Mapping[str, Judge], frames: Frames, prompt: str, fps: 
 
 
 def oracle_scores(frames: Frames, prompt: str) -> dict[str, float] | None:
-    """Measure a clip of the bundled world in its pixels; ``None`` for a prompt outside that world.
+    """Measure a clip of the bundled world in its pixels; ``None`` where the oracle cannot.
+
+    That is where the prompt is not of that world, the clip has fewer than four frames, or they are not square.
 
     Args:
         frames: Shape ``(T, H, W, 3)``.
         prompt: The text of the video.
     """
-    from nrg_sampler.shapes.oracle import grade
+    from nrg_sampler.shapes.oracle import grade, is_measurable
     from nrg_sampler.shapes.scenes import parse
 
     scene = parse(prompt)
-    if scene is None:
+    if scene is None or not is_measurable(*frames.shape[:3]):
         return None
     clip = torch.from_numpy(frames.copy()).permute(3, 0, 1, 2)[None] / 255  # (1, 3, T, H, W)
     return _by_axis(("VQ", "MQ", "TA"), grade(clip, [scene])[0])

@@ -81,6 +81,8 @@ def _flip(clips: Tensor, clean: Tensor) -> Tensor:
         )[0]
         for reference, frame in zip(wanted, frames, strict=True)
     ]
+    if not maps:
+        return clips[:, 0]
     stacked = torch.stack([torch.from_numpy(one[..., 0]) for one in maps])
     return stacked.view(len(clips), -1, *stacked.shape[1:])
 

@@ -23,7 +23,7 @@ from nrg_sampler.shapes.render import (
     shaded,
     signed_distance,
 )
-from nrg_sampler.shapes.scenes import BACKGROUNDS, HEIGHT
+from nrg_sampler.shapes.scenes import BACKGROUNDS, HEIGHT, WIDTH
 
 AREA = (2.659, 2.560, 1.299, 1.323, 2.199)  # of each shape of circumscribed radius 1
 VIVID_PIXELS = 24  # as many as a small shape has inside
@@ -64,8 +64,13 @@ class CleanFit:
 
 
 def fit_clean(clips: Tensor) -> CleanFit:
-    """Fit clean renderings to clips ``(B, 3, T, H, W)`` in ``[0, 1]``."""
-    grid = pixel_grid(*clips.shape[3:])
+    """Fit clean renderings to clips ``(B, 3, T, H, W)`` in ``[0, 1]``.
+
+    Raises:
+        ValueError: If the pictures have another size than the world's.
+    """
+    require_world_size(clips)
+    grid = pixel_grid()
     vivid, present = _vivid(clips)
     patterns, backdrop = _fit_backdrop(clips, beside(vivid), grid)
     mask = _matte(clips, vivid, backdrop) * present[..., None, None]
@@ -78,6 +83,18 @@ def fit_clean(clips: Tensor) -> CleanFit:
     rendering = _rendered(clips, outline, points, backdrop)
     color = _mean_inside(clips, mask)
     return CleanFit(present, mask, overlap, center, radius, outline, distance, color, patterns, backdrop, rendering)
+
+
+def require_world_size(clips: Tensor) -> None:
+    """Refuse clips that are not of the size that scenes are drawn in: distances in pixels are meant at that size.
+
+    Raises:
+        ValueError: If there is another number of axes, channels or pixels.
+    """
+    if clips.ndim != 5 or clips.shape[1] != 3 or clips.shape[3:] != (HEIGHT, WIDTH):
+        raise ValueError(
+            f"Expected clips of shape (B, 3, T, {HEIGHT}, {WIDTH}), but got {tuple(clips.shape)}; resample them first."
+        )
 
 
 def beside(mask: Tensor) -> Tensor:
@@ -122,10 +139,10 @@ def steepened(share: Tensor) -> Tensor:
 
 def _center_and_area(mask: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
     """Centre ``(B, T, 2)`` and area ``(B, T)`` in picture sides; frames without a shape repeat the one before."""
-    grid = pixel_grid(*mask.shape[2:])
+    grid = pixel_grid()
     weight = mask.flatten(2).sum(dim=2)  # (B, T)
     center = torch.einsum("bthw,hwc->btc", mask, grid) / weight.clamp(min=1e-6)[..., None]
-    area = weight / mask[0, 0].numel()
+    area = weight / (HEIGHT * WIDTH)
     center[~present], area[~present] = 0.5, 0.01
     for frame in range(1, mask.shape[1]):
         gone = ~present[:, frame]

@@ -50,7 +50,7 @@ def fit_paths(center: Tensor, radius: Tensor) -> Tensor:
 
 def _residual(value: Tensor) -> Tensor:
     """Mean squared distance from the mean, ``(B,)``."""
-    return value.var(dim=1, correction=0)
+    return (value - value.mean(dim=1, keepdim=True)).pow(2).mean(dim=1)
 
 
 def _orbit(x: Tensor, y: Tensor, time: Tensor, spin: float) -> Tensor:

@@ -17,9 +17,11 @@ from torch.nn import functional
 from nrg_sampler.shapes.fidelity import fidelity, white_of
 from nrg_sampler.shapes.fit import beside, fit_clean
 from nrg_sampler.shapes.motion import SIZE_UNIT, fit_paths
-from nrg_sampler.shapes.scenes import ATTRIBUTES, COLORS, SIZES, Prompt
+from nrg_sampler.shapes.scenes import ATTRIBUTES, COLORS, HEIGHT, SIZES, WIDTH, Prompt
 
 AXES = ("VQ", "MQ", "TA")
+LEAST_FRAMES = 4  # a path has a curvature from then on
+ROUNDING = 1e-3  # that pixels may leave [0, 1] by
 PATH_TOLERANCE = 0.03  # picture sides
 ATTRIBUTE_WEIGHTS = {"shape": 0.25, "color": 0.25, "motion": 0.30, "background": 0.20, "size": 0.10}
 PICTURE_WEIGHTS = {"sharpness": 0.55, "structure": 0.20, "shape": 0.15, "backdrop": 0.10}
@@ -88,6 +90,9 @@ def grade(clips: Tensor, prompts: Sequence[Prompt]) -> Tensor:
 
     Returns:
         VQ, MQ and TA, shape ``(B, 3)``, each in ``[0, 1]``, 1 is best.
+
+    Raises:
+        ValueError: If there is not one prompt for each clip, or the clips are not as ``measure`` wants them.
     """
     if len(prompts) != len(clips):
         raise ValueError(f"Expected one prompt for each of {len(clips)} clips, but got {len(prompts)} prompts.")
@@ -98,10 +103,16 @@ def grade(clips: Tensor, prompts: Sequence[Prompt]) -> Tensor:
 
 @torch.no_grad()
 def measure(clips: Tensor) -> ClipMeasurement:
-    """Measure clips of shape ``(B, 3, T, H, W)`` in ``[0, 1]``; any number of frames from 4 on, square pictures."""
-    if clips.ndim != 5 or clips.shape[1] != 3 or clips.shape[2] < 4:
-        raise ValueError(f"Expected clips of shape (B, 3, T >= 4, H, W), but got {tuple(clips.shape)}.")
-    clips = clips.float().cpu()
+    """Measure clips.
+
+    Args:
+        clips: Shape ``(B, 3, T, H, W)``, in ``[0, 1]``; any number of frames from 4 on, square pictures. Those of
+            another size than the world's are resampled to it first.
+
+    Raises:
+        ValueError: If they have another shape, or pixels that are not in ``[0, 1]``.
+    """
+    clips = _world_sized(_pixels(clips))
     fit = fit_clean(clips)
     path_error = fit_paths(fit.center, fit.radius)
     middle = fit.radius.log().mean(dim=1).exp()
@@ -129,6 +140,46 @@ def measure(clips: Tensor) -> ClipMeasurement:
         "movement": (travel / 0.10).clamp(max=1.0),
     }
     return ClipMeasurement(attributes, details, fit.present.float().mean(dim=1))
+
+
+def is_measurable(frames: int, height: int, width: int) -> bool:
+    """Return whether clips of this size can be measured."""
+    return frames >= LEAST_FRAMES and height == width > 0
+
+
+def _pixels(clips: Tensor) -> Tensor:
+    """Return clips in float32 on the CPU, or refuse them."""
+    if not isinstance(clips, Tensor) or not clips.is_floating_point():
+        kind = clips.dtype if isinstance(clips, Tensor) else type(clips).__name__
+        raise ValueError(
+            f"Expected clips as a tensor of floating-point numbers in [0, 1], but got {kind}; "
+            "divide pixels of 8 bits by 255."
+        )
+    if clips.ndim != 5 or clips.shape[1] != 3 or not is_measurable(*clips.shape[2:]):
+        raise ValueError(
+            f"Expected clips of shape (B, 3, T >= {LEAST_FRAMES}, H, W) with H = W, but got {tuple(clips.shape)}; "
+            "crop them to squares, or sample more frames."
+        )
+    if clips.is_meta:
+        raise ValueError("Expected clips that hold pixels, but got a meta tensor; move or sample them to a device.")
+    clips = clips.float().cpu()
+    least, most = clips.flatten(1).aminmax(dim=1)
+    for row, (low, high) in enumerate(zip(least.tolist(), most.tolist(), strict=True)):
+        if not -ROUNDING <= low <= high <= 1 + ROUNDING:  # nor are these of NaN
+            raise ValueError(
+                f"Expected pixels in [0, 1], but those of clip {row} go from {low:g} to {high:g}; "
+                "scale and clamp them, and leave out clips with NaN."
+            )
+    return clips.clamp(0, 1)
+
+
+def _world_sized(clips: Tensor) -> Tensor:
+    """Resample clips to the size that scenes are drawn in, as an eye sees both equally large."""
+    if clips.shape[3:] == (HEIGHT, WIDTH):
+        return clips
+    frames = clips.transpose(1, 2).flatten(0, 1)
+    frames = functional.interpolate(frames, size=(HEIGHT, WIDTH), mode="bicubic", antialias=True)
+    return frames.view(-1, clips.shape[2], 3, HEIGHT, WIDTH).transpose(1, 2).clamp(0, 1)
 
 
 def _color_fit(color: Tensor, present: Tensor) -> Tensor:

@@ -156,6 +156,8 @@ def test_the_oracle_scores_a_rendered_clip_of_the_bundled_world() -> None:
     right = Prompt("star", "green", "right", "plain")
     clip = render(draw([sample_scene(right, random.Random(0))]))[0]  # (3, T, H, W)
     frames = to_uint8(clip.permute(1, 2, 3, 0).numpy())
+    assert oracle_scores(frames[:3], caption(right)) is None  # too short, and not square: neither ends a run
+    assert oracle_scores(frames[:, :32], caption(right)) is None
     asked = oracle_scores(frames, caption(right))
     wrong = oracle_scores(frames, caption(Prompt("star", "red", "left", "plain")))
     assert asked is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -62,6 +63,8 @@ def test_a_faint_halo_moves_neither_centre_nor_size(samples):
         (AuditRow("warmer", (0.0, 0.0, -0.2), (0.0,) * 3), False),
         (AuditRow("faint halo", (-1.0, 0.0, 0.1), (0.0,) * 3), True),
         (AuditRow("faint halo", (0.2, 0.0, 0.0), (0.0,) * 3), False),
+        (AuditRow("faint halo", (0.0, 0.0, math.nan), (0.0,) * 3), False),
+        (AuditRow("warmer", (0.0, math.nan, 0.0), (0.0,) * 3), False),
     ],
 )
 def test_a_row_knows_when_it_fails(row, passes):
@@ -77,6 +80,24 @@ def test_a_judge_of_paleness_fails(samples):
 
     failing = {row.name for row in audit(paleness, clips, wanted) if not row.passes}
     assert {"pale pixels grey", "ragged outlines", "saturation 0.9"} <= failing
+
+
+@pytest.mark.parametrize(
+    ("count", "sentence"),
+    [(0, "but got 0"), (-1, "but got -1"), (10**6, "but got 1000000")],
+)
+def test_a_number_of_clips_without_prompts_is_refused(count, sentence):
+    with pytest.raises(ValueError, match=f"^Expected 1 to [0-9]+ clips, one for each validation prompt, {sentence}"):
+        unguided_clips(count)
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_clips_that_a_judge_does_not_tell_apart_are_refused(count):
+    rows = audit(lambda clips, wanted: torch.zeros(len(clips), 3), torch.rand(count, 3, 5, 64, 64), [])
+    with pytest.raises(ValueError, match=rf"its scores of {count} deviate by 0, 0, 0; audit more clips, or others\."):
+        next(rows)
+    with pytest.raises(ValueError, match=r"Expected clips of shape \(B, 3, T, 64, 64\), but got \(2, 3, 5, 63, 63\)"):
+        next(audit(bundled_judge("oracle"), torch.rand(2, 3, 5, 63, 63), []))
 
 
 def test_changes_keep_the_size_of_a_clip():

@@ -101,5 +101,11 @@ def test_a_darker_scene_hides_no_fault(drawn):
     assert dark == pytest.approx(bright, rel=0.1)
 
 
+@pytest.mark.parametrize("shape", [(1, 3, 5, 128, 128), (1, 3, 5, 64, 32), (1, 4, 5, 64, 64), (3, 5, 64, 64)])
+def test_another_size_than_the_worlds_is_refused(shape):
+    with pytest.raises(ValueError, match=r"^Expected clips of shape \(B, 3, T, 64, 64\), but got .*; resample them"):
+        fit_clean(torch.zeros(shape))
+
+
 def test_steepened_keeps_a_half_and_cuts_what_is_faint():
     assert steepened(torch.tensor([0.0, 0.2, 0.25, 0.5, 0.75, 1.0])).tolist() == [0, 0, 0, 0.5, 1, 1]

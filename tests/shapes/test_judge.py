@@ -106,7 +106,7 @@ def test_trains_from_the_stages_resumes_and_reports(tmp_path, monkeypatch):
             rng = random.Random(f"{kind}/{split}")
             prompts = [stage.to_prompt([rng.randrange(n) for n in (5, 8, 9, 4, 2)]) for _ in range(12)]
             labels = attribute_labels(prompts).repeat_interleave(4, dim=0)
-            latents = torch.randn(48, 16, 2, 4, 4, generator=torch.Generator().manual_seed(rng.randrange(99)))
+            latents = torch.randn(48, 16, 3, 8, 8, generator=torch.Generator().manual_seed(rng.randrange(99)))
             quality, tables = torch.rand(48, 3), torch.rand(48, 28)
             group = torch.arange(12).repeat_interleave(4)
             Pool(latents.half(), labels, group, quality, tables).save(folder / f"pool-{kind}-{split}.safetensors")

@@ -114,3 +114,100 @@ def test_grade_names_what_is_wrong_with_its_input():
         grade(torch.zeros(1, 3, 13, 64, 64), [])
     with pytest.raises(ValueError, match="Expected clips of shape"):
         grade(torch.zeros(1, 13, 3, 64, 64), [Prompt("circle", "red", "right")])
+
+
+def own_grid(size):
+    """Pixel centres of a picture of another size, in picture sides."""
+    places = (torch.arange(size) + 0.5) / size
+    return torch.stack(torch.meshgrid(places, places, indexing="ij")[::-1], dim=-1)
+
+
+@pytest.mark.parametrize(("size", "loss"), [(63, 0.03), (128, 0.03), (200, 0.03), (32, 0.2)])
+def test_a_scene_drawn_in_another_size_is_graded_the_same(size, loss):
+    chosen = scenes(8)
+    wanted = [scene.prompt for scene in chosen]
+    clips, other = render(draw(chosen)), render(draw(chosen), own_grid(size))
+    change = grade(other, wanted) - grade(clips, wanted)
+    assert change.mean(dim=0).abs().max() < loss
+    assert (change[:, 2].abs() < 0.05).all()
+    assert measure(other).read() == measure(clips).read()
+
+
+def changed(name):
+    """Clips that no model makes."""
+    chosen = scenes(2)
+    drawing = draw(chosen)
+    clips = render(drawing)
+    if name in ("black", "grey", "white"):
+        return torch.full_like(clips, {"black": 0.0, "grey": 0.5, "white": 1.0}[name])
+    if name == "red":
+        return torch.tensor([1.0, 0.0, 0.0]).view(1, 3, 1, 1, 1).expand_as(clips)
+    if name.endswith("noise"):
+        values = torch.rand(clips.shape, generator=torch.Generator().manual_seed(0))
+        return values.round() if name == "binary noise" else values
+    if name == "leaving":
+        drawing.center[..., 0] += torch.linspace(0, 1.5, 13)
+    elif name == "as large as the picture":
+        drawing.radius, drawing.center = torch.full_like(drawing.radius, 0.55), torch.full_like(drawing.center, 0.5)
+    elif name == "tiny":
+        drawing.radius *= 0.1
+    elif name == "two shapes":
+        return torch.where((clips.amax(dim=1) - clips.amin(dim=1) > 0.3)[:, None], clips, clips.flip(4))
+    elif name == "every other frame grey":
+        clips[:, :, ::2] = 0.5
+        return clips
+    elif name.endswith("pixels"):
+        side = int(name.split()[0])
+        return render(drawing, own_grid(side))
+    elif name.startswith("none"):
+        return clips[:0, ..., :32, :32] if name == "none, small" else clips[:0]
+    return render(drawing)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("black", "grey", "white", "red", "noise", "binary noise", "leaving", "as large as the picture", "tiny"),
+        *("two shapes", "every other frame grey", "1 pixels", "7 pixels", "none", "none, small"),
+    ],
+)
+def test_any_pixels_have_finite_scores(name):
+    clips = changed(name)
+    scores = grade(clips, prompts("test")[: len(clips)])
+    assert scores.shape == (len(clips), 3)
+    assert ((scores >= 0) & (scores <= 1)).all()  # which no NaN is
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_precision_and_strides_of_clips_do_not_matter(dtype):
+    chosen = scenes(2)
+    clips, wanted = render(draw(chosen)), [scene.prompt for scene in chosen]
+    strided = clips.to(dtype).permute(4, 3, 2, 1, 0).contiguous().permute(4, 3, 2, 1, 0)
+    assert torch.allclose(grade(strided, wanted), grade(clips, wanted), atol=0.01)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "sentence"),
+    [
+        (
+            lambda clips: clips.index_fill(2, torch.tensor(3), torch.nan),
+            r"those of clip 0 go from nan to nan; scale and",
+        ),
+        (
+            lambda clips: clips.index_fill(0, torch.tensor(1), torch.inf),
+            r"those of clip 1 go from inf to inf; scale and",
+        ),
+        (lambda clips: 2 * clips - 1, r"those of clip 0 go from -0\.\d+ to 0\.\d+; scale and clamp them"),
+        (lambda clips: 255 * clips, r"those of clip 0 go from .* to 2\d\d"),
+        (lambda clips: (255 * clips).byte(), r"got torch\.uint8; divide pixels of 8 bits by 255"),
+        (lambda clips: clips.numpy(), r"got ndarray; divide"),
+        (lambda clips: clips[:, :, :3], r"got \(2, 3, 3, 64, 64\); crop them to squares, or sample more frames"),
+        (lambda clips: clips[..., :48], r"got \(2, 3, 13, 64, 48\); crop them to squares"),
+        (lambda clips: clips[..., :0, :0], r"got \(2, 3, 13, 0, 0\); crop"),
+        (lambda clips: clips.to("meta"), r"got a meta tensor; move"),
+    ],
+)
+def test_clips_that_cannot_be_measured_are_refused(spoil, sentence):
+    clips = render(draw(scenes(2)))
+    with pytest.raises(ValueError, match=f"^Expected .*{sentence}"):
+        grade(spoil(clips), prompts("test")[:2])
