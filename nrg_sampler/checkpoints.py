@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -109,6 +109,32 @@ def _damage(path: Path) -> str | None:
     except (SafetensorError, ValueError, OSError) as error:
         return first_line(error)
     return None
+
+
+def require_weights(parts: Mapping[str, Any], source: str | os.PathLike[str]) -> None:
+    """Refuse a pipeline in which a network has weights that its files lack: diffusers leaves them without values.
+
+    Args:
+        parts: The pipeline's components by name, loaded without offloading.
+        source: The folder or Hub id that they come from.
+
+    Raises:
+        ValueError: With the first of them.
+    """
+    from torch import nn
+
+    for name, part in parts.items():
+        weights = part.named_parameters() if isinstance(part, nn.Module) else ()
+        if lacking := [key for key, weight in weights if weight.is_meta]:
+            raise ValueError(
+                f"Expected the weights that config.json describes in {os.path.join(source, name)!r}, but they lack "
+                f"{first_few(lacking)}; restore the config.json that was saved with them, or copy the folder again."
+            )
+
+
+def first_few(names: Sequence[str]) -> str:
+    """Name the first three, and say how many more there are."""
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def first_line(error: Exception) -> str:

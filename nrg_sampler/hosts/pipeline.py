@@ -17,7 +17,14 @@ import diffusers
 import torch
 from diffusers import DiffusionPipeline
 
-from nrg_sampler.checkpoints import BUNDLED, SAMPLING_FILE, pipeline_source, read_sampling, readable
+from nrg_sampler.checkpoints import (
+    BUNDLED,
+    SAMPLING_FILE,
+    pipeline_source,
+    read_sampling,
+    readable,
+    require_weights,
+)
 from nrg_sampler.files import writable_folder
 from nrg_sampler.guidance.memory import DirectionMemory
 from nrg_sampler.guidance.settings import RewardGuidance
@@ -87,6 +94,8 @@ class NRGFlowPipeline(DiffusionPipeline):
             components = {} if own_reward else {"reward_model": None}
             # past this override, to the pipeline's own loader
             pipe = super(NRGFlowPipeline, guided).from_pretrained(source, **components, **kwargs)
+        if "device_map" not in kwargs:  # which may leave weights on the disk
+            require_weights(pipe.components, source)
         pipe._set_sampling(read_sampling(source, **hub))
         if own_reward:
             _freeze(pipe.reward_model)

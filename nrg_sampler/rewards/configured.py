@@ -5,14 +5,15 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from diffusers.configuration_utils import ConfigMixin
 from diffusers.models.modeling_utils import ModelMixin
 
-SHOWN = 3  # names of weights in an error
+from nrg_sampler.checkpoints import first_few
+
 LOADER = "diffusers.models.modeling_utils"  # the name of its logger
 # What the loader says, the second without low_cpu_mem_usage.
 OTHER_SHAPE = re.compile(r"because (\S+) expected shape|size mismatch for (\S+):")
@@ -68,7 +69,7 @@ class ConfiguredModel(ModelMixin, ConfigMixin):
             ("have in addition", info.get("unexpected_keys")),
         ):
             if names:
-                raise _mismatched(folder, f"{problem} {_shown(sorted(names))}")
+                raise _mismatched(folder, f"{problem} {first_few(sorted(names))}")
         return (model, info) if with_info else model
 
 
@@ -77,11 +78,6 @@ def _mismatched(folder: str, problem: str) -> MismatchedWeightsError:
         f"Expected the weights that config.json describes in {folder!r}, but they {problem}; "
         "restore the config.json that was saved with them, or copy the folder again."
     )
-
-
-def _shown(names: Sequence[str]) -> str:
-    further = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + further
 
 
 @contextmanager

@@ -11,6 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from nrg_sampler.checkpoints import first_few
+
 ADAPTER = re.compile(r"(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<side>[AB])(?:\.default)?(?:\.weight)?$")
 # Kept by PEFT beside what replaced it, or needed for writing text only.
 UNUSED = re.compile(r"(^|\.)original_module\.|^lm_head\.")
@@ -101,9 +103,8 @@ def require_same_keys(found: Mapping[str, Tensor], expected: Mapping[str, Tensor
         ("has another shape of", shapes),
     ):
         if names:
-            shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
             raise ValueError(
-                f"Expected the {len(expected)} weights of the model in {source}, but it {problem} {shown}; "
+                f"Expected the {len(expected)} weights of the model in {source}, but it {problem} {first_few(names)}; "
                 "download the folder again, or name the base model that it was trained from."
             )
 

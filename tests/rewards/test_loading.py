@@ -78,3 +78,13 @@ def test_loading_info_is_returned_where_it_is_asked_for() -> None:
 def test_another_shape_is_named_by_diffusers_slower_loader_too(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="have another shape of blind_queries; restore"):
         PixelJudge.from_pretrained(edited(tmp_path / "judge", "judge", dim=80), low_cpu_mem_usage=False)
+
+
+def test_a_pipeline_whose_denoiser_lacks_weights_is_refused(tmp_path: Path) -> None:
+    shutil.copytree(bundled_folder("pipeline"), tmp_path / "pipe")
+    file = tmp_path / "pipe" / "transformer" / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "num_layers": 9}))
+    with pytest.raises(
+        ValueError, match=r"describes in '.*/transformer', but they lack blocks\.8\.\S+, .* and 24 more"
+    ):
+        NRGFlowPipeline.from_pretrained(tmp_path / "pipe")
