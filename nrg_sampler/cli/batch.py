@@ -47,7 +47,7 @@ def run_seeds(arguments: argparse.Namespace, usual: int = 1, conclude: Conclude 
     first, count = arguments.seed or 0, arguments.num or usual
     paths = output_paths(arguments.command, arguments.out, recipe.prompt, range(first, first + count))
     if arguments.plan:
-        _print_plan(Sampler(recipe), as_json=arguments.json)
+        _print_plan(Sampler(recipe), count, paired=arguments.command == "compare", as_json=arguments.json)
         return 0
     manifests: list[Manifest] = []
     videos: list[Path] = []
@@ -128,7 +128,8 @@ def report(manifest: Manifest, path: Path, as_json: bool) -> None:
         print("  The guidance had no effect: both videos are identical.", flush=True)
 
 
-def _print_plan(sampler: Sampler, as_json: bool) -> None:
+def _print_plan(sampler: Sampler, count: int, paired: bool, as_json: bool) -> None:
+    """Print what one video costs, and all ``count`` seeds of it; ``paired`` with the unguided one beside each."""
     from nrg_sampler.runs.plan import count_memory, measure, plan
 
     memory = count_memory(sampler.pipe, sampler.recipe)
@@ -136,10 +137,17 @@ def _print_plan(sampler: Sampler, as_json: bool) -> None:
     if found.fits:  # timing two steps of what does not fit would end the plan
         found = plan(sampler.pipe, sampler.recipe, measure(sampler), memory)
     weights = sampler.recipe.guidance_entries()["weights"]
+    seconds = None
+    if found.seconds is not None and found.unguided_seconds is not None:
+        seconds = round(count * (found.seconds + (found.unguided_seconds if paired else 0.0)), 1)
     if as_json:
-        print(to_json({**asdict(found), "fits": found.fits, "weights": weights}))
+        videos = {"videos": count, "paired": paired, "all_seconds": seconds}
+        print(to_json({**asdict(found), "fits": found.fits, "weights": weights, **videos}))
         return
     print(found)
+    if paired or count > 1:
+        what = f"{count} unguided and {count} guided videos" if paired else f"{count} videos"
+        print(f"{what}{'' if seconds is None else f': about {seconds} s in all'}.")
     if sampler.recipe.proposed:
         print(f"Axes weighed {sampler.recipe.guidance.weights}, as the reward proposes for this prompt.")
 

@@ -130,6 +130,15 @@ def test_plan_counts_evaluations_and_writes_no_video(model: list[str], capsys: p
     assert "10 steps, 20 evaluations" in capsys.readouterr().out
 
 
+def test_plan_counts_every_seed(model: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["compare", "a red circle", *model, *SIZE, "--plan", "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert (plan["videos"], plan["paired"]) == (4, True)
+    assert plan["all_seconds"] == pytest.approx(4 * (plan["seconds"] + plan["unguided_seconds"]), abs=0.1)
+    cli.main(["generate", "a red circle", *model, *SIZE, "--num", "3", "--plan"])
+    assert "3 videos: about" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(("name", "steps"), [("unipc", 3), ("heun", 5)])
 def test_another_scheduler_is_in_the_manifest_and_in_its_replay(
     name: str, steps: int, model: list[str], capsys: pytest.CaptureFixture[str]
