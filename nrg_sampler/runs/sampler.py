@@ -7,6 +7,7 @@ import json
 import math
 import sys
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -144,7 +145,12 @@ class Sampler:
             target = _by_axis(reward.axes, score_clean(reward, latents, Conditioning(prompt_embeds.float()))[0])
         measured = oracle_scores(frames, self.recipe.prompt) if self.recipe.model == BUNDLED else None
         own = {judge: scores for judge, scores in (("reward", target), ("oracle", measured)) if scores}
-        return {**own, **judge_scores(self.judges, frames, self.recipe.prompt, self.fps)}
+        for name, judge in self.judges.items():
+            try:
+                own |= judge_scores({name: judge}, frames, self.recipe.prompt, self.fps)
+            except ValueError as error:  # which does not cost the clip, now that it is made
+                warnings.warn(f"The judge {name} gave no scores. {error}", stacklevel=2)
+        return own
 
 
 def judge_scores(judges: Mapping[str, Judge], frames: Frames, prompt: str, fps: float) -> Scores:

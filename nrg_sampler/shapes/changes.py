@@ -32,15 +32,22 @@ def box_blur(clips: Tensor) -> Tensor:
 
 
 def compressed(clips: Tensor, crf: int) -> Tensor:
-    """Write and read each clip as H.264 at a constant rate factor (0 to 51, more is worse)."""
+    """Write and read each clip as H.264 at a constant rate factor (0 to 51, more is worse).
+
+    Raises:
+        ValueError: If a side is odd, which this kind of H.264 does not have.
+    """
     import av
 
+    height, width = clips.shape[3:]
+    if height % 2 or width % 2:
+        raise ValueError(f"Expected pictures with even sides for H.264, but got {height} x {width}; crop them.")
     read = []
     for clip in clips:
         file = io.BytesIO()
         with av.open(file, "w", format="mp4") as container:
             stream = container.add_stream("libx264", rate=FPS)
-            stream.height, stream.width, stream.pix_fmt = clip.shape[2], clip.shape[3], "yuv420p"
+            stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
             stream.options = {"crf": str(crf)}
             for frame in clip.permute(1, 2, 3, 0).mul(255).round().byte().numpy():
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))

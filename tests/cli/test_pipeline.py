@@ -176,6 +176,14 @@ def test_the_oracle_scores_a_rendered_clip_of_the_bundled_world() -> None:
     assert oracle_scores(frames, "the weather tomorrow") is None
 
 
+def test_a_judge_that_cannot_grade_a_clip_does_not_cost_it(model: list[str]) -> None:
+    command = ["generate", "a red circle moving right", *model, *SIZE, "--judge", "oracle", "--out", "short.mp4"]
+    with pytest.warns(UserWarning, match=r"The judge oracle gave no scores\. Expected clips of shape"):
+        assert cli.main(command) == 0
+    (clip,) = Manifest.read(Path("short.json")).clips
+    assert clip.scores.keys() == {"reward"}
+
+
 BAD_MODELS = {
     "no such folder": (["--model", "./nowhere"], "Expected a diffusers pipeline in './nowhere'"),
     "no such reward": (["--reward", "./nowhere"], "Expected a reward in './nowhere'"),

@@ -100,6 +100,11 @@ def test_clips_that_a_judge_does_not_tell_apart_are_refused(count):
         next(audit(bundled_judge("oracle"), torch.rand(2, 3, 5, 63, 63), []))
 
 
+def test_odd_sides_are_refused_for_h264():
+    with pytest.raises(ValueError, match="^Expected pictures with even sides for H.264, but got 64 x 63; crop them"):
+        compressed(torch.rand(1, 3, 5, 64, 63), 30)
+
+
 def test_changes_keep_the_size_of_a_clip():
     clips = torch.rand(2, 3, 5, 64, 64, generator=torch.Generator().manual_seed(0))
     for name, change in {**VISIBLE, **SLIGHT, **NO_BETTER}.items():
