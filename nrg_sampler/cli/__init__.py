@@ -22,6 +22,7 @@ from nrg_sampler.cli import (
     evaluate_reward,
     families,
     generate,
+    rewards,
     score,
     train_reward,
 )
@@ -54,6 +55,7 @@ COMMANDS: dict[str, Command] = {
     "bench": bench,
     "app": app,
     "families": families,
+    "rewards": rewards,
     "env": environment,
 }
 

@@ -1,0 +1,102 @@
+"""``nrg-sampler rewards``: the published image rewards that can guide, and those that cannot and why."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from nrg_sampler.json_text import to_json
+
+HELP = "List the published image rewards that can guide, and those that cannot and why."
+EXAMPLE = "rewards --json"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print one JSON object, for programs")
+    form.add_argument("--markdown", action="store_true", help="print the tables of the documentation")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    if arguments.json:
+        print(to_json(listed()))
+    else:
+        print(markdown() if arguments.markdown else plain())
+    return 0
+
+
+def listed() -> dict[str, list[dict[str, Any]]]:
+    """Return the table as plain JSON values: ``offered`` and ``not_offered``."""
+    from nrg_sampler.rewards.named.table import NOT_OFFERED, TABLE
+
+    missing = [{"name": name, "reason": reason} for name, reason in NOT_OFFERED.items()]
+    return {"offered": [asdict(entry) for entry in TABLE], "not_offered": missing}
+
+
+def plain() -> str:
+    """Return the table for a terminal."""
+    head = ("name", "axis", "prompt", "gradient", "pixels", "weights", "licence", "source")
+    rows = [
+        (
+            row["name"], ", ".join(row["axes"]), _yes(row["reads_prompts"]), _yes(row["gradient"]),
+            str(row["input_size"]), _millions(row["parameters"]), row["licence"], row["source"],
+        )
+        for row in listed()["offered"]
+    ]  # fmt: skip
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    lines = ["  ".join(f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True)) for line in (head, *rows)]
+    missing = [f"{row['name']}: {row['reason']}" for row in listed()["not_offered"]]
+    return "\n".join([*(line.rstrip() for line in lines), "", "Not offered:", *missing])
+
+
+def markdown() -> str:
+    """Return the tables of the documentation."""
+    fits = {"crop": "short side, centre", "pad": "long side, black bars", "stretch": "both sides"}
+    rows = [
+        (
+            f"`{row['name']}`" + "".join(f", `{alias}`" for alias in row["aliases"]),
+            ", ".join(row["axes"]),
+            row["score"],
+            _yes(row["reads_prompts"]),
+            _yes(row["gradient"]),
+            f"{row['input_size']}, {fits[row['fit']]}",
+            _millions(row["parameters"]) + (f", {row['download'] / 1e9:.2f} GB" if row["download"] else ""),
+            "none" if row["mean"] is None else ", ".join(map(str, (*row["mean"], *row["std"]))),
+            str(row["frames"]),
+            row["licence"],
+        )
+        for row in listed()["offered"]
+    ]
+    sources = [
+        (
+            f"`{row['name']}`",
+            f"`{row['source']}`" + ("" if row["on_hub"] else " on GitHub"),
+            " or ".join(f"`{file}`" for file in row["files"]),
+            f"{row['base_part']} of `{row['base']}`",
+            "loaded" if row["weights_at_hand"] else "were not at hand",
+        )
+        for row in listed()["offered"]
+    ]
+    missing = [(f"`{row['name']}`", row["reason"]) for row in listed()["not_offered"]]
+    about = ("name", "axis", "score", "reads the prompt", "gradient", "pixels", "weights")
+    tables = (
+        _table((*about, "published mean and deviation", "frames", "licence"), rows),
+        _table(("name", "source", "file", "and", "published weights"), sources),
+        _table(("not offered", "because"), missing),
+    )
+    return "\n\n".join(tables)
+
+
+def _yes(value: bool) -> str:
+    return "yes" if value else "no"
+
+
+def _millions(parameters: int) -> str:
+    return f"{parameters / 1e6:.0f} M"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -1,0 +1,83 @@
+"""What all judges of frames have in common: they score each frame and average over a clip."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nrg_sampler.rewards.named.preprocessing import Preprocessing
+from nrg_sampler.rewards.named.table import Entry
+
+
+class FrameJudge(nn.Module):
+    """Score the frames of clips by a frozen vision tower.
+
+    Args:
+        entry: Its row of the table.
+        model: The tower, of which the first weight says where and how it computes.
+        preprocessing: What is done to a frame first.
+    """
+
+    def __init__(self, entry: Entry, model: Any, preprocessing: Preprocessing) -> None:
+        super().__init__()
+        self.entry, self.model, self.preprocessing = entry, model, preprocessing
+        self.axes, self.mean, self.std = entry.axes, entry.mean, entry.std
+        self.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> FrameJudge:
+        """Stay in evaluation mode, whatever holds the judge is switched to."""
+        super().train(False)
+        return self
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return next(self.model.parameters()).device  # type: ignore[no-any-return]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights."""
+        return next(self.model.parameters()).dtype  # type: ignore[no-any-return]
+
+    def over_frames(self, frames: Tensor, score: Callable[[Tensor], Tensor]) -> Tensor:
+        """Score clips by the mean over their frames.
+
+        Args:
+            frames: Shape ``(B, 3, T, H, W)``, in ``[0, 1]``.
+            score: Maps prepared frames ``(B * T, 3, size, size)``, those of a clip next to each other, to
+                ``(B * T, axes)``.
+
+        Returns:
+            Shape ``(B, axes)``, float32 at least.
+
+        Raises:
+            ValueError: If ``frames`` are none.
+        """
+        check_frames(frames)
+        batch, channels, length, height, width = frames.shape
+        pictures = frames.transpose(1, 2).reshape(batch * length, channels, height, width)
+        prepared = self.preprocessing(pictures.to(self.device)).to(self.dtype)
+        scores = score(prepared)
+        scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+        return scores.view(batch, length, -1).mean(dim=1)
+
+
+def check_frames(frames: Tensor) -> None:
+    """Refuse what are no frames in ``[0, 1]``.
+
+    Raises:
+        ValueError: If the shape is not ``(B, 3, T, H, W)``, the numbers are not floating point or not finite.
+    """
+    if frames.ndim != 5 or frames.shape[1] != 3 or 0 in frames.shape:
+        raise ValueError(
+            f"Expected frames of shape (B, 3, T, H, W), but got {tuple(frames.shape)}; a picture is a clip with T = 1."
+        )
+    if not frames.is_floating_point():
+        raise ValueError(f"Expected frames as numbers in [0, 1], but got {frames.dtype}; divide 8-bit levels by 255.")
+    if not bool(torch.isfinite(frames).all()):
+        raise ValueError(
+            "Expected finite frames, but some pixels are NaN or infinite; decode in float32, or guide less strongly."
+        )

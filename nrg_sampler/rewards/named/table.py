@@ -1,0 +1,225 @@
+"""The table of published image rewards: what each is, where it comes from and what it costs to look at.
+
+Nothing here loads weights; :func:`nrg_sampler.rewards.named.loading.load_named` does. To add a reward, name it here
+and in ``BUILDERS`` there.
+
+References:
+    [1] Kirstain et al., 2023, arXiv:2305.01569 (PickScore).
+    [2] Wu et al., 2023, arXiv:2306.09341 (HPSv2).
+    [3] Hessel et al., 2021, arXiv:2104.08718 (CLIPScore).
+    [4] github.com/christophschuhmann/improved-aesthetic-predictor.
+    [5] github.com/discus0434/aesthetic-predictor-v2-5.
+"""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from typing import Literal
+
+Fit = Literal["crop", "pad", "stretch"]
+
+CLIP_H = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
+CLIP_L = "openai/clip-vit-large-patch14"
+SIGLIP = "google/siglip-so400m-patch14-384"
+TRANSFORMERS_FILES = ("model.safetensors", "pytorch_model.bin")  # either
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A published reward.
+
+    Args:
+        name: What people type.
+        aliases: Other names for it; case, hyphens, underscores and full stops count in none.
+        source: Hub id that has ``files``, or the GitHub repository.
+        on_hub: Whether ``source`` is a Hub id.
+        files: Names of the file with the weights, the preferred one first; one of them is enough.
+        base: Hub id of the model it was made from, which has what is not in ``files``: a tokenizer or a vision tower.
+        base_part: What is taken from there.
+        licence: Of the weights, ``"unverified"`` where their publisher's page was not at hand.
+        axes: Names of its axes.
+        score: What its number is.
+        factor: By which the cosine of frame and prompt is multiplied; ``None`` for the learned temperature, and where
+            the number is no cosine.
+        input_size: Side of the square that the vision tower looks at, in pixels.
+        fit: How a frame becomes that square: its centre (``"crop"``), with black bars (``"pad"``) or without its
+            aspect (``"stretch"``).
+        parameters: Number of weights that are loaded.
+        download: Size of the published file in bytes, where it was at hand.
+        reads_prompts: Whether it is called with prompts.
+        gradient: Whether its score has a gradient with respect to pixels.
+        mean: Published mean of each axis, ``None`` where there is none.
+        std: Published standard deviation.
+        frames: How many frames of a clip to look at. Scored on all of them, image rewards cost motion.
+        weights_at_hand: Whether the published weights were loaded here; else only tiny random ones in their layout.
+    """
+
+    name: str
+    aliases: tuple[str, ...]
+    source: str
+    on_hub: bool
+    files: tuple[str, ...]
+    base: str
+    base_part: str
+    licence: str
+    axes: tuple[str, ...]
+    score: str
+    factor: float | None
+    input_size: int
+    fit: Fit
+    parameters: int
+    download: int | None = None
+    reads_prompts: bool = True
+    gradient: bool = True
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    frames: int = 1
+    weights_at_hand: bool = False
+
+
+TABLE = (
+    Entry(
+        name="pickscore",
+        aliases=("pick",),
+        source="yuvalkirstain/PickScore_v1",
+        on_hub=True,
+        files=TRANSFORMERS_FILES,
+        base=CLIP_H,
+        base_part="tokenizer",
+        licence="MIT",
+        axes=("preference",),
+        score="exp(logit_scale)·cos, about 18 to 24",
+        factor=None,
+        input_size=224,
+        fit="crop",
+        parameters=986_109_441,
+        download=3_940_000_000,
+    ),
+    Entry(
+        name="hpsv2",
+        aliases=("hps", "hpsv2.0"),
+        source="xswu/HPSv2",
+        on_hub=True,
+        files=("HPS_v2_compressed.pt",),
+        base=CLIP_H,
+        base_part="tokenizer",
+        licence="Apache-2.0",
+        axes=("preference",),
+        score="cos, 0.2 to 0.4",
+        factor=1.0,
+        input_size=224,
+        fit="pad",
+        parameters=986_109_441,
+    ),
+    Entry(
+        name="hpsv2.1",
+        aliases=(),
+        source="xswu/HPSv2",
+        on_hub=True,
+        files=("HPS_v2.1_compressed.pt",),
+        base=CLIP_H,
+        base_part="tokenizer",
+        licence="Apache-2.0",
+        axes=("preference",),
+        score="cos, 0.2 to 0.4",
+        factor=1.0,
+        input_size=224,
+        fit="pad",
+        parameters=986_109_441,
+    ),
+    Entry(
+        name="clipscore",
+        aliases=("clip",),
+        source=CLIP_L,
+        on_hub=True,
+        files=TRANSFORMERS_FILES,
+        base=CLIP_L,
+        base_part="tokenizer",
+        licence="MIT (unverified)",
+        axes=("TA",),
+        score="100·cos",
+        factor=100.0,
+        input_size=224,
+        fit="crop",
+        parameters=427_616_513,
+    ),
+    Entry(
+        name="aesthetic",
+        aliases=("aesthetics", "laion-aesthetic"),
+        source="christophschuhmann/improved-aesthetic-predictor",
+        on_hub=False,
+        files=("sac+logos+ava1-l14-linearMSE.pth",),
+        base=CLIP_L,
+        base_part="vision tower",
+        licence="unverified",
+        axes=("VQ",),
+        score="rating, 1 to 10",
+        factor=None,
+        input_size=224,
+        fit="crop",
+        parameters=304_894_177,
+        reads_prompts=False,
+    ),
+    Entry(
+        name="aesthetic-v2.5",
+        aliases=(),
+        source="discus0434/aesthetic-predictor-v2-5",
+        on_hub=False,
+        files=("aesthetic_predictor_v2_5.pth",),
+        base=SIGLIP,
+        base_part="vision tower",
+        licence="unverified",
+        axes=("VQ",),
+        score="rating, 1 to 10",
+        factor=None,
+        input_size=384,
+        fit="stretch",
+        parameters=429_546_785,
+        reads_prompts=False,
+    ),
+)
+
+# Known by name; why none can be had from here.
+NOT_OFFERED = {
+    "imagereward": "its BLIP classes are not in transformers, and no code from elsewhere is run",
+    "hpsv3": "its head on Qwen2-VL-7B cannot be loaded here yet",
+    "videoreward": "it only grades finished clips so far, as `--judge videoreward:FOLDER`; there are no gradients yet",
+    "vlm": "a model behind a URL has no gradient, and choosing by one is not offered yet",
+}
+
+
+def canonical(name: str) -> str:
+    """Return a name without what people vary: case, hyphens, underscores, spaces and full stops."""
+    return "".join(letter for letter in name.lower() if letter.isalnum())
+
+
+NAMES = {canonical(name): entry for entry in TABLE for name in (entry.name, *entry.aliases)}
+
+
+def find(name: str) -> Entry | None:
+    """Return the entry of a name or alias.
+
+    Raises:
+        ValueError: If the name is that of a reward which is known but not offered, with the reason.
+    """
+    key = canonical(name)
+    if key in NOT_OFFERED:
+        raise ValueError(
+            f"Expected a reward that can guide, but {name!r} cannot: {NOT_OFFERED[key]}; use one of {_listed()}."
+        )
+    return NAMES.get(key)
+
+
+def unknown(name: str) -> ValueError:
+    """Return the error for what is neither a name nor a folder, with the name that was probably meant."""
+    close = difflib.get_close_matches(canonical(name), [*NAMES, *NOT_OFFERED], n=1, cutoff=0.6)
+    meant = [NAMES[key].name if key in NAMES else key for key in close]
+    advice = f"did you mean {meant[0]!r}? The names are {_listed()}" if meant else f"use one of {_listed()}"
+    return ValueError(
+        f"Expected the name, the folder or the Hub id of a published reward, but got {name!r}; {advice}."
+    )
+
+
+def _listed() -> str:
+    return ", ".join(entry.name for entry in TABLE)
