@@ -122,8 +122,9 @@ class _Source:
     def weights(self) -> Path:
         """The file with the reward's own weights."""
         entry = self.entry
-        got = f"`hf download {entry.source} {entry.files[0]}`" if entry.on_hub else f"github.com/{entry.source}"
-        return first(entry.files, self.own, f"get it with {got}, or pass its folder as {entry.name}:FOLDER")
+        files = f"{'config.json ' * (entry.files == TRANSFORMERS_FILES)}{entry.files[0]}"
+        got = f"with `hf download {entry.source} {files}`" if entry.on_hub else f"from github.com/{entry.source}"
+        return first(entry.files, self.own, f"get it {got}, or pass its folder as {entry.name}:FOLDER")
 
     def tokenizer(self) -> Any:
         """The tokenizer of the text tower."""

@@ -151,7 +151,7 @@ def test_an_absent_file_is_named_with_its_place_and_what_to_pass(
     name: str, copied: Callable[[str], Path], tmp_path: Path
 ) -> None:
     with pytest.raises(
-        ValueError, match=r"Expected .* in (the local cache of|.*torch).* is not there; get it with .*"
+        ValueError, match=r"Expected .* in (the local cache of|.*torch).* is not there; get it (with|from) .*"
     ):
         load_named(name)
     folder = copied(name)
