@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import Tensor
+
 # name -> class in diffusers; the first is what Wan models are trained with, the second what they come with
 SCHEDULERS = {
     "euler": "FlowMatchEulerDiscreteScheduler",
@@ -11,6 +13,7 @@ SCHEDULERS = {
     "dpm++": "DPMSolverMultistepScheduler",
     "heun": "FlowMatchHeunDiscreteScheduler",
 }
+HISTORY = ("model_outputs", "last_sample", "prev_derivative", "sample")  # of multistep and two-stage solvers
 
 
 def make_scheduler(name: str, model_scheduler: Any) -> Any:
@@ -32,3 +35,16 @@ def make_scheduler(name: str, model_scheduler: Any) -> Any:
     if name in ("euler", "heun"):
         return scheduler(shift=shift)
     return scheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift)
+
+
+def thin_history(scheduler: Any, rows: Tensor, batch: int) -> None:
+    """Keep ``rows`` of a batch in what a multistep solver remembers of its last steps."""
+
+    def thinned(value: Any) -> Any:
+        if isinstance(value, Tensor) and value.ndim > 1 and len(value) == batch:
+            return value[rows.to(value.device)]
+        return [thinned(item) for item in value] if isinstance(value, list) else value
+
+    for name in HISTORY:
+        if hasattr(scheduler, name):
+            setattr(scheduler, name, thinned(getattr(scheduler, name)))

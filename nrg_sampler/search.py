@@ -19,10 +19,12 @@ from torch import Tensor
 
 from nrg_sampler.flow import stochastic_step
 from nrg_sampler.guidance.fields import Number, Whole, expect
+from nrg_sampler.hosts.prompts import frame_rate
 from nrg_sampler.hosts.sampling import sample_clips
 from nrg_sampler.rewards.base import Conditioning, Reward
 from nrg_sampler.rewards.gradient import weighted_score
 from nrg_sampler.rewards.weights import RewardWeights, WeightsLike
+from nrg_sampler.schedulers import thin_history
 
 if TYPE_CHECKING:
     from nrg_sampler.hosts.pipeline import NRGFlowPipeline
@@ -33,7 +35,6 @@ ClipScore = Callable[[Tensor, Sequence[str]], Tensor]
 THINNABLE = ("WanPipeline", "WanVideoToVideoPipeline")
 OTHER_CANDIDATE = 1_000_000  # between the seeds of the candidates of one seed
 MEMORYLESS = ("FlowMatchEulerDiscreteScheduler",)
-HISTORY = ("model_outputs", "last_sample", "prev_derivative", "sample")  # of multistep and two-stage solvers
 
 
 @dataclass(frozen=True)
@@ -183,7 +184,7 @@ def search(
     """
     settings = settings or Search()
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-    thinning = _Thinning(pipe, settings, _seeds(seeds, len(prompts), settings.candidates))
+    thinning = _Thinning(pipe, settings, _seeds(seeds, len(prompts), settings.candidates), prompts)
     clips = sample_clips(pipe, _repeated(prompts, settings.candidates), thinning.seeds, thinning, **arguments)
     return Found(*clips, thinning.kept, thinning.scores)
 
@@ -233,13 +234,13 @@ def _repeated(prompts: Sequence[str], candidates: int) -> list[str]:
 class _Thinning:
     """Read the latents after each moment, draw who goes on, and in the end keep the best of each prompt."""
 
-    def __init__(self, pipe: Any, settings: Search, seeds: list[int]) -> None:
+    def __init__(self, pipe: Any, settings: Search, seeds: list[int], prompts: list[str]) -> None:
         self._reward = _reward(pipe)
         _check_thinning(pipe, settings)
         self._settings, self.seeds = settings, seeds
         self._weights = RewardWeights.parse(settings.weights)
         self._weights.resolve(self._reward.axes)
-        self.kept = seeds
+        self.kept, self._prompts = seeds, prompts
         self._owners = torch.arange(len(seeds)) // settings.candidates  # which prompt a row belongs to
         self._generator = torch.Generator().manual_seed(seeds[0])
         self._before: Tensor | None = None  # the particles' latents before the step
@@ -256,12 +257,12 @@ class _Thinning:
         return changed if self._settings.noise or changed is not tensors else {}
 
     def _thinned(self, pipe: Any, tensors: dict[str, Any], last: bool) -> dict[str, Any]:
-        scores = self._scores(tensors, pipe.scheduler.sigmas[pipe.scheduler.step_index])
+        scores = self._scores(pipe, tensors, pipe.scheduler.sigmas[pipe.scheduler.step_index])
         rows = self._best(scores) if last else self._drawn(scores)
         self.scores = scores[rows]
         self.kept = [self.kept[row] for row in rows.tolist()]
         batch, self._owners = len(self._owners), self._owners[rows]
-        _thin_history(pipe.scheduler, rows, batch)
+        thin_history(pipe.scheduler, rows, batch)
         pipe.direction_memory.keep(rows)
         return {name: tensor[rows.to(tensor.device)] for name, tensor in tensors.items() if tensor is not None}
 
@@ -275,11 +276,13 @@ class _Thinning:
         fresh = torch.randn(latents.shape, generator=self._generator).to(before)
         return stochastic_step(before, velocity, sigma, following, fresh, self._settings.noise).to(latents.dtype)
 
-    def _scores(self, tensors: dict[str, Any], sigma: Tensor) -> Tensor:
+    def _scores(self, pipe: Any, tensors: dict[str, Any], sigma: Tensor) -> Tensor:
         latents = tensors["latents"].float()
         levels = sigma.to(latents).expand(len(latents))
+        texts = tuple(self._prompts[owner] for owner in self._owners.tolist())
+        conditioning = Conditioning(tensors["prompt_embeds"].float(), prompts=texts, fps=frame_rate(pipe))
         with torch.no_grad():
-            raw = self._reward(latents, levels, Conditioning(tensors["prompt_embeds"].float()))
+            raw = self._reward(latents, levels, conditioning)
         return weighted_score(self._reward, raw, self._weights).float().cpu()
 
     def _best(self, scores: Tensor) -> Tensor:
@@ -335,16 +338,3 @@ def _check_thinning(pipe: Any, settings: Search) -> None:
             f"{type(pipe.scheduler).__name__}, which would carry on without the fresh noise; use the Euler solver, or "
             "noise=0."
         )
-
-
-def _thin_history(scheduler: Any, rows: Tensor, batch: int) -> None:
-    """Keep ``rows`` of what a multistep solver remembers of its last steps."""
-
-    def thinned(value: Any) -> Any:
-        if isinstance(value, Tensor) and value.ndim > 1 and len(value) == batch:
-            return value[rows.to(value.device)]
-        return [thinned(item) for item in value] if isinstance(value, list) else value
-
-    for name in HISTORY:
-        if hasattr(scheduler, name):
-            setattr(scheduler, name, thinned(getattr(scheduler, name)))

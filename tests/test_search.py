@@ -207,7 +207,7 @@ def test_particles_are_drawn_in_proportion_to_their_weights():
 
 
 def test_particles_are_drawn_by_what_has_risen_since_the_last_draw(pipe):
-    drawing = _Thinning(pipe, Search.particles(4), [0, 1, 2, 3])
+    drawing = _Thinning(pipe, Search.particles(4), [0, 1, 2, 3], ["a red circle"])
     scores = torch.tensor([0.0, 30.0, 60.0, 90.0])
     assert drawing._drawn(scores).tolist() == [3, 3, 3, 3]
     drawing.scores = scores  # drawn by once, a lead does not count again

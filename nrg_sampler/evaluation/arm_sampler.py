@@ -15,6 +15,7 @@ from torch import Tensor
 from nrg_sampler.cost.memory import peak_memory
 from nrg_sampler.evaluation.arms import Arm
 from nrg_sampler.hosts.pipeline import NRGFlowPipeline
+from nrg_sampler.hosts.prompts import frame_rate
 from nrg_sampler.hosts.sampling import SampledClips, sample_clips
 from nrg_sampler.json_text import to_json
 from nrg_sampler.rewards.base import Conditioning, Reward, score_clean
@@ -98,7 +99,7 @@ class ArmSampler:
             watch = _Watch(device)
             clips = self._run(pipe, arm, prompts, seeds, watch)
             seconds, cpu_seconds, decoding = watch.read()
-        target = self._target(clips.latents, clips.prompt_embeds)
+        target = self._target(clips.latents, clips.prompt_embeds, [caption(prompt) for prompt in prompts])
         batch = len(prompts)
         cpu = cpu_seconds / batch if device.type == "cpu" else None
         frames = clips.frames.transpose(1, 2).float().cpu()
@@ -128,11 +129,12 @@ class ArmSampler:
             return sample_clips(pipe, texts, seeds, watch.mark, **arguments)
         return _thinned(pipe, texts, seeds, arguments, arm.search)
 
-    def _target(self, latents: Tensor, embeds: Tensor) -> Tensor | None:
+    def _target(self, latents: Tensor, embeds: Tensor, texts: Sequence[str]) -> Tensor | None:
         reward = self._pipes["target"].reward_model
         if reward is None:
             return None
-        return score_clean(reward, latents, Conditioning(embeds.float())).cpu()
+        rate = frame_rate(self._pipes["target"])
+        return score_clean(reward, latents, Conditioning(embeds.float(), prompts=tuple(texts), fps=rate)).cpu()
 
 
 def _thinned(

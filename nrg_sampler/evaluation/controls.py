@@ -27,6 +27,7 @@ class RandomDirection:
         self.axes = reward.axes
         hooks = RewardHooks.of(reward)
         self.mean, self.std = hooks.mean, hooks.std
+        self.needs_velocity, self.needs_prompts = hooks.needs_velocity, hooks.needs_prompts
         trusted_as(self, reward)
 
     def __call__(self, latents: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:

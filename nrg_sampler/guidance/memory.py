@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 
@@ -26,13 +27,15 @@ class Direction(NamedTuple):
 
 @dataclass
 class DirectionMemory:
-    """Hold the last direction for the steps that reuse it; one per sampling run.
+    """Hold the last direction for the steps that reuse it, and whose samples they are; one per sampling run.
 
     Args:
         last: The direction, or ``None`` before the first.
+        prompts: The text of each sample of the batch, where a host knows it.
     """
 
     last: Direction | None = field(default=None, repr=False)
+    prompts: tuple[str, ...] | None = field(default=None, repr=False)
 
     def recall(self, latents: Tensor) -> Direction | None:
         """Return the last direction if it is of such latents."""
@@ -40,6 +43,8 @@ class DirectionMemory:
 
     def keep(self, rows: Tensor) -> None:
         """Keep the samples ``rows`` of the batch, in this order, as a sampling loop does that gives some up."""
+        if self.prompts is not None:
+            self.prompts = tuple(self.prompts[row] for row in torch.arange(len(self.prompts))[rows.cpu()].tolist())
         if self.last is not None:
             value, raw, floored = (part[rows.to(part.device)] for part in self.last[:3])
             proposed = self.last.proposed

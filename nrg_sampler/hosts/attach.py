@@ -10,7 +10,7 @@ from __future__ import annotations
 import types
 import warnings
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
@@ -23,6 +23,7 @@ from nrg_sampler.guidance.settings import RewardGuidance
 from nrg_sampler.guidance.trace import GuidanceTrace, GuidanceWarning
 from nrg_sampler.hosts.capture import captured_calls
 from nrg_sampler.hosts.families import UNKNOWN, Family, family_of, require_flow
+from nrg_sampler.hosts.prompts import PipelineCalls, frame_rate, watched
 from nrg_sampler.hosts.shared_forward import shared_forward
 from nrg_sampler.hosts.steps import Guide, GuidedSteps, guided_step
 from nrg_sampler.rewards.base import Reward, check_reward
@@ -37,6 +38,7 @@ def attach(
     guidance: RewardGuidance | None = None,
     *,
     memory: DirectionMemory | None = None,
+    prompts: str | Sequence[str] | None = None,
     **overrides: Any,
 ) -> Iterator[GuidanceTrace]:
     """Guide whatever ``pipe`` samples inside the ``with`` block, and leave it as it was.
@@ -50,15 +52,18 @@ def attach(
         pipe: A diffusers pipeline that samples a rectified flow; ``nrg-sampler families`` lists what was tested.
         reward: Differentiable reward with named ``axes``, on the latents' device; may be ``None`` if the scale is 0.
         guidance: The settings.
-        memory: Holds the direction from step to step, for a callback that changes the batch on the way; one of its own
-            by default.
+        memory: Holds the direction and the prompts from step to step, for a callback that changes the batch on the
+            way; one of its own by default.
+        prompts: The text of the prompts, for a reward that reads it, where the pipeline is called with features alone;
+            one for each prompt of every call in the block, in place of the call's own.
         **overrides: Single settings that replace those of ``guidance``.
 
     Yields:
         The trace of every step sampled inside the block. With ``scale=0`` nothing is touched and it stays empty.
 
     Raises:
-        ValueError: If pipeline, scheduler, reward or settings do not fit, or guidance is attached already.
+        ValueError: If pipeline, scheduler, reward or settings do not fit, or guidance is attached already; in a call
+            of the pipeline, if the reward reads text and there is none, or ``prompts`` are of another number.
 
     Warns:
         GuidanceWarning: If the kind of pipeline is unknown; on leaving, if gradients were not finite, guidance
@@ -75,11 +80,13 @@ def attach(
         if guidance.forward == "shared":
             reward = cleanup.enter_context(shared_forward(pipe, reward))
         scheduler = pipe.scheduler
-        steps = GuidedSteps(scheduler, family, reward, guidance, trace, memory)
+        asked = PipelineCalls(reward, prompts, frame_rate(pipe))
+        steps = GuidedSteps(scheduler, family, reward, guidance, trace, asked, memory)
 
         def guide(output: Tensor, latents: Tensor, timestep: Any, tokenwise: bool) -> Tensor:
             return steps(calls.take(latents, timestep), output, latents, tokenwise)
 
+        cleanup.enter_context(watched(pipe, asked))
         cleanup.enter_context(_replaced_step(scheduler, guide))
         _attached.add(pipe)
         cleanup.callback(_attached.discard, pipe)

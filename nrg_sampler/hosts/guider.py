@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 from diffusers.guiders import BaseGuidance
@@ -13,6 +14,7 @@ from nrg_sampler.guidance.settings import RewardGuidance
 from nrg_sampler.guidance.trace import GuidanceTrace
 from nrg_sampler.hosts.capture import DenoiserCalls
 from nrg_sampler.hosts.families import UNKNOWN, require_flow
+from nrg_sampler.hosts.prompts import PipelineCalls
 from nrg_sampler.hosts.steps import GuidedSteps
 from nrg_sampler.hosts.subclassing import GuidedCopy, guided_subclass
 from nrg_sampler.rewards.base import Reward
@@ -35,6 +37,7 @@ class RewardGuider(GuidedCopy, BaseGuidance):
         scheduler: The pipeline's scheduler, from which sigma is read.
         reward: Differentiable reward with named ``axes``, on the latents' device.
         guidance: The settings.
+        prompts: The text of the positive prompt of each sample, or one for all, for rewards that read it.
 
     Attributes:
         trace: What the guidance did, in all runs since the guider was made.
@@ -47,7 +50,13 @@ class RewardGuider(GuidedCopy, BaseGuidance):
     _guiding = ("trace", "_scheduler", "_calls", "_hooks", "_steps")
 
     def __new__(
-        cls, guider: Any, scheduler: Any, reward: Reward, guidance: RewardGuidance | None = None
+        cls,
+        guider: Any,
+        scheduler: Any,
+        reward: Reward,
+        guidance: RewardGuidance | None = None,
+        *,
+        prompts: str | Sequence[str] | None = None,
     ) -> RewardGuider:
         """Return a guided copy; arguments as of the class."""
         guidance = guidance or RewardGuidance()
@@ -58,7 +67,8 @@ class RewardGuider(GuidedCopy, BaseGuidance):
         guided.__class__ = guided_subclass(RewardGuider, kind)
         guided.trace = GuidanceTrace(tuple(reward.axes), guidance.scale)
         guided._scheduler, guided._calls, guided._hooks = scheduler, DenoiserCalls(scheduler), []
-        guided._steps = GuidedSteps(scheduler, UNKNOWN, reward, guidance, guided.trace)
+        calls = PipelineCalls(reward, prompts, argument="`RewardGuider(..., prompts=[...])`")
+        guided._steps = GuidedSteps(scheduler, UNKNOWN, reward, guidance, guided.trace, calls)
         return guided  # type: ignore[no-any-return]
 
     def new(self, **kwargs: Any) -> Any:

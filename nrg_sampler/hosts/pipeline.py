@@ -7,7 +7,7 @@ import functools
 import inspect
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -31,6 +31,7 @@ from nrg_sampler.guidance.settings import RewardGuidance
 from nrg_sampler.guidance.trace import GuidanceTrace
 from nrg_sampler.hosts.attach import attach
 from nrg_sampler.hosts.families import family_of
+from nrg_sampler.hosts.prompts import arguments_of, called
 from nrg_sampler.hosts.subclassing import guided_subclass
 from nrg_sampler.hosts.vocabulary import is_closed, require_known_words
 from nrg_sampler.json_text import to_json
@@ -117,7 +118,7 @@ class NRGFlowPipeline(DiffusionPipeline):
             ValueError: If the pipeline is not supported or the reward is for other latents.
         """
         guided = copy.copy(pipeline)
-        base: Any = type(pipeline)
+        base: Any = type(guided)  # of an attached pipeline its own class, as copies of it have
         guided.__class__ = guided_class(base)
         if not isinstance(pipeline, NRGFlowPipeline):
             folder = pipeline.config.get("_name_or_path") or ""
@@ -142,6 +143,7 @@ class NRGFlowPipeline(DiffusionPipeline):
         reward_weights: WeightsLike = None,
         reward_scale: float | None = None,
         reward_guidance: RewardGuidance | None = None,
+        reward_prompts: str | Sequence[str] | None = None,
         **kwargs: Any,
     ) -> Any:
         """Sample as the pipeline does, guided by ``reward_model``.
@@ -152,6 +154,8 @@ class NRGFlowPipeline(DiffusionPipeline):
                 ``reward_guidance``.
             reward_scale: Strength, likewise; 0 samples exactly as the pipeline does without this package.
             reward_guidance: All other settings.
+            reward_prompts: The text of the prompts, for a reward that reads it, where the pipeline is given features
+                alone; one for each prompt, in place of ``prompt``.
             **kwargs: As the pipeline's own; what is left out comes from ``sampling_defaults``.
 
         Returns:
@@ -168,11 +172,14 @@ class NRGFlowPipeline(DiffusionPipeline):
         if guidance.scale != 0 and self.reward_model is None:
             _require_no_wish(reward_guidance, reward_weights, reward_scale)
             guidance = replace(guidance, scale=0.0)
-        arguments = inspect.signature(super().__call__).bind_partial(*args, **kwargs).arguments
+        signature = inspect.signature(super().__call__)
+        arguments = signature.bind_partial(*args, **kwargs).arguments
         self._check_words(arguments)
         defaults = {name: value for name, value in self.sampling_defaults.items() if name not in arguments}
         self.direction_memory = DirectionMemory()
-        with attach(self, self.reward_model, guidance, memory=self.direction_memory) as self.trace:
+        attached = attach(self, self.reward_model, guidance, memory=self.direction_memory, prompts=reward_prompts)
+        call = arguments_of(signature, *args, **kwargs, **defaults)
+        with attached as self.trace, called(self, call):
             return super().__call__(*args, **kwargs, **defaults)
 
     @property

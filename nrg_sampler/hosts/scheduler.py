@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +16,7 @@ from nrg_sampler.guidance.resolved import resolve
 from nrg_sampler.guidance.settings import RewardGuidance
 from nrg_sampler.guidance.trace import GuidanceTrace
 from nrg_sampler.hosts.families import UNKNOWN, require_flow
+from nrg_sampler.hosts.prompts import PipelineCalls
 from nrg_sampler.hosts.steps import GuidedSteps, guided_step
 from nrg_sampler.hosts.subclassing import GuidedCopy, guided_subclass
 from nrg_sampler.rewards.base import Reward
@@ -40,6 +42,7 @@ class RewardGuidedScheduler(GuidedCopy, SchedulerMixin, ConfigMixin):
         guidance: The settings.
         prompt_embeds: Features of the positive prompt, shape ``(B, L, D)``, for rewards that read them.
         prompt_mask: 1 where a token counts, shape ``(B, L)``.
+        prompts: The text of the positive prompt of each sample, or one for all, for rewards that read it.
 
     Attributes:
         trace: What the guidance did, in all runs since the scheduler was made.
@@ -59,6 +62,7 @@ class RewardGuidedScheduler(GuidedCopy, SchedulerMixin, ConfigMixin):
         *,
         prompt_embeds: Tensor | None = None,
         prompt_mask: Tensor | None = None,
+        prompts: str | Sequence[str] | None = None,
     ) -> RewardGuidedScheduler:
         """Return a guided copy; arguments as of the class."""
         guidance = guidance or RewardGuidance()
@@ -73,9 +77,10 @@ class RewardGuidedScheduler(GuidedCopy, SchedulerMixin, ConfigMixin):
         kind: Any = type(scheduler)
         guided.__class__ = guided_subclass(RewardGuidedScheduler, kind)
         guided.trace = GuidanceTrace(tuple(reward.axes), guidance.scale)
-        steps = GuidedSteps(guided, _FAMILY, reward, guidance, guided.trace)
-        prompts = {"prompt": prompt_embeds, "mask": prompt_mask}
-        guided._guide = lambda output, latents, timestep, tokenwise: steps(prompts, output, latents, tokenwise)
+        calls = PipelineCalls(reward, prompts, argument="`RewardGuidedScheduler(..., prompts=[...])`")
+        steps = GuidedSteps(guided, _FAMILY, reward, guidance, guided.trace, calls)
+        features = {"prompt": prompt_embeds, "mask": prompt_mask}
+        guided._guide = lambda output, latents, timestep, tokenwise: steps(features, output, latents, tokenwise)
         return guided  # type: ignore[no-any-return]
 
     @classmethod
@@ -91,6 +96,7 @@ class RewardGuidedScheduler(GuidedCopy, SchedulerMixin, ConfigMixin):
         *,
         prompt_embeds: Tensor | None = None,
         prompt_mask: Tensor | None = None,
+        prompts: str | Sequence[str] | None = None,
         **kwargs: Any,
     ) -> Any:
         """Make a scheduler of this class or that of the configuration; arguments as in diffusers and above.
@@ -110,7 +116,9 @@ class RewardGuidedScheduler(GuidedCopy, SchedulerMixin, ConfigMixin):
         scheduler = kind.from_config(config, **kwargs)
         if reward is None:
             return scheduler
-        return RewardGuidedScheduler(scheduler, reward, guidance, prompt_embeds=prompt_embeds, prompt_mask=prompt_mask)
+        return RewardGuidedScheduler(
+            scheduler, reward, guidance, prompt_embeds=prompt_embeds, prompt_mask=prompt_mask, prompts=prompts
+        )
 
     @classmethod
     def from_pretrained(

@@ -21,6 +21,7 @@ from nrg_sampler.hosts.capture import conditioning_of, prompts_of
 from nrg_sampler.hosts.conventions import STRAIGHT, path_of
 from nrg_sampler.hosts.families import Family
 from nrg_sampler.hosts.layouts import IMAGE, VIDEO, Call, GivenFrame, Layout
+from nrg_sampler.hosts.prompts import PipelineCalls, PromptedCall
 from nrg_sampler.rewards.base import Conditioning, SharedForward
 from nrg_sampler.rewards.gradient import prepared
 
@@ -36,6 +37,7 @@ class GuidedSteps:
         reward: The reward.
         guidance: The settings.
         trace: Records every step.
+        calls: The calls of the pipeline that are under way, which have the text of the prompts.
         memory: Holds the direction from step to step, and forgets it when a run begins.
     """
 
@@ -46,11 +48,12 @@ class GuidedSteps:
         reward: Any,
         guidance: RewardGuidance,
         trace: GuidanceTrace,
+        calls: PipelineCalls,
         memory: DirectionMemory | None = None,
     ) -> None:
         self._scheduler, self._family = scheduler, family
         self._reward, self._guidance = reward, guidance
-        self._trace = trace
+        self._trace, self._calls = trace, calls
         self._memory = memory or DirectionMemory()
         self._schedule: Tensor | None = None
         self._path = STRAIGHT
@@ -58,6 +61,7 @@ class GuidedSteps:
         self._first = 0
         self._prompts_given: tuple[Any, ...] | None = None
         self._versions: tuple[Any, ...] = ()
+        self._prompted: PromptedCall | None = None
         self._prompts = Conditioning()
 
     def __call__(self, call: Call, output: Tensor, latents: Tensor, tokenwise: bool = False) -> Tensor:
@@ -103,19 +107,39 @@ class GuidedSteps:
             )
         self._views = self._layout(latents).views(call, latents)
         self._resolved = resolve(self._guidance, self._reward)
-        self._prompts_given = None
+        self._prompts_given = self._prompted = None
         self._trace.begin_run()
         self._memory.last = None
 
     def _conditioning(self, call: Call, latents: Tensor) -> Conditioning:
         """Return the positive prompts as the reward prepared them, again only if the denoiser was given others."""
+        texts = self._texts(latents.shape[0])
         given, before = prompts_of(call, self._family), self._prompts_given
-        versions = tuple(map(_version, given))
+        versions = (*map(_version, given), texts)
         if before is None or self._versions != versions or any(map(operator.is_not, given, before)):
-            self._prompts_given, self._versions = given, versions
             conditioning = conditioning_of(call, self._family, latents.shape[0])
+            conditioning = replace(conditioning, prompts=texts, fps=self._calls.current.fps)
             self._prompts = prepared(self._reward, conditioning, latents.device)
+            self._prompts_given, self._versions = given, versions
         return self._prompts
+
+    def _texts(self, batch: int) -> tuple[str, ...] | None:
+        """Return the text of each sample; the memory follows them where a callback gives some up."""
+        call, needed = self._calls.current, self._calls.needed
+        if call is not self._prompted:
+            self._memory.prompts = call.of_samples(batch, needed)
+            self._prompted, self._prompts_given = call, None
+        texts = self._memory.prompts
+        if texts is None or len(texts) == batch:
+            return texts
+        if len(set(texts)) == 1:
+            return texts[:1] * batch
+        if needed:
+            raise ValueError(
+                f"Expected the batch of {len(texts)} samples that the prompts are of, but the pipeline goes on with "
+                f"{batch}; pass `memory=DirectionMemory()` and call its `keep(rows)` where the batch is changed."
+            )
+        return None
 
     def _layout(self, latents: Tensor) -> Layout:
         layout = self._family.layout or (IMAGE if latents.ndim == IMAGE.ndim else VIDEO)

@@ -14,22 +14,24 @@ from torch import Tensor
 
 from nrg_sampler.judges.base import Judge
 from nrg_sampler.judges.shapes import OracleJudge, PixelClipJudge, load_pixel_judge
+from nrg_sampler.rewards.frame_scorer import Wanted
 
 
 class FramesJudge:
-    """A module that scores frames without their prompts.
+    """A module that scores frames, with their prompts and their rate if its parameters have these names.
 
     Args:
-        module: Maps clips ``(B, 3, T, H, W)`` in ``[0, 1]`` to ``(B, axes)``; has ``axes``.
+        module: Maps clips ``(B, 3, T, H, W)`` in ``[0, 1]``, and ``prompts`` or ``fps`` by name if it takes them, to
+            ``(B, axes)``; has ``axes``.
     """
 
     def __init__(self, module: Any) -> None:
-        self.axes, self._module = tuple(module.axes), module
+        self.axes, self._module, self._wanted = tuple(module.axes), module, Wanted.by(module)
 
     @torch.no_grad()
     def __call__(self, clips: Tensor, prompts: Sequence[str], fps: float) -> Tensor:
-        """Grade clips by their frames alone."""
-        scores: Tensor = self._module(clips)
+        """Grade clips."""
+        scores: Tensor = self._module(clips, **self._wanted.arguments(len(clips), prompts, fps))
         return scores
 
 
@@ -64,8 +66,11 @@ def _module(source: str, device: str) -> Judge:
     if isinstance(judge, torch.nn.Module):
         judge.to(device).eval()
     call = judge.forward if isinstance(judge, torch.nn.Module) else judge
-    taken = [item for item in inspect.signature(call).parameters.values() if item.default is item.empty]
-    return FramesJudge(judge) if len(taken) == 1 else judge
+    needed = [item for item in inspect.signature(call).parameters.values() if item.default is item.empty]
+    in_turn = [item for item in needed if item.kind is not item.KEYWORD_ONLY]
+    wanted = Wanted.by(judge)
+    by_name = (wanted.prompts or wanted.fps) and len(in_turn) < len(("clips", "prompts", "fps"))
+    return FramesJudge(judge) if by_name or len(needed) == 1 else judge
 
 
 def _imported(source: str) -> Any:

@@ -12,7 +12,7 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -22,8 +22,7 @@ from torch.utils.checkpoint import checkpoint
 
 from nrg_sampler.flow import clean_from, expand
 from nrg_sampler.rewards.base import Conditioning
-
-FrameScorer = Callable[[Tensor], Tensor]  # frames (B, 3, T, H, W) in [0, 1] to raw numbers (B, axes)
+from nrg_sampler.rewards.frame_scorer import FrameScorer, Wanted
 
 
 class PixelReward(nn.Module):
@@ -36,6 +35,11 @@ class PixelReward(nn.Module):
 
     Needs the velocity: ``guided_velocity`` and ``attach`` hand it over. Without gradients, at sigma 0, it scores
     finished latents; ``score_frames`` scores a clip.
+
+    What the judge is called with is decided here, once, by the names of its parameters: ``judge(frames)``,
+    ``judge(frames, prompts)`` or ``judge(frames, prompts, fps)``. ``prompts`` is one text for each clip; ``fps`` the
+    rate of the frames that are shown, ``None`` where nobody knows it. Where such a parameter has a default, the judge
+    is called without what is not known.
 
     Args:
         judge: Maps frames ``(B, 3, T, H, W)`` in ``[0, 1]`` to raw numbers ``(B, axes)``; differentiable if it is to
@@ -50,6 +54,9 @@ class PixelReward(nn.Module):
         mean: Mean of each raw reward over the base model's samples.
         std: Its standard deviation there.
         recommended_scale: The default guidance strength.
+
+    Attributes:
+        needs_prompts: Whether the judge cannot be called without prompts.
 
     Raises:
         ValueError: If ``tile`` or ``margin`` is out of range.
@@ -77,6 +84,8 @@ class PixelReward(nn.Module):
         if margin < 0:
             raise ValueError(f"Expected `margin` to be 0 or more latent pixels, but got {margin}.")
         self.judge, self.decoder = judge, _Decoder(vae)
+        self._wanted = Wanted.by(judge)
+        self.needs_prompts = self._wanted.needs_prompts
         self.axes = tuple(axes)
         self.tile, self.margin = tile, margin
         self.checkpointing, self.noise_aware = checkpointing, noise_aware
@@ -114,15 +123,18 @@ class PixelReward(nn.Module):
         Args:
             latents: Noisy latents, normalised as the pipeline has them, shape ``(B, C, T, H, W)``.
             sigma: Noise level in ``[0, 1]``, shape ``(B,)``.
-            conditioning: Its ``velocity``, shape of ``latents``; not needed where sigma is 0.
+            conditioning: Its ``velocity``, shape of ``latents``, not needed where sigma is 0; its ``prompts`` and
+                ``fps`` for a judge that reads them.
 
         Returns:
             Raw rewards, shape ``(B, axes)``.
 
         Raises:
-            ValueError: If the velocity is missing or the judge returns another shape.
+            ValueError: If the velocity or the prompts are missing or the judge returns another shape.
         """
-        return self.score_frames(self.frames(self._predicted_clean(latents, sigma, conditioning.velocity)))
+        frames = self.frames(self._predicted_clean(latents, sigma, conditioning.velocity))
+        rate = None if conditioning.fps is None else conditioning.fps / conditioning.frame_stride
+        return self.score_frames(frames, conditioning.prompts, rate)
 
     def frames(self, clean: Tensor) -> Tensor:
         """Decode normalised clean latents ``(B, C, T, H, W)`` to frames ``(B, 3, T', H', W')`` in ``[0, 1]``."""
@@ -134,13 +146,21 @@ class PixelReward(nn.Module):
         ]
         return torch.cat(rows, dim=-2)
 
-    def score_frames(self, frames: Tensor) -> Tensor:
-        """Score frames ``(B, 3, T, H, W)`` in ``[0, 1]``; shape ``(B, axes)``.
+    def score_frames(self, frames: Tensor, prompts: Sequence[str] | None = None, fps: float | None = None) -> Tensor:
+        """Score frames.
+
+        Args:
+            frames: Shape ``(B, 3, T, H, W)``, in ``[0, 1]``.
+            prompts: One text for each clip, or a single one for all, for a judge that reads them.
+            fps: Frames per second.
+
+        Returns:
+            Shape ``(B, axes)``.
 
         Raises:
-            ValueError: If it returns another shape.
+            ValueError: If the judge returns another shape, or prompts are missing or of another number.
         """
-        raw = _frozen_call(self.judge, frames)
+        raw = _frozen_call(self.judge, frames, **self._wanted.arguments(len(frames), prompts, fps))
         expected = (len(frames), len(self.axes))
         if not isinstance(raw, Tensor) or raw.shape != expected:
             got = tuple(raw.shape) if isinstance(raw, Tensor) else type(raw).__name__
@@ -222,9 +242,9 @@ def _channels(vae: Any) -> int | None:
     return getattr(config, "z_dim", getattr(config, "latent_channels", None))
 
 
-def _frozen_call(module: Any, tensor: Tensor) -> Any:
+def _frozen_call(module: Any, tensor: Tensor, **others: Any) -> Any:
     """Call a module with its weights detached: only the input is differentiated, and the module stays as it is."""
     if not isinstance(module, nn.Module):
-        return module(tensor)
+        return module(tensor, **others)
     weights = {name: weight.detach() for name, weight in module.named_parameters()}
-    return functional_call(module, weights, (tensor,))
+    return functional_call(module, weights, (tensor,), others)

@@ -142,7 +142,8 @@ class Sampler:
         reward = self.pipe.reward_model
         target = None
         if reward is not None:
-            target = _by_axis(reward.axes, score_clean(reward, latents, Conditioning(prompt_embeds.float()))[0])
+            conditioning = Conditioning(prompt_embeds.float(), prompts=(self.recipe.prompt,), fps=self.fps)
+            target = _by_axis(reward.axes, score_clean(reward, latents, conditioning)[0])
         measured = oracle_scores(frames, self.recipe.prompt) if self.recipe.model == BUNDLED else None
         own = {judge: scores for judge, scores in (("reward", target), ("oracle", measured)) if scores}
         for name, judge in self.judges.items():

@@ -201,7 +201,7 @@ def test_the_signature_shows_both_sets_of_arguments(guided):
 
     names = list(inspect.signature(guided.__call__).parameters)
     assert names[:2] == ["prompt", "negative_prompt"]
-    assert names[-3:] == ["reward_weights", "reward_scale", "reward_guidance"]
+    assert names[-4:] == ["reward_weights", "reward_scale", "reward_guidance", "reward_prompts"]
     with pytest.raises(TypeError, match="unexpected keyword argument 'reward_scales'"):
         guided("a red circle", reward_scales=1)
 
