@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from nrg_sampler.runs.device import fast_autocast
 from nrg_sampler.shapes.render import draw, pixel_grid, render
-from nrg_sampler.shapes.scenes import HEIGHT, NUM_FRAMES, WIDTH, sample_prompt, sample_scene
+from nrg_sampler.shapes.scenes import HEIGHT, NUM_FRAMES, WIDTH, Prompt, sample_prompt, sample_scene
 from nrg_sampler.shapes.train.convolutions import new_optimizers
 from nrg_sampler.shapes.train.loop import LoopSettings, fit
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 Z_DIM = 16
 PATCH = 4
 CROP = 32
+SMALL_STARS = 0.4  # share of the scenes that show one: their points are the finest thing there is, and learned last
 ON_SHAPE = 0.85  # share of the crops that are cut where the shape is: elsewhere there is little to learn
 KL_WEIGHT = 1e-5  # fifty times as much blurred the shapes: the noise it asks for drowns their corners
 
@@ -52,7 +54,12 @@ def crops(seed: int, count: int) -> Tensor:
     Causal convolutions see every earlier frame, so a stretch of the clip would be another task than the clip.
     """
     rng = random.Random(seed)
-    drawing = draw([sample_scene(sample_prompt(rng), rng) for _ in range(count)])
+    drawing = draw(
+        [
+            sample_scene(_small_star(rng) if rng.random() < SMALL_STARS else sample_prompt(rng), rng)
+            for _ in range(count)
+        ]
+    )
     grids = []
     for place in drawing.center[:, rng.randrange(NUM_FRAMES)].tolist():
         if rng.random() < ON_SHAPE:
@@ -64,6 +71,13 @@ def crops(seed: int, count: int) -> Tensor:
             left, top = rng.randrange(WIDTH - CROP + 1), rng.randrange(HEIGHT - CROP + 1)
         grids.append(pixel_grid(CROP, CROP, top, left))
     return render(drawing, torch.stack(grids)) * 2 - 1
+
+
+def _small_star(rng: random.Random) -> Prompt:
+    """Draw a prompt of the training split until it is of a star, and make that small."""
+    while (prompt := sample_prompt(rng)).shape != "star":
+        pass
+    return replace(prompt, size="small")
 
 
 def whole_clips(seed: int, count: int) -> Tensor:
