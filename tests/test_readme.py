@@ -126,6 +126,26 @@ def test_own_reward_is_a_reward_whose_gradient_fades_toward_noise() -> None:
     assert norms == pytest.approx([norms[1] * factor for factor in (1.8, 1.0, 0.2)], rel=1e-4)
 
 
+@pytest.mark.parametrize(("name", "setting"), [("pixel.md", "PixelReward"), ("own.md", "needs_prompts")])
+def test_rewards_that_read_the_prompt_run(name: str, setting: str, wan: Any) -> None:
+    from nrg_sampler import attach
+    from nrg_sampler.rewards import PixelReward
+
+    def pipe(prompt: Any) -> Any:
+        return wan(prompt, height=16, width=16, num_frames=3, num_inference_steps=3, max_sequence_length=8)
+
+    pipe.vae = wan.vae  # type: ignore[attr-defined]
+    code = blocks("python", DOCS / "rewards" / name)[-1]
+    assert setting in code
+
+    def attached(_: Any, *args: Any, **settings: Any) -> Any:
+        return attach(wan, *args, **settings)
+
+    names: dict[str, Any] = {"attach": attached, "pipe": pipe, "PixelReward": PixelReward}
+    exec(compile(code, name, "exec"), names)
+    assert len(names["videos"]) == (2 if name == "pixel.md" else 1)
+
+
 @needs_weights
 def test_ten_lines_of_python_run(capsys: pytest.CaptureFixture[str]) -> None:
     exec(compile(TEN_LINES, "README.md", "exec"), {})

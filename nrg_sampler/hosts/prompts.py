@@ -47,10 +47,13 @@ class PromptedCall:
         Raises:
             ValueError: If their number does not fit and they are ``needed`` or were handed over.
         """
-        if self.prompts is None or len(self.prompts) == batch:
-            return self.prompts
+        if self.prompts is None:
+            return None
         if len(self.prompts) == 1:
             return self.prompts * batch
+        # texts that were handed over may be one for each sample, whatever the call makes of a prompt
+        if self.handed_over and len(self.prompts) == batch:
+            return self.prompts
         if len(self.prompts) * self.per_prompt == batch:
             return tuple(text for text in self.prompts for _ in range(self.per_prompt))
         if needed or self.handed_over:

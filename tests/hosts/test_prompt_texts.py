@@ -16,6 +16,7 @@ from tiny_text import COUNTS, PIPELINES, MayReadText, ReadsText, built, run
 
 from nrg_sampler import NRGFlowPipeline, RewardGuidance, attach
 from nrg_sampler.guidance.memory import DirectionMemory
+from nrg_sampler.hosts.prompts import PromptedCall
 
 BEST = RewardGuidance.preset("best")
 A, B = "a red circle", "a blue square moving left"
@@ -113,6 +114,27 @@ def test_a_number_of_features_that_fits_no_prompts_is_refused(wan: Any) -> None:
         wan(prompt_embeds=embeds, guidance_scale=1.0, height=16, width=16, num_frames=3, num_inference_steps=2)
 
 
+@pytest.mark.parametrize(
+    ("prompts", "each", "batch", "expected"),
+    [
+        ((A,), 1, 3, (A, A, A)),
+        ((A, B), 1, 2, (A, B)),
+        ((A, B), 2, 4, (A, A, B, B)),
+        ((A, B), 2, 2, None),  # a run of some of the samples, nobody knows which
+        ((A, B), 1, 4, None),
+        ((A, B), 1, 1, None),
+        (None, 1, 2, None),
+    ],
+)
+def test_prompts_of_samples(prompts: Any, each: int, batch: int, expected: Any) -> None:
+    call = PromptedCall(prompts, each)
+    assert call.of_samples(batch, needed=False) == expected
+    if prompts is not None and expected is None:
+        for strict, needed in ((call, True), (PromptedCall(("a",) * 5, each, handed_over=True), False)):
+            with pytest.raises(ValueError, match=rf"one prompt for each of the {batch} samples"):
+                strict.of_samples(batch, needed)
+
+
 def test_each_call_in_a_block_has_its_own_prompt_also_after_one_that_failed(wan: Any) -> None:
     def fail(pipe: Any, index: int, *args: Any) -> dict[str, Any]:
         if index == 1:
@@ -153,7 +175,7 @@ def test_a_call_that_is_not_seen_leaves_no_prompt(wan: Any) -> None:
 
 
 def test_threads_have_their_own_prompts(wan: Any) -> None:
-    """One attached pipeline, whose calls in two threads take turns at every step; only the second goes on guided."""
+    """Two pipelines of the same components, attached in two threads, wait for each other after every step."""
     reward, other = ReadsText(), copy.copy(wan)
     other.scheduler = copy.deepcopy(wan.scheduler)
     others, barrier = ReadsText(), threading.Barrier(2)
