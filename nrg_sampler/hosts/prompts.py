@@ -157,23 +157,27 @@ class WatchedPipeline(GuidedCopy):
 def watched(pipe: Any, calls: PipelineCalls) -> Iterator[None]:
     """Let ``calls`` see those of ``pipe`` inside the ``with`` block; what cannot be called is left alone."""
     plain: Any = type(pipe)
-    if callable(pipe):
-        with contextlib.suppress(TypeError):  # a class of which there can be no other; `prompts` are asked for then
+    if callable(pipe) and hasattr(pipe, "__dict__"):
+        with contextlib.suppress(TypeError):  # an unusual class of which no other can be made
             pipe.__class__ = guided_subclass(WatchedPipeline, plain)
-            vars(pipe)["_calls_under_way"] = calls
+    watching = type(pipe)
+    if watching is plain:
+        yield
+        return
+    vars(pipe)["_calls_under_way"] = calls
     try:
         yield
     finally:
-        vars(pipe).pop("_calls_under_way", None)
-        if isinstance(pipe, WatchedPipeline) and type(pipe)._plain is plain:
+        del vars(pipe)["_calls_under_way"]
+        if type(pipe) is watching:  # not what somebody made of it in the block
             pipe.__class__ = plain
 
 
 @contextmanager
-def called(pipe: Any, arguments: Mapping[str, Any]) -> Iterator[None]:
+def called(pipe: Any, arguments: Mapping[str, Any] | None) -> Iterator[None]:
     """Let those who watch ``pipe`` see a call inside the ``with`` block."""
     calls = vars(pipe).get("_calls_under_way")
-    with contextlib.nullcontext() if calls is None else calls.under_way(arguments):
+    with contextlib.nullcontext() if calls is None or arguments is None else calls.under_way(arguments):
         yield
 
 
@@ -202,12 +206,12 @@ def _watched(original: Any) -> Any:
     return __call__
 
 
-def arguments_of(signature: inspect.Signature, *args: Any, **kwargs: Any) -> dict[str, Any]:
-    """Return the arguments of a call by name, defaults included; none if the call does not fit the signature."""
+def arguments_of(signature: inspect.Signature, *args: Any, **kwargs: Any) -> dict[str, Any] | None:
+    """Return the arguments of a call by name, defaults included; ``None`` if it does not fit the signature."""
     try:
         bound = signature.bind_partial(*args, **kwargs)
     except TypeError:  # for the call itself to say
-        return {}
+        return None
     bound.apply_defaults()
     named = dict(bound.arguments)
     for parameter in signature.parameters.values():

@@ -94,7 +94,7 @@ def weights_for_prompt(pipe: Any, prompt: str) -> RewardWeights:
     """
     require_gate(pipe.reward_model)
     embeds = pipe.encode_prompt(prompt, do_classifier_free_guidance=False)[0]
-    proposed = propose_weights(pipe.reward_model, Conditioning(embeds))[0].tolist()
+    proposed = propose_weights(pipe.reward_model, Conditioning(embeds, prompts=(prompt,)))[0].tolist()
     return RewardWeights(tuple(round(weight, 3) for weight in proposed))
 
 

@@ -295,3 +295,36 @@ def test_copies_of_an_attached_pipeline_are_plain(wan: Any) -> None:
         assert type(pickle.loads(pickle.dumps(wan))) is kind
         sample(wan)
     assert type(wan) is kind
+
+
+def test_a_call_that_does_not_fit_is_the_pipelines_to_refuse(wan: Any) -> None:
+    with pytest.raises(TypeError, match="unexpected keyword argument 'nonsense'"), attach(wan, ReadsText()):
+        wan(A, nonsense=3)
+
+
+class Slotted:
+    """What cannot be called and has no attributes beyond its slots: a host with a sampling loop of its own."""
+
+    __slots__ = ("__weakref__", "scheduler", "transformer")
+
+
+@pytest.mark.filterwarnings("ignore::nrg_sampler.guidance.trace.GuidanceWarning")  # of an unknown pipeline
+def test_a_host_that_is_not_called_takes_prompts(wan: Any) -> None:
+    host, reward = Slotted(), ReadsText()
+    host.scheduler, host.transformer = wan.scheduler, wan.transformer
+    latents = torch.randn(1, 16, 2, 8, 8, generator=torch.Generator().manual_seed(0))
+    with attach(host, reward, BEST, prompts=A), torch.no_grad():
+        host.scheduler.set_timesteps(3)
+        for timestep in host.scheduler.timesteps:
+            given = {"timestep": timestep.expand(1), "encoder_hidden_states": torch.zeros(1, 4, 16)}
+            velocity = host.transformer(hidden_states=latents, **given, return_dict=False)[0]
+            latents = host.scheduler.step(velocity, timestep, latents).prev_sample
+    assert set(reward.seen) == {(A,)}
+
+
+def test_a_class_that_is_exchanged_in_the_block_stays(wan: Any) -> None:
+    with attach(wan, ReadsText(), BEST):
+        wan.__class__ = type("Mine", (type(wan),), {})
+        sample(wan, A)
+    assert type(wan).__name__ == "Mine"
+    sample(wan, A)
