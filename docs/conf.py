@@ -36,7 +36,7 @@ autodoc_inherit_docstrings = False
 # on the network.
 nitpicky = True
 nitpick_ignore_regex = [
-    ("py:.*", r"(abc|collections\.abc|pathlib|os|random)\..*"),
+    ("py:.*", r"(abc|collections\.abc|inspect|pathlib|os|random)\..*"),
     ("py:.*", r"(torch|numpy|diffusers|accelerate)\..*"),
     # Read as text rather than resolved: arguments after a default factory, and names imported for types alone.
     ("py:class", r"(tuple|dict|list)\[str"),
