@@ -23,7 +23,7 @@ SAMPLING_ENTRIES = {  # arguments of the pipeline call
     "num_frames": kinds.COUNT,
     "max_sequence_length": kinds.COUNT,
 }
-FILE_ENTRIES = {**SAMPLING_ENTRIES, "fps": kinds.POSITIVE, "closed_vocabulary": kinds.SWITCH}
+FILE_ENTRIES = {**SAMPLING_ENTRIES, "fps": kinds.POSITIVE, "closed_vocabulary": kinds.SWITCH, "reward": kinds.TEXT}
 _WEIGHTS = Path(__file__).parent / "shapes" / "weights"
 
 

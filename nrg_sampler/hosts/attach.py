@@ -26,7 +26,8 @@ from nrg_sampler.hosts.families import UNKNOWN, Family, family_of, require_flow
 from nrg_sampler.hosts.prompts import PipelineCalls, frame_rate, watched
 from nrg_sampler.hosts.shared_forward import shared_forward
 from nrg_sampler.hosts.steps import Guide, GuidedSteps, guided_step
-from nrg_sampler.rewards.base import Reward, check_reward
+from nrg_sampler.rewards.base import check_reward
+from nrg_sampler.rewards.by_name import RewardLike, reward_for
 
 _attached: weakref.WeakSet[Any] = weakref.WeakSet()
 
@@ -34,7 +35,7 @@ _attached: weakref.WeakSet[Any] = weakref.WeakSet()
 @contextmanager
 def attach(
     pipe: Any,
-    reward: Reward | None,
+    reward: RewardLike,
     guidance: RewardGuidance | None = None,
     *,
     memory: DirectionMemory | None = None,
@@ -50,7 +51,9 @@ def attach(
 
     Args:
         pipe: A diffusers pipeline that samples a rectified flow; ``nrg-sampler families`` lists what was tested.
-        reward: Differentiable reward with named ``axes``, on the latents' device; may be ``None`` if the scale is 0.
+        reward: Differentiable reward with named ``axes``, on the latents' device; or its name, folder or Hub id, or
+            several names with weights, see :func:`nrg_sampler.rewards.by_name.reward_for`, which loads them for the
+            block. May be ``None`` if the scale is 0.
         guidance: The settings.
         memory: Holds the direction and the prompts from step to step, for a callback that changes the batch on the
             way; one of its own by default.
@@ -70,18 +73,18 @@ def attach(
             changed nothing or the pipeline has another scheduler than before.
     """
     guidance = replace(guidance or RewardGuidance(), **overrides)
-    trace = GuidanceTrace(tuple(getattr(reward, "axes", ())), guidance.scale)
     if guidance.scale == 0:
-        yield trace
+        yield GuidanceTrace(tuple(getattr(reward, "axes", ())), guidance.scale)
         return
-    family = _check(pipe, reward, guidance)
+    family, loaded = _checked(pipe, reward, guidance)
+    trace = GuidanceTrace(tuple(loaded.axes), guidance.scale)
     with ExitStack() as cleanup:
         calls = cleanup.enter_context(captured_calls(pipe, family))
         if guidance.forward == "shared":
-            reward = cleanup.enter_context(shared_forward(pipe, reward))
+            loaded = cleanup.enter_context(shared_forward(pipe, loaded))
         scheduler = pipe.scheduler
-        asked = PipelineCalls(reward, prompts, frame_rate(pipe))
-        steps = GuidedSteps(scheduler, family, reward, guidance, trace, asked, memory)
+        asked = PipelineCalls(loaded, prompts, frame_rate(pipe))
+        steps = GuidedSteps(scheduler, family, loaded, guidance, trace, asked, memory)
 
         def guide(output: Tensor, latents: Tensor, timestep: Any, tokenwise: bool) -> Tensor:
             return steps(calls.take(latents, timestep), output, latents, tokenwise)
@@ -102,7 +105,8 @@ def attach(
     trace.warn()
 
 
-def _check(pipe: Any, reward: Any, guidance: RewardGuidance) -> Family:
+def _checked(pipe: Any, reward: RewardLike, guidance: RewardGuidance) -> tuple[Family, Any]:
+    """Return what is particular about the pipeline, and the reward, loaded only if the pipeline can be guided."""
     family = family_of(type(pipe))
     require_flow(pipe.scheduler)
     parts = (pipe.scheduler, getattr(pipe, "guider", None))
@@ -112,8 +116,9 @@ def _check(pipe: Any, reward: Any, guidance: RewardGuidance) -> Family:
             "Expected a pipeline without guidance, but guidance is attached to it or to its scheduler already; "
             "leave the other `attach` block first, or give the pipeline a scheduler of its own."
         )
-    check_reward(reward, pipe)
-    resolve(guidance, reward)
+    loaded = reward_for(pipe, reward)
+    check_reward(loaded, pipe)
+    resolve(guidance, loaded)
     if guidance.windowed and family.given is not None:
         raise ValueError(
             f"Expected frame_stride=1 and crop=1 for {type(pipe).__name__}, which is given a frame, but got "
@@ -126,7 +131,7 @@ def _check(pipe: Any, reward: Any, guidance: RewardGuidance) -> Family:
             GuidanceWarning,
             stacklevel=4,
         )
-    return family
+    return family, loaded
 
 
 @contextmanager

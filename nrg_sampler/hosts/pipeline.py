@@ -13,7 +13,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, get_type_hints
 
-import diffusers
 import torch
 from diffusers import DiffusionPipeline
 
@@ -31,14 +30,17 @@ from nrg_sampler.guidance.settings import RewardGuidance
 from nrg_sampler.guidance.trace import GuidanceTrace
 from nrg_sampler.hosts.attach import attach
 from nrg_sampler.hosts.families import family_of
+from nrg_sampler.hosts.pipeline_class import pipeline_class
 from nrg_sampler.hosts.prompts import arguments_of, called
 from nrg_sampler.hosts.subclassing import guided_subclass
 from nrg_sampler.hosts.vocabulary import is_closed, require_known_words
 from nrg_sampler.json_text import to_json
-from nrg_sampler.rewards.base import Reward, check_reward
-from nrg_sampler.rewards.loading import load_reward
+from nrg_sampler.rewards.base import check_reward
+from nrg_sampler.rewards.by_name import RewardLike, reward_for
+from nrg_sampler.rewards.pixel import PixelReward
 from nrg_sampler.rewards.weights import WeightsLike
 
+SAVED_NAME = "reward"  # entry of `sampling.json`, the names of a reward
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "revision", "token")
 
 
@@ -70,15 +72,15 @@ class NRGFlowPipeline(DiffusionPipeline):
     def from_pretrained(
         cls,
         pretrained_model_name_or_path: str | os.PathLike[str],
-        reward_model: Reward | str | os.PathLike[str] | None = "auto",
+        reward_model: RewardLike = "auto",
         **kwargs: Any,
     ) -> NRGFlowPipeline:
         """Load a pipeline and its reward.
 
         Args:
             pretrained_model_name_or_path: ``"shapes"`` for the bundled model, a folder or a Hub id.
-            reward_model: A reward, the folder or Hub id of a ``LatentReward``, ``None`` for none, or ``"auto"``: the
-                one saved with the pipeline, if there is one.
+            reward_model: A reward, its name, folder or Hub id, several names with weights, ``None`` for none, or
+                ``"auto"``: the one saved with the pipeline, if there is one.
             **kwargs: Passed to diffusers, such as ``dtype``; the bundled model is loaded in float32 by default.
 
         Raises:
@@ -91,28 +93,30 @@ class NRGFlowPipeline(DiffusionPipeline):
         own_reward = isinstance(reward_model, str) and reward_model == "auto"
         hub = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
         with readable(source):
-            guided = guided_class(_pipeline_class(source, hub))
+            guided = guided_class(pipeline_class(source, hub))
             components = {} if own_reward else {"reward_model": None}
             # past this override, to the pipeline's own loader
             pipe = super(NRGFlowPipeline, guided).from_pretrained(source, **components, **kwargs)
         if "device_map" not in kwargs:  # which may leave weights on the disk
             require_weights(pipe.components, source)
         pipe._set_sampling(read_sampling(source, **hub))
-        if own_reward:
+        if own_reward and pipe.reward_model is None and SAVED_NAME in pipe._sampling:
+            pipe._set_reward(pipe._sampling[SAVED_NAME])
+        elif own_reward:
             _freeze(pipe.reward_model)
         else:
             pipe._set_reward(reward_model)
         return pipe  # type: ignore[no-any-return]
 
     @classmethod
-    def from_pipe(cls, pipeline: Any, reward_model: Reward | str | os.PathLike[str] | None = None) -> NRGFlowPipeline:
+    def from_pipe(cls, pipeline: Any, reward_model: RewardLike = None) -> NRGFlowPipeline:
         """Return a guided pipeline that shares every component with ``pipeline``, which stays as it is.
 
         Nothing is moved, cast or copied, and offloading goes on as it was set up.
 
         Args:
             pipeline: A diffusers pipeline.
-            reward_model: A reward, or the folder or Hub id of a ``LatentReward``; by default the one ``pipeline`` has.
+            reward_model: A reward, its name, folder or Hub id, or several; by default the one ``pipeline`` has.
 
         Raises:
             ValueError: If the pipeline is not supported or the reward is for other latents.
@@ -129,13 +133,22 @@ class NRGFlowPipeline(DiffusionPipeline):
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
         """Write the pipeline with its reward and ``sampling.json`` to a folder; arguments as in diffusers.
 
+        Of a reward made from names they are written, not the weights.
+
         Raises:
             ValueError: If the folder cannot be written.
         """
         folder = writable_folder(Path(save_directory))
-        if self._sampling:  # first, so that a push to the Hub takes it along
-            (folder / SAMPLING_FILE).write_text(to_json(dict(self._sampling), indent=2) + "\n")
-        super().save_pretrained(save_directory, **kwargs)
+        reward = self.reward_model
+        name = reward.source if isinstance(reward, PixelReward) else None
+        others = {key: value for key, value in self._sampling.items() if key != SAVED_NAME}
+        if sampling := {**others, SAVED_NAME: name} if name else others:  # first, so that a push takes it along
+            (folder / SAMPLING_FILE).write_text(to_json(sampling, indent=2) + "\n")
+        self.register_modules(reward_model=None if name else reward)
+        try:
+            super().save_pretrained(save_directory, **kwargs)
+        finally:
+            self.register_modules(reward_model=reward)
 
     def __call__(
         self,
@@ -235,8 +248,7 @@ class NRGFlowPipeline(DiffusionPipeline):
         self.sampling_defaults = {name: value for name, value in settings.items() if name in taken}
 
     def _set_reward(self, reward: Any) -> None:
-        if isinstance(reward, (str, os.PathLike)):
-            reward = load_reward(reward)
+        reward = reward_for(self, reward)
         if reward is not None:
             check_reward(reward, self)
         self.register_modules(reward_model=reward)
@@ -287,24 +299,6 @@ def _call_with_reward(base: Any) -> Any:
 def _extended(function: Any, added: list[inspect.Parameter]) -> inspect.Signature:
     signature = inspect.signature(function)
     return signature.replace(parameters=[*signature.parameters.values(), *added])
-
-
-def _pipeline_class(source: str, hub: Mapping[str, Any]) -> Any:
-    try:
-        config = DiffusionPipeline.load_config(source, **hub)
-    except OSError as error:
-        raise ValueError(
-            f"Expected a diffusers pipeline in {source!r}, but found none ({str(error).splitlines()[0]}); "
-            "pass 'shapes', a folder with a model_index.json or a Hub id."
-        ) from error
-    name = config.get("_class_name")
-    base = getattr(diffusers, name, None) if isinstance(name, str) else None
-    if base is None:
-        raise ValueError(
-            f"Expected a pipeline class of diffusers in {source!r}, but got {name!r}; "
-            "load the pipeline yourself and pass it to `NRGFlowPipeline.from_pipe`."
-        )
-    return base
 
 
 def _combined(guidance: RewardGuidance | None, weights: WeightsLike, scale: float | None) -> RewardGuidance:

@@ -32,7 +32,9 @@ class Wanted:
 
     @classmethod
     def by(cls, judge: Any) -> Wanted:
-        """Read the signature of a judge; one that has none is called with frames alone."""
+        """Read the signature of a judge, unless it has its answer in ``wanted``; without one it gets frames alone."""
+        if isinstance(wanted := getattr(judge, "wanted", None), cls):
+            return wanted
         try:
             parameters = inspect.signature(judge.forward if isinstance(judge, nn.Module) else judge).parameters
         except (TypeError, ValueError):

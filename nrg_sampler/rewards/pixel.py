@@ -57,12 +57,14 @@ class PixelReward(nn.Module):
 
     Attributes:
         needs_prompts: Whether the judge cannot be called without prompts.
+        source: The name or names that it was made from, as :func:`nrg_sampler.rewards.by_name.reward_for` reads them.
 
     Raises:
         ValueError: If ``tile`` or ``margin`` is out of range.
     """
 
     needs_velocity = True
+    source: str | None = None
 
     def __init__(
         self,
@@ -222,19 +224,37 @@ class _Decoder(nn.Module):
 def decoded(vae: Any, clean: Tensor) -> Tensor:
     """Decode clean latents ``(B, C, T, H, W)`` of a pipeline to frames ``(B, 3, T', H', W')`` in [0, 1]."""
     weight = next(vae.parameters())
-    latents = _denormalised(clean, vae.config).to(weight.device, weight.dtype)
-    frames: Tensor = vae.decode(latents, return_dict=False)[0].to(clean.dtype)
-    return (frames / 2 + 0.5).clamp(0, 1)
+    latents = _denormalised(clean, vae).to(weight.device, weight.dtype)
+    if _decodes_pictures(vae):
+        pictures = latents.transpose(1, 2).flatten(0, 1)  # (B * T, C, H, W)
+        frames: Tensor = vae.decode(pictures, return_dict=False)[0].unflatten(0, (len(clean), -1)).transpose(1, 2)
+    else:
+        # Some decoders of LTX take the noise level of the latents, here 0, as its pipeline does by default.
+        conditioned = getattr(vae.config, "timestep_conditioning", False)
+        at_zero = {"temb": latents.new_zeros(len(latents))} if conditioned else {}
+        frames = vae.decode(latents, return_dict=False, **at_zero)[0]
+    return (frames.to(clean.dtype) / 2 + 0.5).clamp(0, 1)
 
 
-def _denormalised(latents: Tensor, config: Any) -> Tensor:
-    """Undo the pipeline's normalisation of latents: per channel (Wan), or one factor and shift (HunyuanVideo)."""
+def _decodes_pictures(vae: nn.Module) -> bool:
+    """Whether it is the autoencoder of an image model, whose convolutions have no time."""
+    convolutions = [module for module in vae.modules() if isinstance(module, (nn.Conv2d, nn.Conv3d))]
+    return bool(convolutions) and not any(isinstance(module, nn.Conv3d) for module in convolutions)
+
+
+def _denormalised(latents: Tensor, vae: Any) -> Tensor:
+    """Undo the pipeline's normalisation: per channel (Wan), by one factor and shift (FLUX), or by both (LTX)."""
+    config = vae.config
+    factor = getattr(config, "scaling_factor", None) or 1.0
+    shape = (1, -1, *[1] * (latents.ndim - 2))
     means, deviations = getattr(config, "latents_mean", None), getattr(config, "latents_std", None)
     if means is not None and deviations is not None:
-        shape = (1, -1, *[1] * (latents.ndim - 2))
         return latents * latents.new_tensor(deviations).view(shape) + latents.new_tensor(means).view(shape)
-    shift = getattr(config, "shift_factor", None) or 0.0
-    return latents / getattr(config, "scaling_factor", 1.0) + shift
+    stored: dict[str, Tensor] = dict(vae.named_buffers(recurse=False))
+    if {"latents_mean", "latents_std"} <= stored.keys():
+        means, deviations = (stored[name].to(latents).view(shape) for name in ("latents_mean", "latents_std"))
+        return latents * deviations / factor + means
+    return latents / factor + (getattr(config, "shift_factor", None) or 0.0)
 
 
 def _channels(vae: Any) -> int | None:

@@ -83,7 +83,7 @@ def resolve(name: str) -> tuple[Entry, Path | None]:
             raise ValueError(f"Expected a folder in {name!r}, but {rest!r} is none; write {kind}:FOLDER.")
         return entry, Path(rest)
     folder = Path(name) if Path(name).is_dir() else None
-    meant = _recognised(folder) if folder else [entry for entry in TABLE if entry.on_hub and entry.source == name]
+    meant = recognised(folder) if folder else [entry for entry in TABLE if entry.on_hub and entry.source == name]
     if folder is None and not meant:
         raise unknown(name)
     if len(meant) != 1:
@@ -94,7 +94,7 @@ def resolve(name: str) -> tuple[Entry, Path | None]:
     return meant[0], folder
 
 
-def _recognised(folder: Path) -> list[Entry]:
+def recognised(folder: Path) -> list[Entry]:
     """The entries whose own file is in a folder; one that transformers wrote could be of several."""
     own = [entry for entry in TABLE if any((folder / file).is_file() for file in entry.files)]
     special = [entry for entry in own if entry.files != TRANSFORMERS_FILES]

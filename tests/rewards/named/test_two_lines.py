@@ -1,0 +1,171 @@
+"""A named reward guides each kind of pipeline in two lines, on its own VAE."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_text import built, run
+from torch import Tensor
+
+from nrg_sampler import NRGFlowPipeline, attach
+from nrg_sampler.rewards.by_name import reward_for
+from nrg_sampler.rewards.pixel import PixelReward, decoded
+
+PROMPT = "a red circle"
+FREE = {"max_push": None, "weights": None}
+
+
+def image_vae() -> Any:
+    from diffusers import AutoencoderKL
+
+    torch.manual_seed(0)
+    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
+    vae = AutoencoderKL(**blocks, block_out_channels=(4,) * 4, latent_channels=4, norm_num_groups=2, shift_factor=0.1)
+    return vae.eval()
+
+
+def pipeline(name: str) -> tuple[Any, dict[str, Any]]:
+    pipe, settings = built(name)
+    if name == "Stable Diffusion 3":
+        pipe.register_modules(vae=image_vae())
+    return pipe, settings
+
+
+def clean(pipe: Any, settings: dict[str, Any], latents: Tensor) -> Tensor:
+    """Latents of a pipeline as ``(B, C, T, H, W)``."""
+    kind = type(pipe).__name__
+    if kind == "FluxPipeline":
+        latents = pipe._unpack_latents(latents, settings["height"], settings["width"], 8)
+    if kind == "LTXPipeline":
+        return pipe._unpack_latents(latents, 2, 2, 3)
+    return latents if latents.ndim == 5 else latents[:, :, None]
+
+
+FAMILIES = ("Wan", "LTX", "FLUX.1", "Stable Diffusion 3")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_frames_are_those_of_the_pipeline(family: str) -> None:
+    pipe, settings = pipeline(family)
+    latents = clean(pipe, settings, run(pipe, settings, PROMPT))
+    shown = torch.as_tensor(run(pipe, settings, PROMPT, output_type="pt"))
+    frames = decoded(pipe.vae, latents).transpose(1, 2)  # (B, T, 3, H, W)
+    torch.testing.assert_close(frames.view_as(shown), shown, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("name", ["pickscore", "aesthetic"])
+def test_a_name_raises_its_score_and_scale_0_changes_nothing(family: str, name: str, folders: dict[str, Path]) -> None:
+    pipe, settings = pipeline(family)
+    wanted = f"{name}:{folders[name]}"
+    plain = run(pipe, settings, PROMPT)
+    with attach(pipe, wanted, scale=0):
+        assert torch.equal(run(pipe, settings, PROMPT), plain)
+    with attach(pipe, wanted, scale=100, max_push=None) as trace:
+        guided = run(pipe, settings, PROMPT)
+    assert trace.summary()["guided"] > 0
+    reward = reward_for(pipe, wanted)
+
+    @torch.no_grad()
+    def score(latents: Tensor) -> float:
+        return reward.score_frames(reward.frames(clean(pipe, settings, latents)), PROMPT.split("|")).item()
+
+    assert score(guided) > score(plain)
+    assert torch.equal(run(pipe, settings, PROMPT), plain)
+
+
+def test_names_side_by_side_are_axes(folders: dict[str, Path]) -> None:
+    pipe, settings = pipeline("Wan")
+    wanted = {f"{name}:{folders[name]}": weight for name, weight in (("aesthetic", 1), ("clipscore", 2))}
+    with attach(pipe, wanted, weights="VQ=1,TA=2") as trace:
+        run(pipe, settings, PROMPT)
+    assert trace.axes == ("VQ", "TA") and trace.summary()["guided"] > 0
+    reward = reward_for(pipe, wanted)
+    singles = [reward_for(pipe, name) for name in wanted]
+    frames = torch.rand(2, 3, 2, 20, 20)
+    texts = ["a", "b"]
+    expected = torch.cat([one.score_frames(frames, texts) for one in singles], dim=1)
+    torch.testing.assert_close(reward.score_frames(frames, texts), expected)
+    assert reward.needs_prompts and not singles[0].needs_prompts
+
+
+def test_names_of_the_same_axis_are_averaged_in_standard_units(folders: dict[str, Path]) -> None:
+    pipe, _ = pipeline("Wan")
+    wanted = ",".join(f"{name}:{folders[name]}={weight}" for name, weight in (("pickscore", 1), ("hpsv2", 3)))
+    with pytest.warns(UserWarning, match="preference averages several rewards, but no standard deviation is publ"):
+        reward = reward_for(pipe, wanted)
+    assert reward.axes == ("preference",)
+    frames, texts = torch.rand(2, 3, 2, 20, 20), ["a", "b"]
+    first, second = reward.judge.judges
+    torch.testing.assert_close(
+        reward.score_frames(frames, texts), (first(frames, texts) + 3 * second(frames, texts)) / 4
+    )
+    first.mean, first.std, second.mean, second.std = (20.0,), (2.0,), (0.3,), (0.1,)
+    expected = ((first(frames, texts) - 20) / 2 + 3 * (second(frames, texts) - 0.3) / 0.1) / 4
+    torch.testing.assert_close(reward.score_frames(frames, texts), expected)
+
+
+def test_judges_of_no_text_together_need_none(folders: dict[str, Path]) -> None:
+    pipe, _ = pipeline("Wan")
+    names = ("aesthetic", "aesthetic-v2.5")
+    with pytest.warns(UserWarning, match="VQ averages"):
+        reward = reward_for(pipe, {f"{name}:{folders[name]}": 1 for name in names})
+    assert not reward.needs_prompts and reward.axes == ("VQ",)
+    assert reward.score_frames(torch.rand(1, 3, 1, 20, 20)).shape == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "message"),
+    [
+        ("pickscor", "got 'pickscor'; did you mean 'pickscore'"),
+        ("videoreward", "'videoreward' cannot: it only grades finished clips"),
+        ("oracle", "Expected a reward that can guide, but 'oracle' only judges, with --judge;"),
+        ("pixel", "'pixel' only judges, with --judge; a pixel judge is made a reward by `PixelReward"),
+        ({}, "at least one reward, but got none"),
+        ({"pickscore": 0}, "a weight above 0 for the reward 'pickscore', a finite number, but got 0;"),
+        ({"pickscore": float("nan")}, "but got nan"),
+        ({"pickscore": -1}, "but got -1"),
+        ({"pickscore": True}, "but got True"),
+        ("pickscore=x", "but got 'x'"),
+        ("pickscore=inf,aesthetic=1", "but got 'inf'"),
+        ("pickscore=1,pickscore=2", "each reward once, but got 'pickscore' twice"),
+        ({"pickscore": 1, "shapes": 1}, "published rewards by name, but 'shapes' is a latent reward"),
+        ("pickscore", "Expected model.safetensors or pytorch_model.bin in .*, or pass its folder as pickscore:FOLDER"),
+    ],
+)
+def test_what_is_no_reward_is_refused_in_a_sentence(wanted: Any, message: str) -> None:
+    pipe, _ = pipeline("Wan")
+    with pytest.raises(ValueError, match=message), attach(pipe, wanted):
+        pass
+
+
+def test_a_pipeline_without_a_vae_is_refused(folders: dict[str, Path]) -> None:
+    pipe, _ = built("Stable Diffusion 3")
+    with (
+        pytest.raises(ValueError, match="Expected a pipeline with a VAE for pickscore:.*, which see"),
+        attach(pipe, f"pickscore:{folders['pickscore']}"),
+    ):
+        pass
+
+
+def test_a_pipeline_with_a_named_reward_is_saved_by_its_name(folders: dict[str, Path], tmp_path: Path) -> None:
+    pipe, settings = pipeline("Wan")
+    pipe.save_pretrained(tmp_path / "plain")
+    wanted = {f"{name}:{folders[name]}": weight for name, weight in (("aesthetic", 1), ("clipscore", 2.5))}
+    guided = NRGFlowPipeline.from_pretrained(tmp_path / "plain", reward_model=wanted)
+    assert isinstance(guided.reward_model, PixelReward)
+    guided.save_pretrained(tmp_path / "guided")
+    assert isinstance(guided.reward_model, PixelReward)
+    again = NRGFlowPipeline.from_pretrained(tmp_path / "guided")
+    assert again.reward_model.source == guided.reward_model.source
+    for one in (guided, again):
+        one.set_progress_bar_config(disable=True)
+    samples = [run(one, settings, PROMPT) for one in (guided, again)]
+    assert torch.equal(*samples) and not torch.equal(samples[0], run(guided, settings, PROMPT, reward_scale=0.0))
+    bare = NRGFlowPipeline.from_pretrained(tmp_path / "guided", reward_model=None)
+    assert bare.reward_model is None
+    bare.save_pretrained(tmp_path / "bare")
+    assert NRGFlowPipeline.from_pretrained(tmp_path / "bare").reward_model is None
