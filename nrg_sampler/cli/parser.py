@@ -143,7 +143,10 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         "--model", metavar="NAME", help="'shapes' (bundled), a folder or a Hub id of a diffusers pipeline"
     )
     group.add_argument(
-        "--reward", metavar="NAME", help="folder or Hub id of a reward (default: the one with the pipeline)"
+        "--reward",
+        metavar="NAME",
+        help="name (see `nrg-sampler rewards`), folder or Hub id of a reward, or several as aesthetic=1,clipscore=2 "
+        "(default: the one with the pipeline)",
     )
     group.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: cuda if there is one, else cpu)")
     group.add_argument("--dtype", choices=DTYPES, help="of the weights (default: bfloat16 on cuda, else float32)")
@@ -158,7 +161,8 @@ def add_judges(parser: argparse.ArgumentParser) -> None:
         "--judge",
         action="append",
         metavar="NAME",
-        help="who grades: oracle, pixel, videoreward:FOLDER, module:FILE.py:NAME; may be repeated",
+        help="who grades: oracle, pixel, videoreward:FOLDER, pickscore or another name of `nrg-sampler rewards`, "
+        "module:FILE.py:NAME; may be repeated",
     )
 
 

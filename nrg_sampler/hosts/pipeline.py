@@ -36,7 +36,7 @@ from nrg_sampler.hosts.subclassing import guided_subclass
 from nrg_sampler.hosts.vocabulary import is_closed, require_known_words
 from nrg_sampler.json_text import to_json
 from nrg_sampler.rewards.base import check_reward
-from nrg_sampler.rewards.by_name import RewardLike, reward_for
+from nrg_sampler.rewards.by_name import RewardLike, require_known, reward_for
 from nrg_sampler.rewards.pixel import PixelReward
 from nrg_sampler.rewards.weights import WeightsLike
 
@@ -90,7 +90,8 @@ class NRGFlowPipeline(DiffusionPipeline):
         if pretrained_model_name_or_path == BUNDLED:
             kwargs.setdefault("dtype", torch.float32)
             reward_model = BUNDLED if reward_model == "auto" else reward_model
-        own_reward = isinstance(reward_model, str) and reward_model == "auto"
+        if not (own_reward := isinstance(reward_model, str) and reward_model == "auto"):
+            require_known(reward_model)
         hub = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
         with readable(source):
             guided = guided_class(pipeline_class(source, hub))

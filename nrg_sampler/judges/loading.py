@@ -14,7 +14,10 @@ from torch import Tensor
 
 from nrg_sampler.judges.base import Judge
 from nrg_sampler.judges.shapes import OracleJudge, PixelClipJudge, load_pixel_judge
+from nrg_sampler.rewards.by_name import local_fingerprint
 from nrg_sampler.rewards.frame_scorer import Wanted
+from nrg_sampler.rewards.named import TABLE, load_named
+from nrg_sampler.rewards.named.table import find
 
 
 class FramesJudge:
@@ -104,16 +107,20 @@ def load_judge(name: str, device: str = "cpu") -> Judge:
     """Make a judge.
 
     Args:
-        name: ``"oracle"``, ``"pixel"`` for the bundled one, ``"pixel:FOLDER"``, ``"videoreward:FOLDER"``, or a judge
-            of your own as ``"module:PACKAGE.MODULE:NAME"`` or ``"module:FILE.py:NAME"``.
+        name: ``"oracle"``, ``"pixel"`` for the bundled one, ``"pixel:FOLDER"``, ``"videoreward:FOLDER"``, a published
+            reward as ``"pickscore"`` or ``"pickscore:FOLDER"``, or a judge of your own as
+            ``"module:PACKAGE.MODULE:NAME"`` or ``"module:FILE.py:NAME"``.
         device: Where its network runs, if it has one.
 
     Raises:
         ValueError: If there is no such judge, or its folder does not fit.
     """
     kind, _, source = name.partition(":")
+    if kind not in JUDGES and find(kind) is not None:
+        return FramesJudge(load_named(name, device=device))
     if kind not in JUDGES:
-        raise ValueError(f"Expected a judge from {', '.join(JUDGES)}, but got {name!r}.")
+        known = [*JUDGES, *(entry.name for entry in TABLE)]
+        raise ValueError(f"Expected a judge from {', '.join(known)}, but got {name!r}; use one of these.")
     return JUDGES[kind](source, device)
 
 
@@ -129,6 +136,8 @@ def judge_identity(name: str) -> str:
         place = source.rpartition(":")[0]
         file = place if place.endswith(".py") else str(importlib.import_module(place).__file__)
         return f"{name} {fingerprint(Path(file))}"
+    if kind not in JUDGES:
+        return f"{kind} {local_fingerprint(name)}"
     return f"{kind} {fingerprint(Path(source))}" if source else kind
 
 

@@ -142,6 +142,26 @@ def _is_folder(place: str) -> bool:
     return bool(place) and Path(place).is_dir()
 
 
+def local_fingerprints(names: str) -> dict[str, str | None]:
+    """Fingerprint each published reward of a text, as ``"reward"`` if it is one and ``"reward NAME"`` if several."""
+    entries = {name: named_entry(name) for name in names_and_weights(names)}
+    return {
+        f"reward {entry.name}" if entry is not None and len(entries) > 1 else "reward": local_fingerprint(name)
+        for name, entry in entries.items()
+    }
+
+
+def require_known(wanted: RewardLike) -> None:
+    """Refuse names that cannot guide, before anything is loaded.
+
+    Raises:
+        ValueError: As :func:`reward_for` does.
+    """
+    if isinstance(wanted, (str, os.PathLike, Mapping)):
+        for name in names_and_weights(wanted):
+            named_entry(name)
+
+
 def _text(weights: Mapping[str, float]) -> str:
     """Return what :func:`names_and_weights` reads."""
     if len(weights) == 1:

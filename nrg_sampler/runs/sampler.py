@@ -22,6 +22,7 @@ from nrg_sampler.hosts.sampling import SampledClips, sample_clips
 from nrg_sampler.judges.base import Judge
 from nrg_sampler.rewards import Conditioning, RewardWeights
 from nrg_sampler.rewards.base import score_clean
+from nrg_sampler.rewards.by_name import local_fingerprints
 from nrg_sampler.runs.manifest import Clip, Manifest, model_fingerprint, versions
 from nrg_sampler.runs.recipe import Recipe
 from nrg_sampler.schedulers import make_scheduler
@@ -58,7 +59,7 @@ class Sampler:
         _check_guidance(recipe, self.pipe.reward_model)
         self._search = _search(recipe, self.pipe.reward_model)
         self.fps = recipe.fps or float(read_sampling(pipeline_source(recipe.model)).get("fps", DEFAULT_FPS))
-        self.fingerprints = _fingerprints(recipe)
+        self.fingerprints = _fingerprints(recipe, self.pipe.reward_model)
 
     def sample(self, seed: int, guided: bool = True, on_step: OnStep | None = None) -> tuple[Frames, Clip]:
         """Sample one video, or the best of several candidates if the recipe has a search.
@@ -270,11 +271,16 @@ def _search(recipe: Recipe, reward: Any) -> Search | None:
     return settings
 
 
-def _fingerprints(recipe: Recipe) -> dict[str, str]:
+def _fingerprints(recipe: Recipe, loaded: Any) -> dict[str, str]:
     reward = BUNDLED if recipe.reward is None and recipe.model == BUNDLED else recipe.reward
+    if names := getattr(loaded, "source", None):  # published judges of frames, each with its files
+        judges = local_fingerprints(names)
+        reward = None
+    else:
+        judges = {}
     sources = {
         "model": pipeline_source(recipe.model),
         "reward": bundled_folder("reward") if reward == BUNDLED else reward,
     }
     found = {name: model_fingerprint(source) for name, source in sources.items() if source is not None}
-    return {name: digest for name, digest in found.items() if digest is not None}
+    return {name: digest for name, digest in {**found, **judges}.items() if digest is not None}
