@@ -1,10 +1,13 @@
-"""Whose latents a reward was trained on, and which pipelines have the same."""
+"""Whose latents a reward was trained on, which pipelines have the same, and how a VAE's are normalised."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+import torch
+from torch import Tensor
 
 # What of a VAE's config tells its latents from those of another VAE.
 LATENT_OPTIONS = (
@@ -64,3 +67,33 @@ def _same(value: Any, other: Any) -> bool:
     if isinstance(value, float) and isinstance(other, (int, float)):
         return math.isclose(value, other, rel_tol=1e-5, abs_tol=1e-6)
     return bool(value == other)
+
+
+def normalised(vae: Any, latents: Tensor) -> Tensor:
+    """Shift and scale what a VAE encoded, shape ``(B, C, ...)``, as its pipeline has latents.
+
+    By statistics per channel (Wan), by one factor and shift (FLUX), or by statistics and a factor (LTX).
+    """
+    mean, deviation = _statistics(vae, latents)
+    return (latents - mean) / deviation
+
+
+def denormalised(vae: Any, latents: Tensor) -> Tensor:
+    """Undo :func:`normalised`: latents of a pipeline, shape ``(B, C, ...)``, as the VAE decodes them."""
+    mean, deviation = _statistics(vae, latents)
+    return latents * deviation + mean
+
+
+def _statistics(vae: Any, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of a VAE's latents, broadcastable to ``like``."""
+    config = vae.config
+    factor = getattr(config, "scaling_factor", None) or 1.0
+    found = [getattr(config, name, None) for name in ("latents_mean", "latents_std")]
+    if any(values is None for values in found):  # LTX keeps them beside its weights
+        stored = dict(vae.named_buffers(recurse=False))
+        found = [stored.get("latents_mean"), stored.get("latents_std")]
+    if any(values is None for values in found):
+        return like.new_tensor(getattr(config, "shift_factor", None) or 0.0), like.new_tensor(1 / factor)
+    shape = (1, -1, *[1] * (like.ndim - 2))
+    mean, deviation = (torch.as_tensor(values).to(like).view(shape) for values in found)
+    return mean, deviation / factor

@@ -23,6 +23,7 @@ from torch.utils.checkpoint import checkpoint
 from nrg_sampler.flow import clean_from, expand
 from nrg_sampler.rewards.base import Conditioning
 from nrg_sampler.rewards.frame_scorer import FrameScorer, Wanted
+from nrg_sampler.rewards.latent_space import denormalised
 
 
 class PixelReward(nn.Module):
@@ -224,7 +225,7 @@ class _Decoder(nn.Module):
 def decoded(vae: Any, clean: Tensor) -> Tensor:
     """Decode clean latents ``(B, C, T, H, W)`` of a pipeline to frames ``(B, 3, T', H', W')`` in [0, 1]."""
     weight = next(vae.parameters())
-    latents = _denormalised(clean, vae).to(weight.device, weight.dtype)
+    latents = denormalised(vae, clean).to(weight.device, weight.dtype)
     if _decodes_pictures(vae):
         pictures = latents.transpose(1, 2).flatten(0, 1)  # (B * T, C, H, W)
         frames: Tensor = vae.decode(pictures, return_dict=False)[0].unflatten(0, (len(clean), -1)).transpose(1, 2)
@@ -240,21 +241,6 @@ def _decodes_pictures(vae: nn.Module) -> bool:
     """Whether it is the autoencoder of an image model, whose convolutions have no time."""
     convolutions = [module for module in vae.modules() if isinstance(module, (nn.Conv2d, nn.Conv3d))]
     return bool(convolutions) and not any(isinstance(module, nn.Conv3d) for module in convolutions)
-
-
-def _denormalised(latents: Tensor, vae: Any) -> Tensor:
-    """Undo the pipeline's normalisation: per channel (Wan), by one factor and shift (FLUX), or by both (LTX)."""
-    config = vae.config
-    factor = getattr(config, "scaling_factor", None) or 1.0
-    shape = (1, -1, *[1] * (latents.ndim - 2))
-    means, deviations = getattr(config, "latents_mean", None), getattr(config, "latents_std", None)
-    if means is not None and deviations is not None:
-        return latents * latents.new_tensor(deviations).view(shape) + latents.new_tensor(means).view(shape)
-    stored: dict[str, Tensor] = dict(vae.named_buffers(recurse=False))
-    if {"latents_mean", "latents_std"} <= stored.keys():
-        means, deviations = (stored[name].to(latents).view(shape) for name in ("latents_mean", "latents_std"))
-        return latents * deviations / factor + means
-    return latents / factor + (getattr(config, "shift_factor", None) or 0.0)
 
 
 def _channels(vae: Any) -> int | None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from nrg_sampler.hosts.families import family_of, require_flow
 from nrg_sampler.hosts.vocabulary import is_closed, require_known_words
+from nrg_sampler.rewards.latent_space import normalised
 from nrg_sampler.training.cache import LatentCache, clip_name, half, prompt_name
 from nrg_sampler.training.decoding import ClipSettings, UnreadableClipError, read_clip
 from nrg_sampler.training.preferences import PreferenceTable
@@ -63,7 +64,7 @@ class PairEncoder:
         """Encode a clip ``(3, T, H, W)`` in ``[0, 1]`` to normalised latents ``(C, T', H', W')``."""
         vae = self.pipe.vae
         pixels = (pixels[None] * 2 - 1).to(vae.device, vae.dtype)
-        return normalise(vae, vae.encode(pixels).latent_dist.mode())[0]
+        return normalised(vae, vae.encode(pixels).latent_dist.mode())[0]
 
     @torch.no_grad()
     def prompt(self, text: str) -> Tensor:
@@ -113,16 +114,3 @@ class PairEncoder:
         table.keep(
             lambda pair: next((unusable[x] for x in (pair.first, pair.second, pair.prompt) if x in unusable), None)
         )
-
-
-def normalise(vae: Any, latents: Tensor) -> Tensor:
-    """Shift and scale raw latents as the pipeline has them, by statistics per channel or by one factor."""
-    config = vae.config
-    if config.get("latents_mean") is not None and config.get("latents_std") is not None:
-        mean, std = (
-            torch.tensor(config[name], device=latents.device, dtype=latents.dtype).view(1, -1, 1, 1, 1)
-            for name in ("latents_mean", "latents_std")
-        )
-        return (latents - mean) / std
-    shift = config.get("shift_factor") or 0.0
-    return (latents - shift) * (config.get("scaling_factor") or 1.0)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from nrg_sampler.flow import clean_from
+from nrg_sampler.rewards.latent_space import denormalised
 from nrg_sampler.video import Frames, to_uint8
 
 PICTURES = 6  # in a run
@@ -53,9 +54,7 @@ class Preview:
 
     def _decode(self, clean: Tensor) -> Frames:
         vae = self._pipe.vae
-        shape = (1, -1, 1, 1, 1)
-        mean, std = (torch.tensor(vae.config[name]).view(shape).to(clean) for name in ("latents_mean", "latents_std"))
         with torch.no_grad():
-            frame = vae.decode((clean * std + mean).to(vae.dtype), return_dict=False)[0][0, :, 0]  # (3, H, W)
+            frame = vae.decode(denormalised(vae, clean).to(vae.dtype), return_dict=False)[0][0, :, 0]  # (3, H, W)
         picture: Frames = to_uint8((frame.float() / 2 + 0.5).permute(1, 2, 0)[None].cpu().numpy())[0]
         return picture
