@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,12 @@ from tiny_text import built, run
 from torch import Tensor
 
 from nrg_sampler import NRGFlowPipeline, attach
+from nrg_sampler.rewards import by_name
 from nrg_sampler.rewards.by_name import reward_for
+from nrg_sampler.rewards.named import load_named
 from nrg_sampler.rewards.pixel import PixelReward, decoded
 
 PROMPT = "a red circle"
-FREE = {"max_push": None, "weights": None}
 
 
 def image_vae() -> Any:
@@ -75,6 +77,28 @@ def test_a_name_raises_its_score_and_scale_0_changes_nothing(family: str, name: 
 
     assert score(guided) > score(plain)
     assert torch.equal(run(pipe, settings, PROMPT), plain)
+
+
+def test_the_lines_of_the_docs_run_as_printed(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        by_name, "load_named", lambda name, **options: load_named(f"{name}:{folders[name]}", **options)
+    )
+    wan, settings = pipeline("Wan")
+    settings |= {"output_type": "np", "return_dict": True}
+
+    def pipe(prompt: str) -> Any:
+        return wan(prompt, **settings, generator=torch.Generator().manual_seed(0))
+
+    def attached(_: Any, *args: Any, **options: Any) -> Any:
+        return attach(wan, *args, **options)
+
+    page = (Path(__file__).parents[3] / "docs" / "rewards" / "named.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```", page, flags=re.DOTALL | re.MULTILINE)
+    for code, named in zip(blocks[:2], ('"pickscore"', '{"aesthetic": 1, "clipscore": 2}'), strict=True):
+        assert named in code
+        names: dict[str, Any] = {"attach": attached, "pipe": pipe, "prompt": PROMPT}
+        exec(compile(code, "named.md", "exec"), names)
+        assert (names["frames"] != pipe(PROMPT).frames[0]).any()
 
 
 def test_names_side_by_side_are_axes(folders: dict[str, Path]) -> None:
