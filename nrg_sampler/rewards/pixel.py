@@ -110,8 +110,13 @@ class PixelReward(nn.Module):
         """Refuse a pipeline whose latents this VAE does not decode.
 
         Raises:
-            ValueError: If the number of channels differs.
+            ValueError: If the number of channels differs, or the latents are normalised in a way unknown here.
         """
+        if any(isinstance(part, nn.BatchNorm2d) for part in self.decoder.vae.children()):
+            raise ValueError(
+                f"Expected a VAE whose latents are decoded as they are or by channel, but {type(pipe).__name__} "
+                "normalises patches of them by a batch norm; pass a reward on latents."
+            )
         own = _channels(self.decoder.vae)
         theirs = _channels(getattr(pipe, "vae", None))
         if own != theirs:

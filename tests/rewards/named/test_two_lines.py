@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_families import TINY
 from tiny_text import built, run
 from torch import Tensor
 
@@ -56,6 +57,21 @@ def test_frames_are_those_of_the_pipeline(family: str) -> None:
     shown = torch.as_tensor(run(pipe, settings, PROMPT, output_type="pt"))
     frames = decoded(pipe.vae, latents).transpose(1, 2)  # (B, T, 3, H, W)
     torch.testing.assert_close(frames.view_as(shown), shown, rtol=0, atol=1e-4)
+
+
+def test_frames_of_ltx_are_those_of_its_statistics_and_of_a_decoder_that_takes_the_noise_level() -> None:
+    from diffusers import AutoencoderKLLTXVideo
+
+    pipe, settings = pipeline("LTX")
+    torch.manual_seed(0)
+    widths = dict.fromkeys(("block_out_channels", "decoder_block_out_channels"), (4,) * 4)
+    layers = dict.fromkeys(("layers_per_block", "decoder_layers_per_block"), (1,) * 5)
+    vae = AutoencoderKLLTXVideo(latent_channels=4, **widths, **layers, timestep_conditioning=True).eval()
+    vae.latents_mean, vae.latents_std = torch.randn(4), torch.rand(4) + 0.5
+    pipe.register_modules(vae=vae)
+    latents = clean(pipe, settings, run(pipe, settings, PROMPT))
+    shown = run(pipe, settings, PROMPT, output_type="pt")
+    torch.testing.assert_close(decoded(vae, latents).transpose(1, 2).view_as(shown), shown, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -193,3 +209,17 @@ def test_a_pipeline_with_a_named_reward_is_saved_by_its_name(folders: dict[str, 
     assert bare.reward_model is None
     bare.save_pretrained(tmp_path / "bare")
     assert NRGFlowPipeline.from_pretrained(tmp_path / "bare").reward_model is None
+
+
+def test_flux_2_whose_latents_are_normalised_in_patches_is_refused(folders: dict[str, Path]) -> None:
+    from diffusers import AutoencoderKLFlux2
+
+    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
+    vae = AutoencoderKLFlux2(**blocks, block_out_channels=(4,) * 4, latent_channels=4, norm_num_groups=2)
+    pipe = TINY["FLUX.2"]().pipe
+    pipe.register_modules(vae=vae)
+    with (
+        pytest.raises(ValueError, match="but Flux2Pipeline normalises patches of them by a batch norm; pass a reward"),
+        attach(pipe, f"aesthetic:{folders['aesthetic']}"),
+    ):
+        pass
