@@ -128,7 +128,8 @@ class NRGFlowPipeline(DiffusionPipeline):
         if not isinstance(pipeline, NRGFlowPipeline):
             folder = pipeline.config.get("_name_or_path") or ""
             guided._set_sampling(read_sampling(folder) if os.path.isdir(folder) else {})
-        guided._set_reward(reward_model if reward_model is not None else getattr(pipeline, "reward_model", None))
+        wanted = reward_model if reward_model is not None else getattr(pipeline, "reward_model", None)
+        guided._set_reward(reward_for(pipeline, wanted))  # the copy's list of components is complete only then
         return guided  # type: ignore[no-any-return]
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:

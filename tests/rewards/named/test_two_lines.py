@@ -157,6 +157,16 @@ def test_judges_of_no_text_together_need_none(folders: dict[str, Path]) -> None:
     assert reward.score_frames(torch.rand(1, 3, 1, 20, 20)).shape == (1, 1)
 
 
+def test_a_name_becomes_the_reward_of_a_pipeline_that_is_loaded(folders: dict[str, Path]) -> None:
+    pipe, settings = pipeline("Wan")
+    wanted = f"pickscore:{folders['pickscore']}"
+    guided = NRGFlowPipeline.from_pipe(pipe, wanted)
+    with attach(pipe, wanted):
+        attached = run(pipe, settings, PROMPT)
+    assert torch.equal(run(guided, settings, PROMPT), attached)
+    assert guided.reward_model.source == wanted and not hasattr(pipe, "reward_model")
+
+
 @pytest.mark.parametrize(
     ("wanted", "message"),
     [
