@@ -1,7 +1,8 @@
 """What guides a pipeline, from a name or several.
 
-A latent reward is loaded as it was saved. A published judge of frames becomes a :class:`PixelReward` on the
-pipeline's own VAE, and several become one whose frames are decoded once.
+A latent reward is loaded as it was saved. A published judge of frames becomes a
+:class:`~nrg_sampler.rewards.pixel.PixelReward` on the pipeline's own VAE, and several become one whose frames are
+decoded once.
 """
 
 from __future__ import annotations
