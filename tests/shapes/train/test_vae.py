@@ -8,7 +8,7 @@ import torch
 from diffusers import AutoencoderKLWan
 
 from nrg_sampler.shapes.scenes import NUM_FRAMES, split_of
-from nrg_sampler.shapes.train.train_vae import CROP, _small_star, crops, train_vae
+from nrg_sampler.shapes.train.train_vae import CROP, _small_star, crops, train_vae, whole_clips
 
 
 def test_crops_are_whole_in_time_and_mostly_show_a_shape():
@@ -27,7 +27,8 @@ def test_small_stars_are_of_the_training_split():
     assert {split_of(prompt) for prompt in drawn} == {"train"}
 
 
-def test_the_stage_trains_resumes_and_stores_statistics(tmp_path):
+def test_the_stage_trains_resumes_and_stores_statistics(tmp_path, monkeypatch):
+    monkeypatch.setattr("nrg_sampler.shapes.train.train_vae.whole_clips", lambda seed, count: whole_clips(seed, 2))
     first = train_vae(tmp_path, steps=3, batch=1)
     next(first)
     first.close()
