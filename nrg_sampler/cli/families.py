@@ -6,24 +6,15 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
-from nrg_sampler.json_text import to_json
+from nrg_sampler.cli.listing import add_arguments as add_arguments
+from nrg_sampler.cli.listing import markdown_table, show
 
 HELP = "List the diffusers pipelines that can be guided, and those that cannot and why."
 EXAMPLE = "families --json"
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    form = parser.add_mutually_exclusive_group()
-    form.add_argument("--json", action="store_true", help="print one JSON object, for programs")
-    form.add_argument("--markdown", action="store_true", help="print the tables of the documentation")
-
-
 def run(arguments: argparse.Namespace) -> int:
-    if arguments.json:
-        print(to_json(listed()))
-    else:
-        print(markdown() if arguments.markdown else plain())
-    return 0
+    return show(arguments, listed, plain, markdown)
 
 
 def listed() -> dict[str, list[dict[str, Any]]]:
@@ -61,13 +52,8 @@ def markdown() -> str:
     reasons = dict.fromkeys(row["reason"] for row in table["refused"])
     refused = [(_code([row["name"] for row in table["refused"] if row["reason"] == why]), why) for why in reasons]
     head = ("family", "pipelines", "latents at the scheduler", "classifier-free guidance")
-    return f"{_table(head, supported)}\n\n{_table(('refused', 'because'), refused)}"
+    return f"{markdown_table(head, supported)}\n\n{markdown_table(('refused', 'because'), refused)}"
 
 
 def _code(names: Sequence[str]) -> str:
     return ", ".join(f"`{name}`" for name in names)
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

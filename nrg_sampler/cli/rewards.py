@@ -3,28 +3,18 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from nrg_sampler.json_text import to_json
+from nrg_sampler.cli.listing import add_arguments as add_arguments
+from nrg_sampler.cli.listing import markdown_table, show
 
 HELP = "List the published image rewards that can guide, and those that cannot and why."
 EXAMPLE = "rewards --json"
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    form = parser.add_mutually_exclusive_group()
-    form.add_argument("--json", action="store_true", help="print one JSON object, for programs")
-    form.add_argument("--markdown", action="store_true", help="print the tables of the documentation")
-
-
 def run(arguments: argparse.Namespace) -> int:
-    if arguments.json:
-        print(to_json(listed()))
-    else:
-        print(markdown() if arguments.markdown else plain())
-    return 0
+    return show(arguments, listed, plain, markdown)
 
 
 def listed() -> dict[str, list[dict[str, Any]]]:
@@ -82,9 +72,9 @@ def markdown() -> str:
     missing = [(f"`{row['name']}`", row["reason"]) for row in listed()["not_offered"]]
     about = ("name", "axis", "score", "reads the prompt", "gradient", "pixels", "weights")
     tables = (
-        _table((*about, "published mean and deviation", "frames", "licence"), rows),
-        _table(("name", "source", "file", "and", "published weights"), sources),
-        _table(("not offered", "because"), missing),
+        markdown_table((*about, "published mean and deviation", "frames", "licence"), rows),
+        markdown_table(("name", "source", "file", "and", "published weights"), sources),
+        markdown_table(("not offered", "because"), missing),
     )
     return "\n\n".join(tables)
 
@@ -95,8 +85,3 @@ def _yes(value: bool) -> str:
 
 def _millions(parameters: int) -> str:
     return f"{parameters / 1e6:.0f} M"
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -59,41 +59,44 @@ def _with_dropout(layers: list[nn.Module]) -> list[nn.Module]:
     return [part for layer in layers for part in (layer, nn.Dropout())]
 
 
-class ClipAestheticJudge(FrameJudge):
-    """Rate frames as the LAION aesthetic predictor does.
+class AestheticJudge(FrameJudge):
+    """Rate frames by a head on the features of a vision tower.
 
     Args:
         entry: Its row of the table.
-        model: A ``CLIPVisionModelWithProjection``.
+        model: The tower.
         head: Its ratings.
+        preprocessing: What the tower wants frames to be.
     """
+
+    features: str  # what of the tower's output the head reads
+
+    def __init__(self, entry: Entry, model: Any, head: nn.Module, preprocessing: Preprocessing) -> None:
+        super().__init__(entry, model, preprocessing)
+        self.head = head.requires_grad_(False).eval()
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """Rate clips ``(B, 3, T, H, W)`` in ``[0, 1]``; returns raw ratings, shape ``(B, 1)``."""
+        return self.over_frames(frames, self._rate)
+
+    def _rate(self, pixels: Tensor) -> Tensor:
+        rated: Tensor = self.head(functional.normalize(getattr(self.model(pixels), self.features), dim=-1))
+        return rated
+
+
+class ClipAestheticJudge(AestheticJudge):
+    """Rate frames as the LAION aesthetic predictor does, on a ``CLIPVisionModelWithProjection``."""
+
+    features = "image_embeds"
 
     def __init__(self, entry: Entry, model: Any, head: ClipHead) -> None:
-        super().__init__(entry, model, Preprocessing(int(model.config.image_size), entry.fit))
-        self.head = head.requires_grad_(False).eval()
-
-    def forward(self, frames: Tensor) -> Tensor:
-        """Rate clips ``(B, 3, T, H, W)`` in ``[0, 1]``; returns raw ratings, shape ``(B, 1)``."""
-        return self.over_frames(
-            frames, lambda pixels: self.head(functional.normalize(self.model(pixels).image_embeds, dim=-1))
-        )
+        super().__init__(entry, model, head, Preprocessing(int(model.config.image_size), entry.fit))
 
 
-class SiglipAestheticJudge(FrameJudge):
-    """Rate frames as the aesthetic predictor 2.5 does.
+class SiglipAestheticJudge(AestheticJudge):
+    """Rate frames as the aesthetic predictor 2.5 does, on a ``SiglipVisionModel``."""
 
-    Args:
-        entry: Its row of the table.
-        model: A ``SiglipVisionModel``.
-        head: Its ratings.
-    """
+    features = "pooler_output"
 
     def __init__(self, entry: Entry, model: Any, head: SiglipHead) -> None:
-        super().__init__(entry, model, Preprocessing(int(model.config.image_size), entry.fit, HALF, HALF))
-        self.head = head.requires_grad_(False).eval()
-
-    def forward(self, frames: Tensor) -> Tensor:
-        """Rate clips ``(B, 3, T, H, W)`` in ``[0, 1]``; returns raw ratings, shape ``(B, 1)``."""
-        return self.over_frames(
-            frames, lambda pixels: self.head(functional.normalize(self.model(pixels).pooler_output, dim=-1))
-        )
+        super().__init__(entry, model, head, Preprocessing(int(model.config.image_size), entry.fit, HALF, HALF))

@@ -47,13 +47,7 @@ def flicker(drawing: Drawing, severity: float) -> None:
 
 def blur(clips: Tensor, severity: float) -> Tensor:
     """Blur each frame, up to a standard deviation of 3 pixels."""
-    width = 0.3 + 2.7 * severity
-    offsets = torch.arange(-6, 7, dtype=torch.float32)
-    kernel = torch.exp(-(offsets**2) / (2 * width**2))
-    kernel = (kernel / kernel.sum()).expand(3, 1, -1)
-    frames = functional.pad(clips.transpose(1, 2).flatten(0, 1), (6, 6, 6, 6), mode="replicate")
-    frames = functional.conv2d(functional.conv2d(frames, kernel[:, :, None], groups=3), kernel[..., None], groups=3)
-    return frames.view_as(clips.transpose(1, 2)).transpose(1, 2)
+    return changes.blur(clips, 0.3 + 2.7 * severity)
 
 
 def grain(clips: Tensor, severity: float) -> Tensor:

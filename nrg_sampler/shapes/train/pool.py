@@ -18,6 +18,7 @@ from nrg_sampler.files import replacing
 from nrg_sampler.guidance.settings import RewardGuidance
 from nrg_sampler.guidance.step import guided_velocity
 from nrg_sampler.rewards.base import Conditioning, Reward
+from nrg_sampler.rewards.latent_space import denormalised
 from nrg_sampler.runs.device import fast_autocast
 from nrg_sampler.shapes.oracle import ClipMeasurement, measure
 from nrg_sampler.shapes.scenes import caption, prompts, sample_prompt
@@ -172,11 +173,8 @@ def sample_latents(
 @torch.no_grad()
 def decode_latents(pipe: WanPipeline, latents: Tensor) -> Tensor:
     """Decode normalised latents to clips in ``[0, 1]``."""
-    config = pipe.vae.config
-    mean = torch.tensor(config.latents_mean, device=latents.device).view(1, -1, 1, 1, 1)
-    std = torch.tensor(config.latents_std, device=latents.device).view(1, -1, 1, 1, 1)
     with fast_autocast(latents.device):
-        clips = pipe.vae.decode(latents * std + mean).sample
+        clips = pipe.vae.decode(denormalised(pipe.vae, latents)).sample
     pixels: Tensor = clips.float() / 2 + 0.5
     return pixels.clamp(0, 1)
 

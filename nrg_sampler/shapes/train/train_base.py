@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from nrg_sampler.files import replacing
 from nrg_sampler.flow import noised, velocity_from
+from nrg_sampler.rewards.latent_space import normalised
 from nrg_sampler.runs.device import fast_autocast
 from nrg_sampler.shapes.render import draw, render
 from nrg_sampler.shapes.scenes import Prompt, caption, sample_prompt, sample_scene
@@ -98,19 +99,12 @@ def padding_bias(mask: Tensor, length: int) -> Tensor:
     return torch.where(mask, 0.0, (wanted / padding).log())[:, None, None]
 
 
-def normalise_latents(vae: AutoencoderKLWan, latents: Tensor) -> Tensor:
-    """Shift and scale raw VAE latents as ``WanPipeline`` expects them, to about zero mean and unit variance."""
-    mean = torch.tensor(vae.config.latents_mean, device=latents.device).view(1, -1, 1, 1, 1)
-    std = torch.tensor(vae.config.latents_std, device=latents.device).view(1, -1, 1, 1, 1)
-    return (latents - mean) / std
-
-
 @torch.no_grad()
 def encode_clips(vae: AutoencoderKLWan, clips: Tensor) -> Tensor:
     """Encode clips ``(B, 3, T, H, W)`` in ``[0, 1]`` to normalised latents."""
     with fast_autocast(clips.device):
         latents = vae.encode(clips * 2 - 1).latent_dist.mode()
-    return normalise_latents(vae, latents.float())
+    return normalised(vae, latents.float())
 
 
 def training_prompts(count: int, seed: int) -> list[Prompt]:
