@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 from pathlib import Path
 
 import torch
 from transformers import (
+    BertTokenizer,
+    BlipConfig,
     CLIPConfig,
     CLIPModel,
     CLIPTokenizer,
@@ -24,7 +27,8 @@ VOCABULARY = {
 TOKENS, SIDE = 16, 28  # what the towers take
 LAYERS = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
 VISION = {**LAYERS, "image_size": SIDE, "patch_size": 14}
-NAMES = ("pickscore", "hpsv2", "hpsv2.1", "clipscore", "aesthetic", "aesthetic-v2.5")
+NAMES = ("pickscore", "hpsv2", "hpsv2.1", "clipscore", "aesthetic", "aesthetic-v2.5", "imagereward")
+BERT_VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *LETTERS, *(f"##{letter}" for letter in LETTERS)]
 
 
 def tokenizer() -> CLIPTokenizer:
@@ -80,9 +84,63 @@ def open_clip_state(model: CLIPModel) -> dict[str, torch.Tensor]:
     return state
 
 
+def image_reward_state() -> dict[str, torch.Tensor]:
+    """Random weights under the names of ImageReward's own code, written from its side."""
+    state: dict[str, torch.Tensor] = {}
+    dim, inner, generator = LAYERS["hidden_size"], LAYERS["intermediate_size"], torch.Generator().manual_seed(5)
+
+    def add(name: str, *shape: int, bias: bool = True) -> None:
+        fan_in = torch.Size(shape[1:]).numel()
+        state[f"{name}.weight"] = torch.randn(shape, generator=generator) / fan_in**0.5
+        if bias:
+            state[f"{name}.bias"] = torch.randn(shape[0], generator=generator) / 4
+
+    def add_norm(name: str) -> None:
+        state[f"{name}.weight"] = torch.rand(dim, generator=generator) + 0.5
+        state[f"{name}.bias"] = torch.randn(dim, generator=generator) / 4
+
+    eye, text = "blip.visual_encoder", "blip.text_encoder"
+    state[f"{eye}.cls_token"] = torch.randn(1, 1, dim, generator=generator)
+    state[f"{eye}.pos_embed"] = torch.randn(1, 1 + (SIDE // 14) ** 2, dim, generator=generator)
+    add(f"{eye}.patch_embed.proj", dim, 3, 14, 14)
+    add_norm(f"{eye}.norm")
+    add(f"{text}.embeddings.word_embeddings", len(BERT_VOCABULARY), dim, bias=False)
+    add(f"{text}.embeddings.position_embeddings", 64, dim, bias=False)
+    add_norm(f"{text}.embeddings.LayerNorm")
+    state[f"{text}.embeddings.position_ids"] = torch.arange(64)[None]
+    for block in range(LAYERS["num_hidden_layers"]):
+        here = f"{eye}.blocks.{block}"
+        for norm in ("norm1", "norm2"):
+            add_norm(f"{here}.{norm}")
+        add(f"{here}.attn.qkv", 3 * dim, dim)
+        add(f"{here}.attn.proj", dim, dim)
+        add(f"{here}.mlp.fc1", inner, dim)
+        add(f"{here}.mlp.fc2", dim, inner)
+        there = f"{text}.encoder.layer.{block}"
+        for attention in ("attention", "crossattention"):
+            for part in ("self.query", "self.key", "self.value", "output.dense"):
+                add(f"{there}.{attention}.{part}", dim, dim)
+            add_norm(f"{there}.{attention}.output.LayerNorm")
+        add(f"{there}.intermediate.dense", inner, dim)
+        add(f"{there}.output.dense", dim, inner)
+        add_norm(f"{there}.output.LayerNorm")
+    for name in ("vision_proj", "text_proj"):  # of BLIP's training, which scoring does without
+        add(f"blip.{name}", 8, dim)
+    widths = (dim, 1024, 128, 64, 16, 1)
+    for number, (before, after) in zip((0, 2, 4, 6, 7), pairwise(widths), strict=True):
+        add(f"mlp.layers.{number}", after, before)
+    return state
+
+
 def write(name: str, folder: Path) -> Path:
     """Write a reward as it is published, with the tokenizer or tower that belongs to it beside."""
     torch.manual_seed(1)
+    if name == "imagereward":
+        torch.save(image_reward_state(), folder / "ImageReward.pt")
+        text = {**LAYERS, "vocab_size": len(BERT_VOCABULARY), "max_position_embeddings": 64}
+        BlipConfig(vision_config={**VISION, "layer_norm_eps": 1e-6}, text_config=text).save_pretrained(folder)
+        BertTokenizer(vocab={token: index for index, token in enumerate(BERT_VOCABULARY)}).save_pretrained(folder)
+        return folder
     if name == "aesthetic-v2.5":
         text = {**LAYERS, "vocab_size": 10}
         model, head = shaken(SiglipModel(SiglipConfig(vision_config=VISION, text_config=text))), SiglipHead(32)

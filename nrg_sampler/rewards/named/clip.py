@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from nrg_sampler.rewards.named.judge import FrameJudge
+from nrg_sampler.rewards.named.judge import FrameJudge, require_one_each, warn_of_truncation
 from nrg_sampler.rewards.named.preprocessing import Preprocessing
 from nrg_sampler.rewards.named.table import Entry
 
@@ -45,9 +44,7 @@ class ClipJudge(FrameJudge):
         Raises:
             ValueError: If ``frames`` are none, or the prompts are not one for each clip.
         """
-        if isinstance(prompts, str) or len(prompts) != len(frames):
-            got = "one text" if isinstance(prompts, str) else f"{len(prompts)}"
-            raise ValueError(f"Expected {len(frames)} prompts, one for each clip, but got {got}; pass a list.")
+        require_one_each(prompts, frames)
         texts = self._texts(tuple(prompts))  # (B, D)
 
         def cosine(pixels: Tensor) -> Tensor:
@@ -83,10 +80,7 @@ class ClipJudge(FrameJudge):
         longest = max(map(len, rows))
         if longest > most and not self._truncation_said:
             self._truncation_said = True
-            warnings.warn(
-                f"{self.entry.name} reads {most} tokens of a prompt, and one has {longest}; the rest is not scored.",
-                stacklevel=2,
-            )
+            warn_of_truncation(self.entry, most, longest)
         rows = [row if len(row) <= most else [*row[: most - 1], end] for row in rows]
         width = max(map(len, rows))
         return torch.tensor([[*row, *[end] * (width - len(row))] for row in rows])

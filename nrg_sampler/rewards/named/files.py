@@ -8,7 +8,9 @@ from pathlib import Path
 
 import torch
 
-TOKENIZER = (("tokenizer.json",), ("vocab.json", "merges.txt"))  # either
+# Either of these.
+CLIP_TOKENIZER = (("tokenizer.json",), ("vocab.json", "merges.txt"))
+BERT_TOKENIZER = (("tokenizer.json",), ("vocab.txt",))
 
 
 @dataclass(frozen=True)
@@ -88,19 +90,25 @@ def first(names: Sequence[str], places: Sequence[Place], advice: str) -> Path:
     raise _absent(" or ".join(names), places, advice)
 
 
-def tokenizer_folder(places: Sequence[Place], advice: str) -> Path:
+def tokenizer_folder(places: Sequence[Place], kinds: Sequence[Sequence[str]], advice: str) -> Path:
     """Return the folder with a tokenizer's files.
+
+    Args:
+        places: In the order of preference.
+        kinds: The files that make one, several together or others instead.
+        advice: What to do if there is none, the end of a sentence without its full stop.
 
     Raises:
         ValueError: If there is none.
     """
     for place in places:
-        for names in TOKENIZER:
+        for names in kinds:
             files = [place.file(name) for name in names]
             if files[0] is not None and None not in files:
                 place.file("tokenizer_config.json")  # brings it beside the others, where there is one
                 return files[0].parent
-    raise _absent("tokenizer.json, or vocab.json and merges.txt,", places, advice)
+    what = ", or ".join(" and ".join(names) for names in kinds)
+    raise _absent(f"{what},", places, advice)
 
 
 def _absent(what: str, places: Sequence[Place], advice: str) -> ValueError:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -63,6 +64,24 @@ class FrameJudge(nn.Module):
         scores = score(prepared)
         scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
         return scores.view(batch, length, -1).mean(dim=1)
+
+
+def require_one_each(prompts: Sequence[str], frames: Tensor) -> None:
+    """Refuse prompts that are not one for each clip.
+
+    Raises:
+        ValueError: If they are a single text, or too few or too many.
+    """
+    if isinstance(prompts, str) or len(prompts) != len(frames):
+        got = "one text" if isinstance(prompts, str) else f"{len(prompts)}"
+        raise ValueError(f"Expected {len(frames)} prompts, one for each clip, but got {got}; pass a list.")
+
+
+def warn_of_truncation(entry: Entry, most: int, longest: int) -> None:
+    """Warn that a prompt of ``longest`` tokens is cut to ``most``; the caller does so once."""
+    warnings.warn(
+        f"{entry.name} reads {most} tokens of a prompt, and one has {longest}; the rest is not scored.", stacklevel=3
+    )
 
 
 def check_frames(frames: Tensor) -> None:

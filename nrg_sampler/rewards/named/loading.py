@@ -8,6 +8,7 @@ What a folder of each holds::
     aesthetic              sac+logos+ava1-l14-linearMSE.pth, and a CLIP vision tower as config.json and
                            model.safetensors
     aesthetic-v2.5         aesthetic_predictor_v2_5.pth, and a SigLIP vision tower likewise
+    imagereward            ImageReward.pt, and a tokenizer; a config.json of a BLIP model if it is of another size
 
 The tokenizer or the tower may also stand in the folder or cache of the model from which the reward was made.
 """
@@ -16,7 +17,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nrg_sampler.rewards.named import imagereward
 from nrg_sampler.rewards.named.aesthetic import ClipAestheticJudge, ClipHead, SiglipAestheticJudge, SiglipHead
 from nrg_sampler.rewards.named.clip import ClipJudge
-from nrg_sampler.rewards.named.files import Place, TorchCache, first, tokenizer_folder
+from nrg_sampler.rewards.named.files import (
+    BERT_TOKENIZER,
+    CLIP_TOKENIZER,
+    Place,
+    TorchCache,
+    first,
+    tokenizer_folder,
+)
 from nrg_sampler.rewards.named.hpsv2 import H14, from_open_clip
 from nrg_sampler.rewards.named.judge import FrameJudge
 from nrg_sampler.rewards.named.table import TABLE, TRANSFORMERS_FILES, Entry, find, unknown
@@ -126,12 +135,12 @@ class _Source:
         got = f"with `hf download {entry.source} {files}`" if entry.on_hub else f"from github.com/{entry.source}"
         return first(entry.files, self.own, f"get it {got}, or pass its folder as {entry.name}:FOLDER")
 
-    def tokenizer(self) -> Any:
+    def tokenizer(self, kind: str = "CLIPTokenizer", files: Sequence[Sequence[str]] = CLIP_TOKENIZER) -> Any:
         """The tokenizer of the text tower."""
-        from transformers import CLIPTokenizer
+        import transformers
 
-        folder = tokenizer_folder(self.base, self._advice("tokenizer.json"))
-        return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+        folder = tokenizer_folder(self.base, files, self._advice("tokenizer.json"))
+        return getattr(transformers, kind).from_pretrained(folder, local_files_only=True)
 
     def tower(self) -> tuple[Path, dict[str, Tensor]]:
         """The folder of the vision tower's config, and its weights without those of a text tower."""
@@ -194,6 +203,22 @@ def _aesthetic_25(source: _Source) -> FrameJudge:
     return SiglipAestheticJudge(source.entry, model, head)
 
 
+def _imagereward(source: _Source) -> FrameJudge:
+    from accelerate import init_empty_weights
+    from transformers import BlipConfig
+
+    file = source.weights()
+    own_config = file.parent / "config.json"
+    if own_config.is_file():
+        config = _config("BlipConfig", own_config)
+    else:
+        config = BlipConfig(vision_config=imagereward.VISION, text_config=imagereward.TEXT)
+    with init_empty_weights(include_buffers=False):
+        model = imagereward.new_model(config.vision_config, config.text_config)
+    _fill(model, imagereward.from_published(_state(file), model.state_dict(), file), file)
+    return imagereward.ImageRewardJudge(source.entry, model, source.tokenizer("BertTokenizer", BERT_TOKENIZER))
+
+
 BUILDERS: dict[str, Callable[[_Source], FrameJudge]] = {
     "pickscore": _clip,
     "hpsv2": _hpsv2,
@@ -201,6 +226,7 @@ BUILDERS: dict[str, Callable[[_Source], FrameJudge]] = {
     "clipscore": _clip,
     "aesthetic": _aesthetic,
     "aesthetic-v2.5": _aesthetic_25,
+    "imagereward": _imagereward,
 }
 
 

@@ -9,6 +9,7 @@ References:
     [3] Hessel et al., 2021, arXiv:2104.08718 (CLIPScore).
     [4] github.com/christophschuhmann/improved-aesthetic-predictor.
     [5] github.com/discus0434/aesthetic-predictor-v2-5.
+    [6] Xu et al., 2023, arXiv:2304.05977 (ImageReward).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ Fit = Literal["crop", "pad", "stretch"]
 
 CLIP_H = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 CLIP_L = "openai/clip-vit-large-patch14"
+BERT = "google-bert/bert-base-uncased"
 SIGLIP = "google/siglip-so400m-patch14-384"
 TRANSFORMERS_FILES = ("model.safetensors", "pytorch_model.bin")  # either
 
@@ -178,13 +180,38 @@ TABLE = (
         parameters=429_546_785,
         reads_prompts=False,
     ),
+    Entry(
+        name="imagereward",
+        aliases=("imagereward-v1.0",),
+        source="THUDM/ImageReward",
+        on_hub=True,
+        files=("ImageReward.pt",),
+        base=BERT,
+        base_part="tokenizer",
+        licence="Apache-2.0",
+        axes=("TA",),
+        score="in its standard units, about -2 to 2",
+        factor=None,
+        input_size=224,
+        fit="crop",
+        parameters=446_206_689,
+        mean=(0.0,),
+        std=(1.0,),
+    ),
 )
 
 # Known by name; why none can be had from here.
 NOT_OFFERED = {
-    "imagereward": "its BLIP classes are not in transformers, and no code from elsewhere is run",
     "hpsv3": "its head on Qwen2-VL-7B cannot be loaded here yet",
     "videoreward": "it only grades finished clips so far, as `--judge videoreward:FOLDER`; there are no gradients yet",
+    "ocr": "it reads the text in a picture by a package of its own, without a gradient; `--judge module:FILE.py:NAME` "
+    "takes a judge of yours",
+    "unifiedreward": "it writes its scores as text, without a gradient, behind a server",
+    "visionreward": "it is published with code of its own, and no code from elsewhere is run; `aesthetic` rates a "
+    "picture's quality",
+    "videoscore": "it is published with a package of its own; `--judge videoreward:FOLDER` grades the same of a video",
+    "videoscore2": "it writes its scores as text, without a gradient, behind a server",
+    "dover": "its network is of a package of its own; `aesthetic` rates a picture's quality",
     "vlm": "a model behind a URL has no gradient, and choosing by one is not offered yet",
 }
 
@@ -197,6 +224,15 @@ def canonical(name: str) -> str:
 NAMES = {canonical(name): entry for entry in TABLE for name in (entry.name, *entry.aliases)}
 
 
+# Further names of those.
+OTHER_NAMES = {
+    "unifiedreward20": "unifiedreward",
+    "visionrewardvideo": "visionreward",
+    "visionrewardimage": "visionreward",
+    "videoalign": "videoreward",
+}
+
+
 def find(name: str) -> Entry | None:
     """Return the entry of a name or alias.
 
@@ -204,6 +240,7 @@ def find(name: str) -> Entry | None:
         ValueError: If the name is that of a reward which is known but not offered, with the reason.
     """
     key = canonical(name)
+    key = OTHER_NAMES.get(key, key)
     if key in NOT_OFFERED:
         raise ValueError(
             f"Expected a reward that can guide, but {name!r} cannot: {NOT_OFFERED[key]}; use one of {_listed()}."

@@ -50,6 +50,9 @@ def test_every_entry_can_be_loaded() -> None:
         ("hps_v2.1", "hpsv2.1"),
         ("aesthetic_v2_5", "aesthetic-v2.5"),
         ("yuvalkirstain/PickScore_v1", "pickscore"),
+        ("image_reward", "imagereward"),
+        ("ImageReward-v1.0", "imagereward"),
+        ("THUDM/ImageReward", "imagereward"),
         (CLIP_L, "clipscore"),
     ],
 )
@@ -65,14 +68,20 @@ def test_names_aliases_and_hub_ids_mean_an_entry(typed: str, name: str) -> None:
         ("hpsv2.2", "did you mean 'hpsv2"),
         ("aestetic", "did you mean 'aesthetic'"),
         ("image-rewards", "did you mean 'imagereward'"),
-        ("zzz", "but got 'zzz'; use one of pickscore, hpsv2, hpsv2.1, clipscore, aesthetic, aesthetic-v2.5"),
+        ("visionrewards", "did you mean 'visionreward'"),
+        ("zzz", "'zzz'; use one of pickscore, hpsv2, hpsv2.1, clipscore, aesthetic, aesthetic-v2.5, imagereward"),
         ("pickscore:nowhere", "'nowhere' is none; write pickscore:FOLDER"),
         ("pickscore:", "write pickscore:FOLDER"),
         ("xswu/HPSv2", "could be hpsv2 or hpsv2.1; say which, as hpsv2 or hpsv2.1"),
-        ("image_reward", "'image_reward' cannot: its BLIP classes are not in transformers"),
         ("hpsv3", "'hpsv3' cannot"),
         ("videoreward:folder", "'videoreward' cannot: it only grades finished clips"),
         ("vlm:http://localhost:8000#model", "'vlm' cannot: a model behind a URL has no gradient"),
+        ("ocr", "'ocr' cannot: it reads the text in a picture by a package of its own.*; use one of pickscore"),
+        ("unifiedreward", "'unifiedreward' cannot: it writes its scores as text"),
+        ("UnifiedReward-2.0", "'UnifiedReward-2.0' cannot: it writes its scores as text"),
+        ("visionreward-video", "'visionreward-video' cannot: it is published with code of its own"),
+        ("videoscore2", "'videoscore2' cannot: it writes its scores as text"),
+        ("dover", "'dover' cannot: its network is of a package of its own"),
     ],
 )
 def test_what_is_no_entry_is_refused_with_what_to_type_instead(typed: str, message: str) -> None:
@@ -80,7 +89,7 @@ def test_what_is_no_entry_is_refused_with_what_to_type_instead(typed: str, messa
         load_named(typed)
 
 
-@pytest.mark.parametrize("name", ["hpsv2", "hpsv2.1", "aesthetic", "aesthetic-v2.5"])
+@pytest.mark.parametrize("name", ["hpsv2", "hpsv2.1", "aesthetic", "aesthetic-v2.5", "imagereward"])
 def test_a_folder_alone_is_known_by_its_file(name: str, folders: dict[str, Path]) -> None:
     assert resolve(str(folders[name]))[0].name == name
 
@@ -142,7 +151,7 @@ def test_weights_as_torch_writes_them_with_old_counters_are_read(name: str, copi
 FILES = {
     "pickscore": "model.safetensors", "clipscore": "model.safetensors", "hpsv2": "HPS_v2_compressed.pt",
     "hpsv2.1": "HPS_v2.1_compressed.pt", "aesthetic": "sac+logos+ava1-l14-linearMSE.pth",
-    "aesthetic-v2.5": "aesthetic_predictor_v2_5.pth",
+    "aesthetic-v2.5": "aesthetic_predictor_v2_5.pth", "imagereward": "ImageReward.pt",
 }  # fmt: skip
 
 
@@ -162,7 +171,10 @@ def test_an_absent_file_is_named_with_its_place_and_what_to_pass(
     assert FILES[name] in text and f"the folder {folder}" in text and f"pass its folder as {name}:FOLDER" in text
 
 
-@pytest.mark.parametrize(("name", "file"), [("hpsv2", "tokenizer.json"), ("aesthetic", "model.safetensors")])
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [("hpsv2", "tokenizer.json"), ("aesthetic", "model.safetensors"), ("imagereward", "tokenizer.json")],
+)
 def test_an_absent_tokenizer_or_tower_is_looked_for_in_three_places(
     name: str, file: str, copied: Callable[[str], Path], tmp_path: Path
 ) -> None:

@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 from transformers import (
+    BertTokenizer,
     CLIPImageProcessorPil,
     CLIPModel,
     CLIPTokenizer,
@@ -25,10 +26,10 @@ from nrg_sampler.rewards.named.judge import FrameJudge
 
 PROMPTS = ["a red circle", "two blue stars"]
 SIDE = tiny_named.SIDE
-TEXT_AWARE = ("pickscore", "hpsv2", "hpsv2.1", "clipscore")
+TEXT_AWARE = ("pickscore", "hpsv2", "hpsv2.1", "clipscore", "imagereward")
 # Pillow rounds to 8 bits after each pass of its filter, torch does not: by how much a cosine and a rating of the tiny
-# models differ for it. The largest that were measured are 8e-4 and 3e-3.
-COSINE, RATING = 1e-3, 4e-3
+# models differ for it, and ImageReward's score. The largest that were measured are 8e-4, 3e-3 and 3.1e-3.
+COSINE, RATING, IMAGE_REWARD = 1e-3, 4e-3, 4e-3
 
 
 def clips(height: int = SIDE, width: int = SIDE, length: int = 2) -> Tensor:
@@ -76,7 +77,13 @@ def head(layers: dict[str, Tensor], features: Tensor) -> Tensor:
 def second_source(name: str, folder: Path, frames: Tensor) -> Tensor:
     """The published score by transformers' own processor and features, the mean over frames, shape (B, 1)."""
     prepared, length = pixels(name, frames), frames.shape[2]
-    if name.startswith("aesthetic"):
+    if name == "imagereward":
+        state = torch.load(folder / "ImageReward.pt")
+        padded_to = {"padding": "max_length", "truncation": True, "max_length": 35}  # as its own code does
+        tokens = BertTokenizer.from_pretrained(folder)(PROMPTS, **padded_to, return_tensors="pt")
+        rows = torch.arange(len(frames)).repeat_interleave(length)
+        scores = image_reward(state, prepared, tokens["input_ids"][rows], tokens["attention_mask"][rows])
+    elif name.startswith("aesthetic"):
         model: Any = (SiglipModel if name == "aesthetic-v2.5" else CLIPModel).from_pretrained(folder).eval()
         features = functional.normalize(model.get_image_features(prepared).pooler_output, dim=-1)
         scores = head(torch.load(next(folder.glob("*.pth"))), features)
@@ -92,6 +99,53 @@ def second_source(name: str, folder: Path, frames: Tensor) -> Tensor:
         factor = {"pickscore": model.logit_scale.exp(), "clipscore": 100.0}.get(name, 1.0)
         scores = factor * (images * texts.repeat_interleave(length, 0)).sum(-1, keepdim=True)
     return scores.view(len(frames), length, 1).mean(1)
+
+
+def image_reward(state: dict[str, Tensor], pixels: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+    """ImageReward by its published formulas over its published names, shape (N, 1)."""
+    blocks, heads = range(tiny_named.LAYERS["num_hidden_layers"]), tiny_named.LAYERS["num_attention_heads"]
+
+    def linear(name: str, x: Tensor) -> Tensor:
+        return x @ state[f"{name}.weight"].T + state[f"{name}.bias"]
+
+    def norm(name: str, x: Tensor, eps: float) -> Tensor:
+        x = (x - x.mean(-1, keepdim=True)) / (x.var(-1, correction=0, keepdim=True) + eps).sqrt()
+        return x * state[f"{name}.weight"] + state[f"{name}.bias"]
+
+    def attention(q: Tensor, k: Tensor, v: Tensor, hidden: Tensor | None = None) -> Tensor:
+        outs = []
+        for one, keys, values in zip(*(part.chunk(heads, -1) for part in (q, k, v)), strict=True):
+            logits = one @ keys.mT / keys.shape[-1] ** 0.5
+            outs.append((logits if hidden is None else logits.masked_fill(hidden, -10000.0)).softmax(-1) @ values)
+        return torch.cat(outs, -1)
+
+    eye, text = "blip.visual_encoder", "blip.text_encoder"
+    patch = functional.conv2d(pixels, *(state[f"{eye}.patch_embed.proj.{kind}"] for kind in ("weight", "bias")), 14)
+    x = torch.cat([state[f"{eye}.cls_token"].expand(len(pixels), -1, -1), patch.flatten(2).mT], 1)
+    x = x + state[f"{eye}.pos_embed"]
+    for block in blocks:
+        here = f"{eye}.blocks.{block}"
+        qkv = linear(f"{here}.attn.qkv", norm(f"{here}.norm1", x, 1e-6)).chunk(3, -1)
+        x = x + linear(f"{here}.attn.proj", attention(*qkv))
+        x = x + linear(f"{here}.mlp.fc2", functional.gelu(linear(f"{here}.mlp.fc1", norm(f"{here}.norm2", x, 1e-6))))
+    seen = norm(f"{eye}.norm", x, 1e-6)
+    words = state[f"{text}.embeddings.word_embeddings.weight"][ids]
+    words = words + state[f"{text}.embeddings.position_embeddings.weight"][: ids.shape[1]]
+    words = norm(f"{text}.embeddings.LayerNorm", words, 1e-12)
+    for block in blocks:
+        layer = f"{text}.encoder.layer.{block}"
+        for name, other, hidden in (("attention", None, mask[:, None] == 0), ("crossattention", seen, None)):
+            source = words if other is None else other
+            q = linear(f"{layer}.{name}.self.query", words)
+            k, v = (linear(f"{layer}.{name}.self.{part}", source) for part in ("key", "value"))
+            read = linear(f"{layer}.{name}.output.dense", attention(q, k, v, hidden))
+            words = norm(f"{layer}.{name}.output.LayerNorm", words + read, 1e-12)
+        wide = functional.gelu(linear(f"{layer}.intermediate.dense", words))
+        words = norm(f"{layer}.output.LayerNorm", words + linear(f"{layer}.output.dense", wide), 1e-12)
+    score = words[:, 0]
+    for number in (0, 2, 4, 6, 7):
+        score = linear(f"mlp.layers.{number}", score)
+    return (score - 0.16717362830052426) / 1.0333394966054072
 
 
 def scored(judge: FrameJudge, frames: Tensor) -> Tensor:
@@ -124,6 +178,8 @@ def test_resized_frames_differ_by_the_rounding_of_8_bits_only(
     difference = (scored(judge, frames) - second_source(name, folders[name], frames)).abs().max()
     if name.startswith("aesthetic"):
         assert difference < RATING
+    elif name == "imagereward":
+        assert difference < IMAGE_REWARD
     else:
         assert difference < COSINE * float(judge.entry.factor or judge.model.logit_scale.exp())
 

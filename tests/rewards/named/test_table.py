@@ -9,6 +9,7 @@ import pytest
 from accelerate import init_empty_weights
 from torch import nn
 from transformers import (
+    BlipConfig,
     CLIPConfig,
     CLIPModel,
     CLIPVisionConfig,
@@ -21,6 +22,7 @@ from nrg_sampler.cli import main
 from nrg_sampler.cli.rewards import markdown
 from nrg_sampler.rewards.named.aesthetic import ClipHead, SiglipHead
 from nrg_sampler.rewards.named.hpsv2 import H14
+from nrg_sampler.rewards.named.imagereward import TEXT, VISION, new_model
 from nrg_sampler.rewards.named.table import NAMES, NOT_OFFERED, TABLE, canonical
 
 PAGE = Path(__file__).parents[3] / "docs" / "rewards" / "named.md"
@@ -43,6 +45,9 @@ def published(name: str) -> list[nn.Module]:
         return [CLIPVisionModelWithProjection(CLIPVisionConfig(**L14)), ClipHead(768)]
     if name == "aesthetic-v2.5":
         return [SiglipVisionModel(SiglipVisionConfig(**SO400M)), SiglipHead(1152)]
+    if name == "imagereward":
+        config = BlipConfig(vision_config=VISION, text_config=TEXT)
+        return [new_model(config.vision_config, config.text_config)]
     large = {"projection_dim": 768, "text_config": L14_TEXT, "vision_config": L14}
     return [CLIPModel(CLIPConfig(**(large if name == "clipscore" else H14)))]
 
@@ -73,7 +78,7 @@ def test_the_command_lists_the_table(capsys: pytest.CaptureFixture[str]) -> None
     assert {row["name"]: row["reason"] for row in table["not_offered"]} == NOT_OFFERED
     assert main(["rewards"]) == 0
     plain = capsys.readouterr().out
-    assert plain.startswith("name") and "aesthetic-v2.5" in plain and "imagereward: its BLIP classes" in plain
+    assert plain.startswith("name") and "aesthetic-v2.5" in plain and "hpsv3: its head on" in plain
     assert main(["rewards", "--markdown"]) == 0
     assert capsys.readouterr().out.strip() == markdown()
 
