@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import importlib.util
 import inspect
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from nrg_sampler.judges.base import Judge
 from nrg_sampler.judges.shapes import OracleJudge, PixelClipJudge, load_pixel_judge
+from nrg_sampler.judges.vlm import QUESTIONS, SCALE, VlmJudge
 from nrg_sampler.rewards.by_name import local_fingerprint
 from nrg_sampler.rewards.frame_scorer import Wanted
 from nrg_sampler.rewards.named import TABLE, load_named
@@ -54,6 +56,10 @@ def _videoreward(source: str, device: str) -> Judge:
 
 def _pixel(source: str, device: str) -> Judge:
     return PixelClipJudge(load_pixel_judge(source).to(device))
+
+
+def _vlm(source: str, device: str) -> Judge:
+    return VlmJudge.from_name(source)
 
 
 def _module(source: str, device: str) -> Judge:
@@ -99,6 +105,7 @@ JUDGES: dict[str, Callable[[str, str], Judge]] = {
     "oracle": _oracle,
     "pixel": _pixel,
     "videoreward": _videoreward,
+    "vlm": _vlm,
     "module": _module,
 }
 
@@ -107,9 +114,10 @@ def load_judge(name: str, device: str = "cpu") -> Judge:
     """Make a judge.
 
     Args:
-        name: ``"oracle"``, ``"pixel"`` for the bundled one, ``"pixel:FOLDER"``, ``"videoreward:FOLDER"``, a published
-            reward as ``"pickscore"`` or ``"pickscore:FOLDER"``, or a judge of your own as
-            ``"module:PACKAGE.MODULE:NAME"`` or ``"module:FILE.py:NAME"``.
+        name: ``"oracle"``, ``"pixel"`` for the bundled one, ``"pixel:FOLDER"``, ``"videoreward:FOLDER"``, a
+            vision-language model behind a server as ``"vlm:URL#MODEL"``, a published reward as ``"pickscore"`` or
+            ``"pickscore:FOLDER"``, or a judge of your own as ``"module:PACKAGE.MODULE:NAME"`` or
+            ``"module:FILE.py:NAME"``.
         device: Where its network runs, if it has one.
 
     Raises:
@@ -132,6 +140,9 @@ def judge_identity(name: str) -> str:
     kind, _, source = name.partition(":")
     if kind == "pixel":
         return f"pixel {fingerprint(Path(source) if source else bundled_folder('judge'))}"
+    if kind == "vlm":
+        asked = hashlib.sha256("\n".join([*QUESTIONS.values(), SCALE]).encode()).hexdigest()
+        return f"{name} {asked[:12]}"  # the weights behind a URL cannot be known from here
     if kind == "module":
         place = source.rpartition(":")[0]
         file = place if place.endswith(".py") else str(importlib.import_module(place).__file__)

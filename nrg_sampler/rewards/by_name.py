@@ -27,7 +27,11 @@ from nrg_sampler.rewards.named.table import TABLE, Entry, find, unknown
 from nrg_sampler.rewards.pixel import PixelReward
 
 RewardLike: TypeAlias = Reward | str | os.PathLike[str] | Mapping[str, float] | None
-ONLY_JUDGES = {"oracle": "", "pixel": "; a pixel judge is made a reward by `PixelReward(judge, pipe.vae, axes)`"}
+ONLY_JUDGES = {
+    "oracle": "",
+    "pixel": "; a pixel judge is made a reward by `PixelReward(judge, pipe.vae, axes)`",
+    "vlm": "; a model behind a URL has no gradient, but can choose among several samples",
+}
 
 
 def reward_for(pipe: Any, wanted: RewardLike) -> Any:

@@ -205,14 +205,16 @@ NOT_OFFERED = {
     "hpsv3": "its head on Qwen2-VL-7B cannot be loaded here yet",
     "videoreward": "it only grades finished clips so far, as `--judge videoreward:FOLDER`; there are no gradients yet",
     "ocr": "it reads the text in a picture by a package of its own, without a gradient; `--judge module:FILE.py:NAME` "
-    "takes a judge of yours",
-    "unifiedreward": "it writes its scores as text, without a gradient, behind a server",
+    "takes a judge of yours, `--judge vlm:URL#MODEL` a model that reads",
+    "unifiedreward": "it writes its scores as text, without a gradient; behind a server it grades by the questions of "
+    "`--judge vlm:URL#MODEL`",
     "visionreward": "it is published with code of its own, and no code from elsewhere is run; `aesthetic` rates a "
     "picture's quality",
     "videoscore": "it is published with a package of its own; `--judge videoreward:FOLDER` grades the same of a video",
-    "videoscore2": "it writes its scores as text, without a gradient, behind a server",
+    "videoscore2": "it writes its scores as text, without a gradient; behind a server it grades by the questions of "
+    "`--judge vlm:URL#MODEL`",
     "dover": "its network is of a package of its own; `aesthetic` rates a picture's quality",
-    "vlm": "a model behind a URL has no gradient, and choosing by one is not offered yet",
+    "vlm": "a model behind a URL has no gradient; it grades finished clips, as `--judge vlm:URL#MODEL`",
 }
 
 
