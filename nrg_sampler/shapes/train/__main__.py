@@ -8,6 +8,7 @@ Example:
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
+from nrg_sampler.checkpoints import pipeline_source
 from nrg_sampler.files import NoRoomError, writable_folder
 from nrg_sampler.locks import FolderLock
 from nrg_sampler.runs.progress import RunFailedError
@@ -30,6 +32,11 @@ def _base(folder: Path, **options: Any) -> Iterator[dict[str, float]]:
     from nrg_sampler.shapes.train.train_base import train_base
     from nrg_sampler.shapes.train.train_text import train_text
 
+    start: Path | None = options.get("start")
+    if start is not None:
+        for part in ("tokenizer", "text_encoder"):  # the earlier transformer reads these embeddings of words
+            if not (folder / part).is_dir():
+                shutil.copytree(start / part, folder / part)
     if not (folder / "text_encoder").is_dir():
         yield from train_text(folder, seed=options["seed"], device=options["device"])
     yield from train_base(folder, **options)
@@ -103,11 +110,18 @@ def main() -> None:
     parser.add_argument("--batch", type=int, help="clips a step (default: the bundled model's)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--start", metavar="MODEL", help="`vae` and `base` only: go on from this pipeline's weights")
     parser.add_argument("--factors", nargs="+", metavar="NAME", help="`ablation` only: what to vary, one at a time")
     parser.add_argument("--seeds", type=int, help="`ablation` only: runs of each choice (default: 3)")
     arguments = parser.parse_args()
     given = ("steps", "batch", *(("factors", "seeds") if arguments.stage == "ablation" else ()))
     options = {name: getattr(arguments, name) for name in given if getattr(arguments, name) is not None}
+    if arguments.start is not None:
+        if arguments.stage not in ("vae", "base"):
+            parser.error(
+                f"Expected `--start` with the stages `vae` and `base` only, but got it with {arguments.stage}."
+            )
+        options["start"] = Path(pipeline_source(arguments.start))
     try:
         with FolderLock(writable_folder(arguments.out)):
             if arguments.stage == "bundle":

@@ -31,6 +31,8 @@ class LoopSettings:
     Args:
         steps: Optimiser steps in all.
         warmup: Steps over which the learning rate rises from 0; then it falls to 0 along a cosine.
+        hold: Share of the steps before the rate begins to fall. Until then a run may be made longer or shorter: where
+            a stage takes days, how long it has to learn is seen from its curve.
         ema: Decay of the exponential moving average of the weights, reached after a warm-up of its own.
         clip: Largest gradient norm.
         seed: Step ``n`` draws all its randomness from ``(seed, n)``, so a resumed run sees the same data.
@@ -40,6 +42,7 @@ class LoopSettings:
 
     steps: int
     warmup: int = 100
+    hold: float = 0.0
     ema: float = 0.999
     clip: float = 1.0
     seed: int = 0
@@ -50,6 +53,8 @@ class LoopSettings:
         """Check the values."""
         if self.steps < 1:
             raise ValueError(f"Expected `steps` to be at least 1, but got {self.steps}.")
+        if not 0 <= self.hold < 1:
+            raise ValueError(f"Expected `hold` to be a share in [0, 1), but got {self.hold}.")
 
     @property
     def identity(self) -> dict[str, str]:
@@ -59,7 +64,11 @@ class LoopSettings:
 
     def rate(self, step: int) -> float:
         """Return the learning-rate factor at a step, in ``[0, 1]``."""
-        return warmup_cosine(step, self.warmup, self.steps, first=1)
+        held = self.hold * self.steps
+        if self.warmup <= step < held:
+            return 1.0
+        falls_from = self.warmup if step < self.warmup else max(self.warmup, int(held))
+        return warmup_cosine(step, falls_from, self.steps, first=1)
 
 
 def fit(
@@ -91,11 +100,14 @@ def fit(
     step, saved_at, log = 0, time.monotonic(), StepLog(checkpoint.with_suffix(".jsonl"))
     if checkpoint.exists():
         state = _read(checkpoint)
-        _require_same(state.get("identity", {}), settings.identity, checkpoint)
+        stored = dict(state.get("identity", {}))
+        if state["step"] <= settings.hold * min(settings.steps, int(stored.get("steps", 0))):
+            stored["steps"] = str(settings.steps)  # neither run's rate has begun to fall, so both are the same so far
+        _require_same(stored, settings.identity, checkpoint)
         model.load_state_dict(state["model"])
         average.load_state_dict(state["average"])
-        for optimizer, stored in zip(optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(stored)
+        for optimizer, kept_state in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(kept_state)
         step = state["step"]
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
 

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from nrg_sampler.files import replacing
+from nrg_sampler.files import fingerprint, replacing
 from nrg_sampler.flow import noised, velocity_from
 from nrg_sampler.rewards.latent_space import normalised
 from nrg_sampler.runs.device import fast_autocast
@@ -20,6 +20,7 @@ from nrg_sampler.shapes.render import draw, render
 from nrg_sampler.shapes.scenes import Prompt, caption, sample_prompt, sample_scene
 from nrg_sampler.shapes.train.loop import LoopSettings, fit
 from nrg_sampler.shapes.train.origin import is_made, models_in, note_origin
+from nrg_sampler.shapes.train.start import start_transformer
 from nrg_sampler.shapes.train.train_text import TEXT_DIM, encode_text
 from nrg_sampler.shapes.train.train_vae import Z_DIM
 
@@ -27,9 +28,11 @@ if TYPE_CHECKING:
     from diffusers import AutoencoderKLWan, WanTransformer3DModel
 
 BLOCKS = 12
-HEADS, HEAD_DIM = 7, 32
+HEADS, HEAD_DIM = 6, 32
 CONTEXT_LENGTHS = (32, 512)  # prompt lengths that must give the same velocity; 512 is WanPipeline's default
 CAPTION_DROPOUT = 0.1
+CHUNK = 2000  # clips that are encoded into one file, so that an interrupted run loses a minute
+HOLD = 0.8
 TOKENS = 24  # a little more than the longest caption
 
 
@@ -113,26 +116,49 @@ def training_prompts(count: int, seed: int) -> list[Prompt]:
     return [sample_prompt(rng) for _ in range(count)]
 
 
-def cache_latents(vae: AutoencoderKLWan, prompts: list[Prompt], file: Path, seed: int, device: str) -> Iterator[int]:
-    """Render and encode one clip a prompt into a safetensors file, once; yields how many are done."""
-    origin = models_in(file.parent, "vae")
-    if is_made(file, origin):
-        return
-    rng = random.Random(f"scenes/{seed}")
-    done: list[Tensor] = []
-    for start in range(0, len(prompts), 64):
-        scenes = [sample_scene(prompt, rng) for prompt in prompts[start : start + 64]]
-        done.append(encode_clips(vae, render(draw(scenes)).to(device)).half().cpu())
-        yield start + len(scenes)
-    with replacing(file) as partial:
-        save_file({"latents": torch.cat(done)}, partial)
-    note_origin(file, origin)
+def cache_latents(vae: AutoencoderKLWan, prompts: list[Prompt], folder: Path, seed: int, device: str) -> Iterator[int]:
+    """Render and encode one clip a prompt into the files of :func:`latent_files`, once; yields how many are done."""
+    origin = models_in(folder, "vae")
+    for index, file in enumerate(latent_files(folder, len(prompts))):
+        if is_made(file, origin):
+            continue
+        chunk = prompts[index * CHUNK : (index + 1) * CHUNK]
+        rng = random.Random(f"scenes/{seed}/{index}")
+        done: list[Tensor] = []
+        for start in range(0, len(chunk), 40):
+            scenes = [sample_scene(prompt, rng) for prompt in chunk[start : start + 40]]
+            done.append(encode_clips(vae, render(draw(scenes)).to(device)).half().cpu())
+            yield index * CHUNK + start + len(scenes)
+        with replacing(file) as partial:
+            save_file({"latents": torch.cat(done)}, partial)
+        note_origin(file, origin)
+
+
+def latent_files(folder: Path, clips: int) -> list[Path]:
+    """Name the files that hold the latents of so many training clips, ``CHUNK`` in each."""
+    return [folder / f"latents-{index:02d}.safetensors" for index in range(-(-clips // CHUNK))]
 
 
 def train_base(
-    folder: Path, steps: int = 20000, batch: int = 32, clips: int = 30000, seed: int = 0, device: str = "cpu"
+    folder: Path,
+    steps: int = 20000,
+    batch: int = 32,
+    clips: int = 30000,
+    seed: int = 0,
+    device: str = "cpu",
+    start: Path | None = None,
 ) -> Iterator[dict[str, float]]:
-    """Train on rendered clips of the training split and save ``folder/transformer``; needs the vae and text stages."""
+    """Train on rendered clips of the training split and save ``folder/transformer``; needs the vae and text stages.
+
+    Args:
+        folder: Holds ``vae``, ``tokenizer`` and ``text_encoder``.
+        steps: Optimiser steps.
+        batch: Clips a step.
+        clips: Clips that are rendered and encoded once.
+        seed: Seed of prompts, scenes and steps.
+        device: Where to train.
+        start: An earlier pipeline to take the first weights from, see :func:`~.start.start_transformer`.
+    """
     from diffusers import AutoencoderKLWan
     from transformers import PreTrainedTokenizerFast, UMT5EncoderModel
 
@@ -140,12 +166,15 @@ def train_base(
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer")
     text_encoder = UMT5EncoderModel.from_pretrained(folder / "text_encoder").to(device).eval()
     prompts = training_prompts(clips, seed)
-    for count in cache_latents(vae, prompts, folder / "latents.safetensors", seed, device):
+    for count in cache_latents(vae, prompts, folder, seed, device):
         yield {"step": 0, "loss": math.nan, "encoded": count}
-    latents = load_file(folder / "latents.safetensors")["latents"]
+    latents = torch.cat([load_file(file)["latents"] for file in latent_files(folder, clips)])
 
     torch.manual_seed(seed)
-    transformer = new_transformer().to(device)
+    transformer = new_transformer()
+    if start is not None:
+        start_transformer(transformer, start)
+    transformer.to(device)
     attention = TrainingAttention()
     for block in transformer.blocks:
         block.attn1.set_processor(attention)
@@ -168,7 +197,8 @@ def train_base(
 
     optimizers = new_optimizers(transformer)
     about = {"batch": batch, "clips": clips, **models_in(folder, "vae", "text_encoder")}
-    settings = LoopSettings(steps, warmup=200, seed=seed, about=about)
+    about["start"] = fingerprint(start) if start else ""
+    settings = LoopSettings(steps, warmup=200, hold=HOLD, seed=seed, about=about)
     yield from fit(transformer, loss, optimizers, settings, folder / "base.pt")
     transformer.to("cpu").save_pretrained(folder / "transformer")
 

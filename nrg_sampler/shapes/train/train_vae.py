@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from nrg_sampler.files import fingerprint
 from nrg_sampler.runs.device import fast_autocast
 from nrg_sampler.shapes.render import draw, pixel_grid, render
 from nrg_sampler.shapes.scenes import HEIGHT, NUM_FRAMES, WIDTH, Prompt, sample_prompt, sample_scene
 from nrg_sampler.shapes.train.convolutions import new_optimizers
 from nrg_sampler.shapes.train.loop import LoopSettings, fit
+from nrg_sampler.shapes.train.start import start_vae
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKLWan
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 Z_DIM = 16
 PATCH = 4
 CROP = 32
+HOLD = 0.8
 SMALL_STARS = 0.4  # share of the scenes that show one: their points are the finest thing there is, and learned last
 ON_SHAPE = 0.85  # share of the crops that are cut where the shape is: elsewhere there is little to learn
 KL_WEIGHT = 1e-5  # fifty times as much blurred the shapes: the noise it asks for drowns their corners
@@ -87,11 +90,19 @@ def whole_clips(seed: int, count: int) -> Tensor:
 
 
 def train_vae(
-    folder: Path, steps: int = 12000, batch: int = 8, seed: int = 0, device: str = "cpu"
+    folder: Path,
+    steps: int = 12000,
+    batch: int = 8,
+    seed: int = 0,
+    device: str = "cpu",
+    start: Path | None = None,
 ) -> Iterator[dict[str, float]]:
-    """Train on rendered clips of the training split and save to ``folder/vae``."""
+    """Train on rendered clips of the training split and save to ``folder/vae``; ``start`` is an earlier pipeline."""
     torch.manual_seed(seed)
-    vae = new_vae().to(device)
+    vae = new_vae()
+    if start is not None:
+        start_vae(vae, start)
+    vae.to(device)
 
     def loss(step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         pixels = crops(seed * 1_000_003 + step, batch).to(device)
@@ -107,7 +118,8 @@ def train_vae(
         psnr = -10 * torch.log10(mse.detach() / 4)
         return 4 * mse + error.abs().mean() + KL_WEIGHT * kl, {"psnr": psnr.item(), "kl": kl.item()}
 
-    settings = LoopSettings(steps, warmup=200, ema=0.998, seed=seed, about={"batch": batch})
+    about = {"batch": batch, "start": fingerprint(start) if start else ""}
+    settings = LoopSettings(steps, warmup=200, hold=HOLD, ema=0.998, seed=seed, about=about)
     yield from fit(vae, loss, new_optimizers(vae, lr=1e-3), settings, folder / "vae.pt")
     measure_latents(vae, seed, device)
     vae.to("cpu").save_pretrained(folder / "vae")
