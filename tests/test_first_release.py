@@ -19,7 +19,7 @@ def test_a_manifest_says_what_it_said() -> None:
     recipe = manifest.recipe
     assert (manifest.command, manifest.seed, recipe.prompt) == ("generate", 5, "a red circle moving right")
     assert recipe.guidance == RewardGuidance(
-        weights={"VQ": 1, "MQ": 2}, every=1, reuse=False, max_push=0.3, damping="VQ=1,MQ=0.5,TA=2"
+        weights={"VQ": 1, "MQ": 2}, every=1, reuse=False, max_push=0.3, damping="VQ=1,MQ=0.5,TA=2", frames="all"
     )
     assert recipe.guidance.weights == RewardWeights((1.0, 2.0), ("VQ", "MQ"))
     assert (recipe.model, recipe.reward, recipe.fps) == ("shapes", None, 8.0)

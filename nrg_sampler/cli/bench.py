@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from nrg_sampler.cli import parser as options
 from nrg_sampler.json_text import to_json
+from nrg_sampler.rewards.frames import read_frames
 from nrg_sampler.runs.device import DTYPES
 
 if TYPE_CHECKING:
@@ -34,11 +35,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the reward runs its own forward pass, reads the model's features, or reads a part of the latents",
     )
     parser.add_argument(
-        "--frame-stride",
-        type=options.whole_number(1),
-        default=2,
-        metavar="N",
-        help="each N-th latent frame, with --mode strided (default: 2)",
+        "--frames",
+        type=_frames,
+        default="every:2",
+        metavar="FRAMES",
+        help="latent frames that are read with --mode strided: every:N or middle (default: every:2)",
     )
     parser.add_argument(
         "--crop",
@@ -90,7 +91,7 @@ def run(arguments: argparse.Namespace) -> int:
             arguments.blocks,
             mode=mode,
             every=arguments.every,
-            frame_stride=arguments.frame_stride,
+            frames=arguments.frames,
             crop=arguments.crop,
             checkpointing=arguments.checkpointing,
             compiled=arguments.compile,
@@ -105,6 +106,13 @@ def run(arguments: argparse.Namespace) -> int:
         else:
             print(table(rows, workload.about), flush=True)
     return 0
+
+
+def _frames(text: str) -> str:
+    try:
+        return read_frames("frames", text) or "all"
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _size(text: str) -> tuple[int, int, int]:
@@ -135,7 +143,7 @@ def _measured(row: CostRow) -> str:
 
 
 def _mode(row: CostRow) -> str:
-    stride = [f"frame stride {row.frame_stride}"] * (row.frame_stride > 1)
+    stride = [f"frames {row.frames}"] * (row.frames != "all")
     crop = [f"crop {row.crop:g}"] * (row.crop < 1)
     compiled = [f"{row.compiled} compiled"] if row.compiled else []
     return ", ".join([row.mode, *stride, *crop, *["checkpointed"] * row.checkpointing, *compiled])

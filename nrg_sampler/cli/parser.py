@@ -222,7 +222,7 @@ def add_guidance(
 
 
 def _add_setting(section: argparse._ArgumentGroup, setting: Setting) -> None:
-    option = f"--{setting.name.replace('_', '-')}"
+    option = f"--{setting.option}"
     text = f"{setting.help} (default: {setting.usual})"
     about = text if setting.shown else Hidden(text)
     if isinstance(setting.kind, Switch):

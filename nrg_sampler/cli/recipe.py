@@ -63,7 +63,8 @@ def guidance_from(
 
 def _given(arguments: argparse.Namespace, kind: type[RewardGuidance] = RewardGuidance) -> dict[str, str]:
     """Return the settings that were given, as text by their names."""
-    options = {name: getattr(arguments, name) for name in settings_of(kind)}
+    stated = settings_of(kind)
+    options = {name: getattr(arguments, setting.option.replace("-", "_")) for name, setting in stated.items()}
     return {**{name: str(text) for name, text in options.items() if text is not None}, **dict(arguments.set or ())}
 
 

@@ -14,6 +14,7 @@ from nrg_sampler.cost.step import Step, count_step
 from nrg_sampler.cost.timing import Timed, measure_step, weigh_step
 from nrg_sampler.cost.workloads import Workload
 from nrg_sampler.guidance.settings import RewardGuidance
+from nrg_sampler.rewards.frames import ALL
 from nrg_sampler.statistics import bootstrap_interval
 
 TIMED_ON_CPU = 1e11  # operations of an unguided step above which a processor would take minutes a step
@@ -29,7 +30,7 @@ class CostRow:
         mode: ``"separate"``: the reward runs its own forward pass; ``"shared"``: it reads the denoiser's features;
             ``"strided"``: it runs its own on a part of the latents.
         every: Each n-th step is guided.
-        frame_stride: Each n-th latent frame is read.
+        frames: Which latent frames are read.
         crop: Share of the height and of the width that is read.
         blocks: Transformer blocks in the reward.
         k_time: Measured time over that of an unguided run, median over pairs of steps; ``None`` where nothing was
@@ -53,7 +54,7 @@ class CostRow:
     batch: int
     mode: str
     every: int
-    frame_stride: int
+    frames: str
     crop: float
     blocks: int
     k_time: float | None
@@ -81,7 +82,7 @@ def cost_rows(
     *,
     mode: str = "separate",
     every: Iterable[int] = (1, 2),
-    frame_stride: int = 2,
+    frames: str = "every:2",
     crop: float = 1.0,
     checkpointing: bool = False,
     device: str = "cpu",
@@ -100,7 +101,7 @@ def cost_rows(
         num_blocks: Blocks in the reward; a quarter of the transformer's by default.
         mode: ``"separate"``, ``"shared"`` where the reward reads the transformer's own features, or ``"strided"``
             where it reads a part of the latents.
-        frame_stride: Of that part, as in ``RewardGuidance``.
+        frames: Of that part, as in ``RewardGuidance``.
         crop: Likewise.
         every: Each n-th step guided; the unguided steps between are counted at their own cost.
         checkpointing: Whether the reward saves memory, see :mod:`nrg_sampler.rewards.recompute`.
@@ -127,7 +128,7 @@ def cost_rows(
     blocks = round(total / 4) if num_blocks is None else num_blocks
     if not 1 <= blocks <= total:
         raise ValueError(f"Expected a reward of 1 to {total} blocks for {workload.name}, but got {blocks}.")
-    guidance = RewardGuidance(frame_stride=frame_stride, crop=crop) if mode == "strided" else RewardGuidance()
+    guidance = RewardGuidance(frames=frames, crop=crop) if mode == "strided" else RewardGuidance()
     unguided, guided, predicted = count_step(workload, blocks, checkpointing, dtype, shared, guidance)
     flops = guided.flops / unguided.flops
     timed = None
@@ -148,7 +149,7 @@ def cost_rows(
             batch=workload.latents[0],
             mode=mode,
             every=gap,
-            frame_stride=guidance.frame_stride,
+            frames=guidance.frames or ALL,
             crop=guidance.crop,
             blocks=blocks,
             **_timed_ratios(timed, gap),

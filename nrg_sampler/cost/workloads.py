@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from nrg_sampler.guidance.part import Part
 from nrg_sampler.guidance.settings import RewardGuidance
 from nrg_sampler.rewards.base import Conditioning
+from nrg_sampler.rewards.frames import ALL
 from nrg_sampler.rewards.recompute import recomputed
 
 
@@ -117,14 +118,15 @@ class Workload:
         Raises:
             ValueError: If the latents are packed or an image, of which no part is counted.
         """
-        if not guidance.windowed:
+        frames = guidance.frames or ALL
+        if frames == ALL and guidance.crop == 1:
             return self
         if len(self.latents) != 5:
             raise ValueError(
-                f"Expected frame_stride=1 and crop=1 for {self.name}, but got {guidance.frame_stride} and "
-                f"{guidance.crop:g}; parts are counted of latents (B, C, T, H, W)."
+                f"Expected frames='all' and crop=1 for {self.name}, but got {frames!r} and {guidance.crop:g}; parts "
+                "are counted of latents (B, C, T, H, W)."
             )
-        window = Part.of(self.latents, guidance.frame_stride, guidance.crop, 0)
+        window = Part.of(self.latents, frames, guidance.crop, 0)
         return replace(self, latents=tuple(window.cut(torch.empty(self.latents, device="meta")).shape))
 
     def prompt_mask(self, device: str) -> Tensor:

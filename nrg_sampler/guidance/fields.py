@@ -223,6 +223,7 @@ class Setting:
         help: What it does, in a line that a command line and a page can show.
         label: Its name among the further settings of the page; empty if it is not one of them.
         shown: Whether ``--help`` shows it.
+        option: Of the command line, without the hyphens before it.
     """
 
     name: str
@@ -232,6 +233,7 @@ class Setting:
     help: str
     label: str
     shown: bool
+    option: str
 
     @property
     def experimental(self) -> bool:
@@ -264,16 +266,24 @@ class Setting:
         return self.checked(self.kind.read(self.name, text))
 
 
-def setting(default: T, kind: Kind, group: str, help: str, *, label: str = "", shown: bool = False) -> T:
-    """Declare a field of a dataclass; arguments as those of :class:`Setting`."""
-    return field(
-        default=default, metadata={"kind": kind, "group": group, "help": help, "label": label, "shown": shown}
-    )
+def setting(
+    default: T, kind: Kind, group: str, help: str, *, label: str = "", shown: bool = False, option: str = ""
+) -> T:
+    """Declare a field of a dataclass; arguments as those of :class:`Setting`, the option by default its name."""
+    about = {"kind": kind, "group": group, "help": help, "label": label, "shown": shown, "option": option}
+    return field(default=default, metadata=about)
 
 
 def settings_of(kind: Any) -> dict[str, Setting]:
     """Return what is stated of the fields of a dataclass, by their names in their order."""
-    return {item.name: Setting(item.name, item.default, **item.metadata) for item in fields(kind)}
+    return {
+        item.name: Setting(
+            item.name,
+            item.default,
+            **{**item.metadata, "option": item.metadata["option"] or item.name.replace("_", "-")},
+        )
+        for item in fields(kind)
+    }
 
 
 def expect(holds: bool, name: str, expected: str, got: Any) -> None:

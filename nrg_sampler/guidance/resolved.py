@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from nrg_sampler.guidance.part import Part
 from nrg_sampler.guidance.settings import RewardGuidance
 from nrg_sampler.guidance.trust import Trust, powers_of, shared
 from nrg_sampler.rewards.base import Reward, RewardHooks, check_reward
+from nrg_sampler.rewards.frames import ALL
 from nrg_sampler.rewards.gate import require_gate
 
 
@@ -44,6 +46,21 @@ class ResolvedGuidance:
         return self.hooks.axes
 
     @property
+    def frames(self) -> str:
+        """Which latent frames the reward looks at."""
+        return self.settings.frames or self.hooks.recommended_frames
+
+    @property
+    def windowed(self) -> bool:
+        """Whether the reward reads a part of the latents only."""
+        return self.frames != ALL or self.settings.crop < 1
+
+    def part(self, shape: Sequence[int], turn: int) -> Part:
+        """Return the part of latents ``(B, C, T, H, W)`` that is read in the step with the number ``turn``."""
+        settings = self.settings
+        return Part.of(shape, self.frames, settings.crop, turn // settings.every, self.hooks.chooses_frames)
+
+    @property
     def limits(self) -> dict[str, Any]:
         """The limits and powers of the push, as arguments of ``guide``."""
         settings, trust = self.settings, self.trust
@@ -67,9 +84,17 @@ def resolve(settings: RewardGuidance, reward: Any) -> ResolvedGuidance:
 
     Raises:
         ValueError: If it is no reward, an axis is unknown, the number of weights or powers differs, weights are to be
-            proposed and it cannot, or a penalty on disagreement needs several members and there is one only.
+            proposed and it cannot, options of rewards on pixels are given and it is none, or a penalty on
+            disagreement needs several members and there is one only.
     """
     hooks = check_reward(reward)
+    if any(options := settings.pixel_options):
+        if hooks.computed_with is None:
+            raise ValueError(
+                f"Expected a reward on pixels for {options}, but {type(reward).__name__} reads latents; leave it out."
+            )
+        reward = hooks.computed_with(options)
+        hooks = check_reward(reward)
     axes = hooks.axes
     given = settings.axis_weights
     floor = _floor(settings, axes)

@@ -16,6 +16,8 @@ from nrg_sampler.entries import shown
 from nrg_sampler.guidance.fields import Choice, Number, Switch, Text, Whole, expect, setting, settings_of
 from nrg_sampler.guidance.presets import preset_named
 from nrg_sampler.guidance.trust import PowersLike, read_powers
+from nrg_sampler.rewards.frames import ALL, read_frames
+from nrg_sampler.rewards.pixel_options import PixelOptions, read_source
 from nrg_sampler.rewards.weights import RewardWeights, WeightsLike
 
 POWERS = ("damping", "fading")
@@ -66,9 +68,16 @@ class RewardGuidance:
         smoothing_samples: Experimental: gradients in that average, each at the cost of one.
         forward: ``"separate"``: the reward runs its own forward pass. ``"shared"``: it reads the features that the
             denoiser computes anyway, inside ``attach`` and with a reward made for it; only the backward pass is extra.
-        frame_stride: Let the reward read each n-th latent frame only; steps take turns in which one is the first.
+        frames: Latent frames that the reward looks at in a step: ``"all"``, ``"first"``, ``"middle"``, ``"every:4"``
+            with the first of them in turns, ``"random"``, one drawn for each step, or ``"turns"``, one after the
+            other; ``None`` takes what the reward recommends, which is all for rewards on latents.
         crop: Share of the height and of the width that the reward reads, above 0 and at most 1; steps take turns in
             the place. Both save time and memory with long and large videos.
+        offload: For a reward on pixels: keep its judge in the memory of the processor and bring it to the device for
+            each gradient.
+        half: For a reward on pixels: compute judge and decoder in bfloat16, as ``torch.autocast`` does.
+        tiny_vae: For a reward on pixels: folder or Hub id of a small autoencoder with the same latents, such as an
+            ``AutoencoderTiny``, that decodes for the gradient.
 
     Raises:
         ValueError: If a setting is out of range.
@@ -180,8 +189,13 @@ class RewardGuidance:
         "let the reward run on its own, or read the features of the denoiser",
         label="Forward pass",
     )
-    frame_stride: int = setting(
-        1, Whole(), "reading", "let the reward read each n-th latent frame only", label="Every n-th frame"
+    frames: str | None = setting(
+        None,
+        Text("FRAMES", "as the reward recommends", read_frames),
+        "reading",
+        "latent frames that the reward looks at: all, first, middle, every:4, random or turns",
+        label="Frames",
+        option="reward-frames",
     )
     crop: float = setting(
         1.0,
@@ -189,6 +203,14 @@ class RewardGuidance:
         "reading",
         "share of height and width that the reward reads",
         label="Crop",
+    )
+    offload: bool = setting(False, Switch(), "reading", "keep a judge of pixels off the device between gradients")
+    half: bool = setting(False, Switch(), "reading", "compute a judge of pixels and the decoder in bfloat16")
+    tiny_vae: str | None = setting(
+        None,
+        Text("PATH", "the pipeline's own VAE", read_source),
+        "reading",
+        "folder or Hub id of a small autoencoder that decodes for a judge of pixels",
     )
 
     def __post_init__(self) -> None:
@@ -200,8 +222,10 @@ class RewardGuidance:
         if self.forward == "shared":  # the denoiser sees the noisy latents, once
             expect(self.smoothing == 0, "smoothing", "0 with forward='shared'", self.smoothing)
             expect(self.lookahead == 0, "lookahead", "0 with forward='shared'", self.lookahead)
-            for name in ("frame_stride", "crop"):
-                expect(getattr(self, name) == 1, name, "1 with forward='shared'", getattr(self, name))
+            expect(self.frames in (None, ALL), "frames", "all with forward='shared'", self.frames)
+            expect(self.crop == 1, "crop", "1 with forward='shared'", self.crop)
+            for name in ("offload", "half", "tiny_vae"):
+                expect(not getattr(self, name), name, "left out with forward='shared'", getattr(self, name))
         if self.scale != 0:
             self.axis_weights.require_some()
 
@@ -236,6 +260,11 @@ class RewardGuidance:
         }
 
     @property
+    def pixel_options(self) -> PixelOptions:
+        """How a reward on pixels computes."""
+        return PixelOptions(self.offload, self.half, self.tiny_vae)
+
+    @property
     def axis_weights(self) -> RewardWeights:
         """The weights, as they were parsed."""
         assert isinstance(self.weights, RewardWeights)
@@ -257,11 +286,6 @@ class RewardGuidance:
             return 0
         guided = [step for step in range(num_inference_steps) if self.skips(step, num_inference_steps) is None]
         return sum(not self.reuses(step) or step == guided[0] for step in guided)
-
-    @property
-    def windowed(self) -> bool:
-        """Whether the reward reads a part of the latents only."""
-        return self.frame_stride > 1 or self.crop < 1
 
     def gradients(self, num_inference_steps: int) -> int:
         """Return how many gradients of the reward one run takes."""

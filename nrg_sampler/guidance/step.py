@@ -20,7 +20,6 @@ from torch import Tensor
 from nrg_sampler.flow import PURE_NOISE, along_path, clean_from, expand, working_dtype
 from nrg_sampler.guidance import directions
 from nrg_sampler.guidance.memory import Direction, DirectionMemory
-from nrg_sampler.guidance.part import Part
 from nrg_sampler.guidance.push import guide, measure_push
 from nrg_sampler.guidance.resolved import ResolvedGuidance, resolve
 from nrg_sampler.guidance.settings import RewardGuidance
@@ -93,7 +92,7 @@ def guided_velocity(
             "into the denoiser."
         )
     _check_arguments(latents, velocity, sigma)
-    _check_place(guidance, step_index, num_inference_steps)
+    _check_place(resolved, step_index, num_inference_steps)
     recorder = GuidanceTrace(resolved.axes, guidance.scale) if trace is None else trace
     guided = take_step(
         resolved,
@@ -223,15 +222,15 @@ def mean_gradients(
     gradients, raws = [], []
     for point in points:
         read, given = point, conditioning
-        if settings.windowed:
-            part = Part.of(point.shape, settings.frame_stride, settings.crop, turn // settings.every)
+        part = resolved.part(point.shape, turn) if resolved.windowed else None
+        if part is not None:
             read, given = part.cut(point), part.conditioning(conditioning or Conditioning())
         if resolved.differentiated:
             grads, raw = axis_gradients(read, level, resolved.reward, given, resolved.differentiated, *options)
         else:
             grad, raw = reward_gradient(read, level, resolved.reward, given, weights, *options)
             grads = grad[None]
-        gradients.append(part.placed(grads, (len(grads), *point.shape)) if settings.windowed else grads)
+        gradients.append(grads if part is None else part.placed(grads, (len(grads), *point.shape)))
         raws.append(raw)
     if len(gradients) == 1:
         return gradients[0], raws[0]
@@ -286,13 +285,14 @@ def _skips_sigma(sigma: Tensor | float) -> str | None:
     return "sigma" if bool(((levels <= 0) | (levels > PURE_NOISE)).all()) else None
 
 
-def _check_place(settings: RewardGuidance, step_index: int | None, num_inference_steps: int | None) -> None:
+def _check_place(resolved: ResolvedGuidance, step_index: int | None, num_inference_steps: int | None) -> None:
+    settings = resolved.settings
     if step_index is not None and num_inference_steps is not None:
         return
-    if (settings.start, settings.stop, settings.every) != (0, 1, 1) or settings.windowed:
+    if (settings.start, settings.stop, settings.every) != (0, 1, 1) or resolved.windowed:
         raise ValueError(
             f"Expected `step_index` and `num_inference_steps` for guidance with start={settings.start:g}, "
-            f"stop={settings.stop:g}, every={settings.every}, frame_stride={settings.frame_stride}, "
+            f"stop={settings.stop:g}, every={settings.every}, frames={resolved.frames!r}, "
             f"crop={settings.crop:g}, but got {step_index} and {num_inference_steps}; pass both."
         )
 

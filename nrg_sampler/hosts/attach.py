@@ -116,13 +116,14 @@ def _checked(pipe: Any, reward: RewardLike, guidance: RewardGuidance) -> tuple[F
             "Expected a pipeline without guidance, but guidance is attached to it or to its scheduler already; "
             "leave the other `attach` block first, or give the pipeline a scheduler of its own."
         )
-    loaded = reward_for(pipe, reward)
+    loaded = reward_for(pipe, reward, offload=guidance.offload)
     check_reward(loaded, pipe)
-    resolve(guidance, loaded)
-    if guidance.windowed and family.given is not None:
+    resolved = resolve(guidance, loaded)
+    fits = resolved.hooks.chooses_frames and resolved.frames != "first" and guidance.crop == 1
+    if resolved.windowed and family.given is not None and not fits:
         raise ValueError(
-            f"Expected frame_stride=1 and crop=1 for {type(pipe).__name__}, which is given a frame, but got "
-            f"{guidance.frame_stride} and {guidance.crop:g}; set `every` above 1 to save time."
+            f"Expected frames='all' and crop=1 for {type(pipe).__name__}, which is given a frame, but got "
+            f"{resolved.frames!r} and {guidance.crop:g}; set `every` above 1 to save time."
         )
     if family is UNKNOWN:
         warnings.warn(

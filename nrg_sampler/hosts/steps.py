@@ -154,9 +154,9 @@ class GuidedSteps:
         given = self._family.given
         frame = given.frame(call, video) if given else None
         # features that are shared were computed with the frame in its place
-        if given is None or frame is None or isinstance(self._reward, SharedForward):
-            return self._reward
-        return _WithFrame(self._reward, given, frame)
+        if given is None or frame is None or isinstance(self._resolved.reward, SharedForward):
+            return self._resolved.reward
+        return _WithFrame(self._resolved.reward, given, frame)
 
 
 def _version(prompts: Any) -> Any:
@@ -179,8 +179,11 @@ class _WithFrame:
         velocity = conditioning.velocity
         if velocity is not None:  # the frame is clean and stays where it is
             velocity = self._given.completed(velocity, torch.zeros_like(self._frame))
-        latents = self._given.completed(latents, self._frame)
-        return self._reward(latents, sigma, replace(conditioning, velocity=velocity), **options)
+        latents, before = self._given.completed(latents, self._frame), latents.shape[2]
+        frames, later = conditioning.frames, latents.shape[2] - before
+        if frames is not None:
+            frames = range(frames.start + later, frames.stop + later, frames.step)
+        return self._reward(latents, sigma, replace(conditioning, velocity=velocity, frames=frames), **options)
 
 
 def guided_step(original: Any, guide_of: Callable[[Any], Guide | None]) -> Any:

@@ -24,6 +24,9 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from nrg_sampler.rewards.frames import ALL, read_frames
+from nrg_sampler.rewards.pixel_options import PixelOptions
+
 DAMPING = 1.0  # of a reward that recommends none: sigma / (1 - sigma) times 1 - sigma is never above 1
 
 
@@ -39,6 +42,7 @@ class Conditioning:
         pooled: One vector for the positive prompt as a whole, shape ``(B, P)``, where the model has one.
         prepared: What the reward's own ``prepare`` made of the prompt, if it was called.
         frame_stride: How far apart in the video the frames of the latents are.
+        frames: Which of the latent frames a reward that ``chooses_frames`` is to look at; all by default.
         prompts: The positive prompt as text, one for each sample, where it is known.
         fps: Frames per second of the finished video, where it is known.
 
@@ -52,6 +56,7 @@ class Conditioning:
     pooled: Tensor | None = None
     prepared: Any = field(default=None, kw_only=True)
     frame_stride: int = field(default=1, kw_only=True)
+    frames: range | None = field(default=None, kw_only=True)
     prompts: tuple[str, ...] | None = field(default=None, kw_only=True)
     fps: float | None = field(default=None, kw_only=True)
 
@@ -163,6 +168,10 @@ class RewardHooks:
         recommended_damping: For each axis the power of ``1 - sigma`` by which its gradient is to be trusted less in
             noise, see :mod:`nrg_sampler.guidance.trust`; 1 by default.
         recommended_fading: The same of ``sigma``, by which it is to be trusted less near the end; 0 by default.
+        recommended_frames: Which latent frames it is to look at in a step, as ``RewardGuidance`` names them; all by
+            default.
+        chooses_frames: Whether it is handed all frames, with those to look at in ``frames`` of the conditioning,
+            rather than latents that are cut to them; ``False`` by default.
         needs_velocity: Whether it wants the velocity of the step in the conditioning; ``False`` by default.
         needs_prompts: Whether it reads the text of the prompts in the conditioning; ``False`` by default.
         num_members: How many members it has; above 1 it takes ``members=True`` and returns each member's reward, shape
@@ -172,6 +181,9 @@ class RewardHooks:
             :mod:`nrg_sampler.rewards.gate`.
         prepare: ``prepare(conditioning)`` returns it with what can be worked out of the prompts once for all steps, in
             ``prepared``; returned as it is by default.
+        computed_with: ``computed_with(options)`` returns the same reward computed in another way, see
+            :mod:`nrg_sampler.rewards.pixel_options`; for rewards on pixels.
+        offloaded: Whether its weights rest elsewhere than the latents and it brings them itself; ``False`` by default.
         check_compatible: ``check_compatible(pipe)`` raises ``ValueError`` for a pipeline whose latents are not its
             own; none are refused by default.
     """
@@ -182,12 +194,16 @@ class RewardHooks:
     recommended_scale: tuple[float, ...]
     recommended_damping: tuple[float, ...]
     recommended_fading: tuple[float, ...]
+    recommended_frames: str
+    chooses_frames: bool
     needs_velocity: bool
     needs_prompts: bool
     num_members: int
     has_gate: bool
     propose: Callable[[Conditioning], Tensor] | None
     prepare: Callable[[Conditioning], Conditioning] | None
+    computed_with: Callable[[PixelOptions], Any] | None
+    offloaded: bool
     check_compatible: Callable[[Any], None] | None
 
     @classmethod
@@ -208,12 +224,16 @@ class RewardHooks:
             recommended_scale=per_axis("recommended_scale", 1.0),
             recommended_damping=per_axis("recommended_damping", DAMPING),
             recommended_fading=per_axis("recommended_fading", 0.0),
+            recommended_frames=getattr(reward, "recommended_frames", None) or ALL,
+            chooses_frames=bool(getattr(reward, "chooses_frames", False)),
             needs_velocity=bool(getattr(reward, "needs_velocity", False)),
             needs_prompts=bool(getattr(reward, "needs_prompts", False)),
             num_members=int(getattr(reward, "num_members", 1)),
             has_gate=bool(getattr(reward, "has_gate", False)),
             propose=getattr(reward, "propose", None),
             prepare=getattr(reward, "prepare", None),
+            computed_with=getattr(reward, "computed_with", None),
+            offloaded=bool(getattr(reward, "offloaded", False)),
             check_compatible=getattr(reward, "check_compatible", None),
         )
 
@@ -276,6 +296,7 @@ def check_reward(reward: Any, pipe: Any = None) -> RewardHooks:
             f"Expected `recommended_scale` of the reward to be above 0, but got {hooks.recommended_scale}; "
             "measure it again."
         )
+    read_frames("recommended_frames", hooks.recommended_frames)
     if not all(value > 0 for value in hooks.std):
         raise ValueError(f"Expected `std` of the reward to be above 0, but got {hooks.std}; measure it again.")
     if pipe is not None and hooks.check_compatible is not None:

@@ -19,6 +19,7 @@ from nrg_sampler.checkpoints import BUNDLED
 from nrg_sampler.entries import shown
 from nrg_sampler.files import fingerprint
 from nrg_sampler.rewards.base import Reward
+from nrg_sampler.rewards.frames import ALL
 from nrg_sampler.rewards.named import load_named
 from nrg_sampler.rewards.named.files import Place, TorchCache
 from nrg_sampler.rewards.named.joint import JointJudge
@@ -34,7 +35,7 @@ ONLY_JUDGES = {
 }
 
 
-def reward_for(pipe: Any, wanted: RewardLike) -> Any:
+def reward_for(pipe: Any, wanted: RewardLike, *, offload: bool = False) -> Any:
     """Return the reward that is meant, as it is given if it is one already.
 
     Args:
@@ -42,6 +43,8 @@ def reward_for(pipe: Any, wanted: RewardLike) -> Any:
         wanted: A reward; a name of ``nrg-sampler rewards``; ``NAME:FOLDER``; a folder or Hub id of a reward; or
             several of the named ones with their weights within an axis, as ``{"aesthetic": 1, "clipscore": 2}`` or
             ``"aesthetic=1,clipscore=2"``. An axis that one reward has is that reward whatever its weight.
+        offload: Whether judges of frames are loaded to the memory of the processor, for guidance with
+            ``offload=True``.
 
     Raises:
         ValueError: If a name is unknown or cannot guide, files are absent or damaged, weights are not positive and
@@ -66,10 +69,12 @@ def reward_for(pipe: Any, wanted: RewardLike) -> Any:
             f"Expected a pipeline with a VAE for {' and '.join(weights)}, which see pixels, but {type(pipe).__name__} "
             "has none; load the pipeline with its VAE, or pass a latent reward."
         )
-    device = getattr(pipe, "_execution_device", None) or pipe.vae.device
+    device = "cpu" if offload else getattr(pipe, "_execution_device", None) or pipe.vae.device
     judges = {name: load_named(name, device=device) for name in weights}
     judge: Any = JointJudge(judges, weights) if len(judges) > 1 else next(iter(judges.values()))
-    reward = PixelReward(judge, pipe.vae, judge.axes, mean=judge.mean, std=judge.std)
+    frames = {entry.frames for entry in entries.values() if entry is not None}
+    recommended = frames.pop() if len(frames) == 1 else ALL
+    reward = PixelReward(judge, pipe.vae, judge.axes, mean=judge.mean, std=judge.std, recommended_frames=recommended)
     reward.source = _text(weights)
     return reward.eval()
 

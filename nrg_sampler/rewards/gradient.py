@@ -194,6 +194,8 @@ def _left_as_it_is(leaf: Tensor) -> Iterator[None]:
 def _check_device(reward: Any, device: torch.device) -> None:
     if not isinstance(reward, torch.nn.Module) or hasattr(reward, "_hf_hook"):  # offloading moves it on its own
         return
+    if RewardHooks.of(reward).offloaded:
+        return
     parameter = next(reward.parameters(), None)
     if parameter is not None and parameter.device != device:
         raise ValueError(

@@ -12,18 +12,21 @@ References:
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
 from nrg_sampler.flow import clean_from, expand
 from nrg_sampler.rewards.base import Conditioning
+from nrg_sampler.rewards.decoding import Decoder, channels_of, frames_a_latent, frozen_call, stretches
 from nrg_sampler.rewards.frame_scorer import FrameScorer, Wanted
-from nrg_sampler.rewards.latent_space import denormalised
+from nrg_sampler.rewards.frames import ALL, read_frames
+from nrg_sampler.rewards.pixel_options import PixelOptions
+from nrg_sampler.rewards.tiny_vae import load_tiny
 
 
 class PixelReward(nn.Module):
@@ -50,21 +53,26 @@ class PixelReward(nn.Module):
         tile: Side of the squares, in latent pixels, that are decoded one after the other; ``None`` decodes at once.
         margin: Latent pixels of context around each square, decoded and cut away. Tiling changes nothing if the
             decoder looks no further than that.
+        context: Latent frames that are decoded with one to look at where only a few are, see
+            :mod:`nrg_sampler.rewards.decoding`. The decoder is exact from as many as it looks back.
         checkpointing: Keep no activations of the decoder, and compute each square's again in the backward pass.
         noise_aware: Let the gradient fade toward pure noise.
         mean: Mean of each raw reward over the base model's samples.
         std: Its standard deviation there.
         recommended_scale: The default guidance strength.
+        recommended_frames: Which latent frames the judge looks at in a step, where the guidance leaves it open, as
+            ``RewardGuidance(frames=...)`` names them. Of each it sees one frame of the video, the last.
 
     Attributes:
         needs_prompts: Whether the judge cannot be called without prompts.
         source: The name or names that it was made from, as :func:`nrg_sampler.rewards.by_name.reward_for` reads them.
 
     Raises:
-        ValueError: If ``tile`` or ``margin`` is out of range.
+        ValueError: If ``tile``, ``margin``, ``context`` or ``recommended_frames`` is out of range.
     """
 
     needs_velocity = True
+    chooses_frames = True
     source: str | None = None
 
     def __init__(
@@ -75,50 +83,88 @@ class PixelReward(nn.Module):
         *,
         tile: int | None = 16,
         margin: int = 4,
+        context: int = 4,
         checkpointing: bool = True,
         noise_aware: bool = True,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         recommended_scale: float = 1.0,
+        recommended_frames: str = ALL,
     ) -> None:
         super().__init__()
         if tile is not None and tile < 1:
             raise ValueError(f"Expected `tile` to be 1 or more latent pixels, or None for no tiles, but got {tile}.")
         if margin < 0:
             raise ValueError(f"Expected `margin` to be 0 or more latent pixels, but got {margin}.")
-        self.judge, self.decoder = judge, _Decoder(vae)
+        if context < 0:
+            raise ValueError(f"Expected `context` to be 0 or more latent frames, but got {context}.")
+        self.judge, self.decoder = judge, Decoder(vae)
         self._wanted = Wanted.by(judge)
         self.needs_prompts = self._wanted.needs_prompts
         self.axes = tuple(axes)
-        self.tile, self.margin = tile, margin
+        self.tile, self.margin, self.context = tile, margin, context
         self.checkpointing, self.noise_aware = checkpointing, noise_aware
         self.mean = tuple(mean or (0.0,) * len(self.axes))
         self.std = tuple(std or (1.0,) * len(self.axes))
         self.recommended_scale = recommended_scale
+        self.options, self.guiding = PixelOptions(), self.decoder
+        self._others: dict[PixelOptions, PixelReward] = {}
+        self.recommended_frames = read_frames("recommended_frames", recommended_frames) or ALL
 
     @property
     def device(self) -> torch.device:
-        """Where it computes; diffusers queries every component of a pipeline."""
+        """Where the VAE is; diffusers queries every component of a pipeline."""
         return next(self.decoder.vae.parameters()).device
+
+    @property
+    def offloaded(self) -> bool:
+        """Whether its judge rests in the processor's memory."""
+        return self.options.offload
 
     @property
     def dtype(self) -> torch.dtype:
         """Of the VAE's weights."""
         return next(self.decoder.vae.parameters()).dtype
 
+    def computed_with(self, options: PixelOptions) -> PixelReward:
+        """Return the same reward, computed in another way; its judge rests in the processor's memory if offloaded.
+
+        Raises:
+            ValueError: If there is no such small autoencoder, or it decodes other latents.
+        """
+        if options == self.options:
+            return self
+        if options not in self._others:
+            other = copy.copy(self)
+            other._modules = dict(self._modules)  # what a module is set to is written there
+            other.options = options
+            other.guiding = (
+                Decoder(load_tiny(options.tiny_vae, self.decoder.vae)) if options.tiny_vae else self.decoder
+            )
+            self._others[options] = other
+        if options.offload and isinstance(self.judge, nn.Module):
+            self.judge.to("cpu")
+        return self._others[options]
+
     def check_compatible(self, pipe: Any) -> None:
         """Refuse a pipeline whose latents this VAE does not decode.
 
         Raises:
-            ValueError: If the number of channels differs, or the latents are normalised in a way unknown here.
+            ValueError: If the number of channels differs, the latents are normalised in a way unknown here, or the
+                weights of the VAE are not in memory.
         """
         if any(isinstance(part, nn.BatchNorm2d) for part in self.decoder.vae.children()):
             raise ValueError(
                 f"Expected a VAE whose latents are decoded as they are or by channel, but {type(pipe).__name__} "
                 "normalises patches of them by a batch norm; pass a reward on latents."
             )
-        own = _channels(self.decoder.vae)
-        theirs = _channels(getattr(pipe, "vae", None))
+        if any(weight.is_meta for weight in self.decoder.vae.parameters()):
+            raise ValueError(
+                f"Expected a VAE with its weights in memory, but {type(pipe).__name__} loads them piece by piece; "
+                "offload it with `enable_model_cpu_offload()` instead."
+            )
+        own = channels_of(self.decoder.vae)
+        theirs = channels_of(getattr(pipe, "vae", None))
         if own != theirs:
             raise ValueError(
                 f"Expected a pipeline with {own} latent channels, as the VAE of this reward has, but "
@@ -132,7 +178,7 @@ class PixelReward(nn.Module):
             latents: Noisy latents, normalised as the pipeline has them, shape ``(B, C, T, H, W)``.
             sigma: Noise level in ``[0, 1]``, shape ``(B,)``.
             conditioning: Its ``velocity``, shape of ``latents``, not needed where sigma is 0; its ``prompts`` and
-                ``fps`` for a judge that reads them.
+                ``fps`` for a judge that reads them; its ``frames`` to look at a few only.
 
         Returns:
             Raw rewards, shape ``(B, axes)``.
@@ -140,17 +186,36 @@ class PixelReward(nn.Module):
         Raises:
             ValueError: If the velocity or the prompts are missing or the judge returns another shape.
         """
-        frames = self.frames(self._predicted_clean(latents, sigma, conditioning.velocity))
-        rate = None if conditioning.fps is None else conditioning.fps / conditioning.frame_stride
+        chosen, velocity = conditioning.frames, conditioning.velocity
+        decoder = self.decoder if velocity is None else self.guiding
+        frames = self.frames(self._predicted_clean(latents, sigma, velocity), chosen, decoder)
+        apart = 1 if chosen is None else chosen.step * frames_a_latent(self.decoder.vae)
+        rate = None if conditioning.fps is None else conditioning.fps / (conditioning.frame_stride * apart)
         return self.score_frames(frames, conditioning.prompts, rate)
 
-    def frames(self, clean: Tensor) -> Tensor:
-        """Decode normalised clean latents ``(B, C, T, H, W)`` to frames ``(B, 3, T', H', W')`` in ``[0, 1]``."""
+    def frames(self, clean: Tensor, chosen: range | None = None, decoder: Decoder | None = None) -> Tensor:
+        """Decode latents.
+
+        Args:
+            clean: Normalised clean latents, shape ``(B, C, T, H, W)``.
+            chosen: Latent frames to look at, of each of which the last frame is returned; by default all of all.
+            decoder: By default that of the pipeline's VAE.
+
+        Returns:
+            Frames ``(B, 3, T', H', W')`` in ``[0, 1]``.
+        """
+        decoder = decoder or self.decoder
+        if chosen is None or len(chosen) == clean.shape[2]:
+            return self._decode_in_tiles(clean, decoder)
+        parts = stretches(chosen, clean.shape[2], decoder.vae, self.context)
+        return torch.cat([part.pick(self._decode_in_tiles(part.cut(clean), decoder)) for part in parts], dim=2)
+
+    def _decode_in_tiles(self, clean: Tensor, decoder: Decoder) -> Tensor:
         if self.tile is None:
-            return self._decode(clean)
+            return self._decode(clean, decoder)
+        down, across = (list(self._spans(size)) for size in clean.shape[-2:])
         rows = [
-            torch.cat([self._decode_square(clean, down, across) for across in self._spans(clean.shape[-1])], dim=-1)
-            for down in self._spans(clean.shape[-2])
+            torch.cat([self._decode_square(clean, decoder, row, column) for column in across], dim=-1) for row in down
         ]
         return torch.cat(rows, dim=-2)
 
@@ -168,7 +233,8 @@ class PixelReward(nn.Module):
         Raises:
             ValueError: If the judge returns another shape, or prompts are missing or of another number.
         """
-        raw = _frozen_call(self.judge, frames, **self._wanted.arguments(len(frames), prompts, fps))
+        with self._precision(frames.device):
+            raw = frozen_call(self.judge, frames, **self._wanted.arguments(len(frames), prompts, fps))
         expected = (len(frames), len(self.axes))
         if not isinstance(raw, Tensor) or raw.shape != expected:
             got = tuple(raw.shape) if isinstance(raw, Tensor) else type(raw).__name__
@@ -198,64 +264,25 @@ class PixelReward(nn.Module):
         for start in range(0, size, self.tile):
             yield start, min(start + self.tile, size)
 
-    def _decode_square(self, clean: Tensor, down: tuple[int, int], across: tuple[int, int]) -> Tensor:
+    def _decode_square(
+        self, clean: Tensor, decoder: Decoder, down: tuple[int, int], across: tuple[int, int]
+    ) -> Tensor:
         (top, bottom), (left, right) = down, across
         above, before = max(0, top - self.margin), max(0, left - self.margin)
         square = clean[..., above : bottom + self.margin, before : right + self.margin]
-        decoded = self._decode(square)
+        decoded = self._decode(square, decoder)
         factor = decoded.shape[-1] // square.shape[-1]
         rows = slice((top - above) * factor, (bottom - above) * factor)
         columns = slice((left - before) * factor, (right - before) * factor)
         return decoded[..., rows, columns]
 
-    def _decode(self, clean: Tensor) -> Tensor:
-        if self.checkpointing and torch.is_grad_enabled() and clean.requires_grad:
-            kept: Tensor = checkpoint(_frozen_call, self.decoder, clean, use_reentrant=False)
-            return kept
-        decoded: Tensor = _frozen_call(self.decoder, clean)
-        return decoded
+    def _decode(self, clean: Tensor, decoder: Decoder) -> Tensor:
+        with self._precision(clean.device):
+            if self.checkpointing and torch.is_grad_enabled() and clean.requires_grad:
+                kept: Tensor = checkpoint(frozen_call, decoder, clean, use_reentrant=False)
+                return kept
+            decoded: Tensor = frozen_call(decoder, clean)
+            return decoded
 
-
-class _Decoder(nn.Module):
-    """Normalised latents to frames in ``[0, 1]``."""
-
-    def __init__(self, vae: nn.Module) -> None:
-        super().__init__()
-        self.vae = vae
-
-    def forward(self, clean: Tensor) -> Tensor:
-        return decoded(self.vae, clean)
-
-
-def decoded(vae: Any, clean: Tensor) -> Tensor:
-    """Decode clean latents ``(B, C, T, H, W)`` of a pipeline to frames ``(B, 3, T', H', W')`` in [0, 1]."""
-    weight = next(vae.parameters())
-    latents = denormalised(vae, clean).to(weight.device, weight.dtype)
-    if _decodes_pictures(vae):
-        pictures = latents.transpose(1, 2).flatten(0, 1)  # (B * T, C, H, W)
-        frames: Tensor = vae.decode(pictures, return_dict=False)[0].unflatten(0, (len(clean), -1)).transpose(1, 2)
-    else:
-        # Some decoders of LTX take the noise level of the latents, here 0, as its pipeline does by default.
-        conditioned = getattr(vae.config, "timestep_conditioning", False)
-        at_zero = {"temb": latents.new_zeros(len(latents))} if conditioned else {}
-        frames = vae.decode(latents, return_dict=False, **at_zero)[0]
-    return (frames.to(clean.dtype) / 2 + 0.5).clamp(0, 1)
-
-
-def _decodes_pictures(vae: nn.Module) -> bool:
-    """Whether it is the autoencoder of an image model, whose convolutions have no time."""
-    convolutions = [module for module in vae.modules() if isinstance(module, (nn.Conv2d, nn.Conv3d))]
-    return bool(convolutions) and not any(isinstance(module, nn.Conv3d) for module in convolutions)
-
-
-def _channels(vae: Any) -> int | None:
-    config = getattr(vae, "config", None)
-    return getattr(config, "z_dim", getattr(config, "latent_channels", None))
-
-
-def _frozen_call(module: Any, tensor: Tensor, **others: Any) -> Any:
-    """Call a module with its weights detached: only the input is differentiated, and the module stays as it is."""
-    if not isinstance(module, nn.Module):
-        return module(tensor, **others)
-    weights = {name: weight.detach() for name, weight in module.named_parameters()}
-    return functional_call(module, weights, (tensor,), others)
+    def _precision(self, device: torch.device) -> torch.autocast:
+        return torch.autocast(device.type, torch.bfloat16, enabled=self.options.half)

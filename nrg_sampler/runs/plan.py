@@ -147,7 +147,7 @@ class Plan:
         if not self.fits:
             lines.append(
                 "That will not fit: let the reward save memory (`reward.enable_gradient_checkpointing()`, "
-                "--checkpointing), read fewer frames (`frame_stride`) or a part of the picture (`crop`), use "
+                "--checkpointing), read fewer frames (`frames`) or a part of the picture (`crop`), use "
                 "bfloat16, or sample a smaller video."
             )
         return "\n".join(lines)
@@ -269,7 +269,7 @@ def count_memory(pipe: Any, recipe: Recipe) -> Memory | None:
         return None
     checkpointing, shared = reward.gradient_checkpointing, recipe.guidance.forward == "shared"
     dtype = getattr(torch, recipe.dtype)
-    settings = RewardGuidance(frame_stride=recipe.guidance.frame_stride, crop=recipe.guidance.crop)
+    settings = RewardGuidance(frames=recipe.guidance.frames, crop=recipe.guidance.crop)
     unguided, guided, _ = count_step(workload, len(reward.blocks), checkpointing, dtype, shared, settings)
     loaded = sum(map(_megabytes, modules))
     others = loaded - _megabytes(pipe.transformer) - _megabytes(reward)

@@ -10,6 +10,7 @@ from nrg_sampler import entries as kinds
 from nrg_sampler.checkpoints import SAMPLING_ENTRIES
 from nrg_sampler.guidance.settings import POWERS, RewardGuidance
 from nrg_sampler.rewards import RewardWeights
+from nrg_sampler.rewards.frames import EVERY
 from nrg_sampler.rewards.gate import weights_for_prompt
 from nrg_sampler.rewards.weights import AUTO
 from nrg_sampler.runs.device import DTYPES
@@ -19,6 +20,7 @@ from nrg_sampler.search import Search
 # What an entry was before manifests named it.
 ABSENT: dict[str, Any] = {"scheduler": None, "search": None, "proposed": False, "checkpointing": False}
 ABSENT_GUIDANCE: dict[str, Any] = {"every": 1, "reuse": False}
+STRIDE = "frame_stride"  # what `frames` was before
 
 ENTRIES = {
     "prompt": kinds.TEXT,
@@ -85,7 +87,7 @@ class Recipe:
         sampling = entries["sampling"]
         kinds.require(sampling, {**dict.fromkeys(sampling, kinds.PLAIN), **SAMPLING_ENTRIES}, " of the sampling")
         try:
-            guidance = RewardGuidance(**{**ABSENT_GUIDANCE, **entries["guidance"]})
+            guidance = RewardGuidance(**_renamed({**ABSENT_GUIDANCE, **entries["guidance"]}))
         except TypeError as error:
             raise ValueError(f"Expected the guidance settings of this version, but {error}.") from error
         try:
@@ -126,6 +128,14 @@ class Recipe:
         exact = {name: _exact(given) for name, given in powers.items() if isinstance(given, RewardWeights)}
         floor = None if guidance.floor is None else list(guidance.floor)
         return {**guidance.to_dict(), **exact, "weights": _exact(guidance.axis_weights), "floor": floor}
+
+
+def _renamed(guidance: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of an earlier version under the names of this one."""
+    if STRIDE not in guidance:
+        return dict(guidance)
+    others = {name: value for name, value in guidance.items() if name != STRIDE}
+    return {"frames": f"{EVERY}{guidance[STRIDE]}", **others}
 
 
 def _exact(weights: RewardWeights) -> Any:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from nrg_sampler.files import read_text
 from nrg_sampler.json_text import to_json
-from nrg_sampler.rewards.pixel import decoded
+from nrg_sampler.rewards.decoding import decoded
 from nrg_sampler.training.cache import clip_name
 from nrg_sampler.training.csv_table import LINE_END, BadRow, read_csv
 from nrg_sampler.training.decoding import ClipSettings, UnreadableClipError, read_clip

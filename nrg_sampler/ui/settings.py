@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from nrg_sampler.entries import UNICODE, require
+from nrg_sampler.guidance.fields import settings_of
 from nrg_sampler.guidance.settings import RewardGuidance
 from nrg_sampler.rewards import RewardWeights
 from nrg_sampler.runs.recipe import Recipe
@@ -81,7 +82,7 @@ class Settings:
         Raises:
             ValueError: If a value is missing, unknown, of another kind or out of range.
         """
-        unknown = sorted(values.keys() - {*NAMES, *CONTROLS})
+        unknown = sorted(values.keys() - {*NAMES, *CONTROLS} - _left_alone(values))
         if unknown:
             raise ValueError(f"Expected settings from {', '.join(CONTROLS)}, scheduler, but got {', '.join(unknown)}.")
         chosen: dict[str, Any] = {
@@ -129,6 +130,13 @@ class Settings:
             fps=None,
             scheduler=self.scheduler,
         )
+
+
+def _left_alone(values: Mapping[str, Any]) -> set[str]:
+    """Name the settings that manifests have and the page does not offer, where they are as usual."""
+    offered = {*CONTROLS, "weights", "scale"}
+    stated = settings_of(RewardGuidance)
+    return {name for name in stated.keys() - offered if name in values and values[name] == stated[name].default}
 
 
 def _weights(weights: Any) -> RewardWeights:

@@ -177,10 +177,10 @@ def test_the_table_says_what_was_not_measured(capsys):
 
 
 def test_the_table_names_the_part_that_is_read(shallow_shapes, capsys):
-    options = ["--mode", "strided", "--frame-stride", "3", "--crop", "0.5", "--every", "1", "--n", "1"]
+    options = ["--mode", "strided", "--frames", "every:3", "--crop", "0.5", "--every", "1", "--n", "1"]
     assert cli.main(["bench", *options, "--device", "cpu"]) == 0
     line = capsys.readouterr().out.splitlines()[-1]
-    assert line.startswith("| shapes, 64x64, 13 frames | strided, frame stride 3, crop 0.5 | 1 | 1 | ")
+    assert line.startswith("| shapes, 64x64, 13 frames | strided, frames every:3, crop 0.5 | 1 | 1 | ")
     assert "[" in line
 
 

@@ -20,7 +20,7 @@ from nrg_sampler.guidance.step import reward_direction
 from nrg_sampler.rewards.gradient import reward_gradient
 
 SHAPE = (2, 16, 5, 8, 8)
-PART = RewardGuidance.preset("best", frame_stride=2, crop=0.5)  # a turn in every step
+PART = RewardGuidance.preset("best", frames="every:2", crop=0.5)  # a turn in every step
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def inputs() -> tuple[torch.Tensor, torch.Tensor, Conditioning]:
 def test_every_part_has_its_turn_as_often_as_the_others():
     read = torch.zeros(6, 8, 12)
     for turn in range(2 * 3 * 2 * 2):
-        part = Part.of((1, 16, 6, 8, 12), 3, 0.5, turn).cut(read)
+        part = Part.of((1, 16, 6, 8, 12), "every:3", 0.5, turn).cut(read)
         assert part.shape == (2, 4, 6)
         part += 1
     assert torch.equal(read, torch.full_like(read, 2.0))
@@ -49,7 +49,7 @@ def test_every_part_has_its_turn_as_often_as_the_others():
     ("size", "crop", "places"), [(8, 0.01, 4), (2, 0.5, 1), (1, 0.5, 1), (10, 0.7, 2), (7, 1.0, 1), (7, 0.5, 2)]
 )
 def test_places_cover_the_picture_and_begin_at_patches(size, crop, places):
-    rows = {Part.of((1, 1, 1, size, 2), 4, crop, turn).rows.indices(size) for turn in range(2 * places)}
+    rows = {Part.of((1, 1, 1, size, 2), "every:4", crop, turn).rows.indices(size) for turn in range(2 * places)}
     assert len(rows) == places
     assert {row for place in rows for row in range(*place)} == set(range(size))
     assert all(start % 2 == 0 or stop == size for start, stop, _ in rows)
@@ -59,7 +59,7 @@ def test_a_reward_asked_in_every_second_step_still_reads_every_frame(inputs):
     latents, sigma, _ = inputs
     found = [
         reward_direction(
-            resolve(RewardGuidance(frame_stride=2, every=2), TowardTarget()), latents, latents, sigma, None, step
+            resolve(RewardGuidance(frames="every:2", every=2), TowardTarget()), latents, latents, sigma, None, step
         )
         for step in (0, 2)
     ]
@@ -69,7 +69,7 @@ def test_a_reward_asked_in_every_second_step_still_reads_every_frame(inputs):
 @pytest.mark.parametrize("step", [0, 3])
 def test_the_gradient_is_that_of_the_reward_on_the_part(reward, inputs, step):
     latents, sigma, conditioning = inputs
-    place = Part.of(SHAPE, 2, 0.5, step)
+    place = Part.of(SHAPE, "every:2", 0.5, step)
     expected, raw = reward_gradient(place.cut(latents), sigma, reward, place.conditioning(conditioning))
     found = reward_direction(resolve(PART, reward), latents, latents, sigma, conditioning, step)
     assert torch.equal(place.cut(found.value), expected)
@@ -81,7 +81,7 @@ def test_the_gradient_is_that_of_the_reward_on_the_part(reward, inputs, step):
 
 def test_the_gradient_matches_finite_differences(reward, inputs):
     latents, sigma, conditioning = inputs
-    place = Part.of(SHAPE, 2, 0.5, 1)
+    place = Part.of(SHAPE, "every:2", 0.5, 1)
 
     def score(at: torch.Tensor) -> torch.Tensor:
         return reward(place.cut(at), sigma, place.conditioning(conditioning)).sum(dim=1)
@@ -95,10 +95,10 @@ def test_the_gradient_matches_finite_differences(reward, inputs):
 
 def test_a_reward_of_single_latents_has_its_own_gradient_on_the_part(inputs):
     latents, sigma, _ = inputs
-    axes, whole = RewardGuidance(floor="closeness"), RewardGuidance(floor="closeness", frame_stride=2, crop=0.5)
+    axes, whole = RewardGuidance(floor="closeness"), RewardGuidance(floor="closeness", frames="every:2", crop=0.5)
     full = reward_direction(resolve(axes, TowardTarget()), latents, latents, sigma, None)
     part = reward_direction(resolve(whole, TowardTarget()), latents, latents, sigma, None)
-    place = Part.of(SHAPE, 2, 0.5, 0)
+    place = Part.of(SHAPE, "every:2", 0.5, 0)
     share = place.cut(latents).numel() / latents.numel()  # the reward is a mean over what it reads
     torch.testing.assert_close(place.cut(part.value) * share, place.cut(full.value))
 
@@ -131,7 +131,7 @@ def test_a_velocity_in_the_conditioning_is_cut_likewise(inputs):
 
 def test_a_pipeline_is_guided_by_parts(wan):
     unguided = sample(wan)
-    with attach(wan, TowardTarget(), frame_stride=2, crop=0.5, scale=50.0) as trace:
+    with attach(wan, TowardTarget(), frames="every:2", crop=0.5, scale=50.0) as trace:
         guided = sample(wan)
     assert (guided - 1).square().mean() < (unguided - 1).square().mean()
     assert all(row["push_ratio"] > 0 for row in trace.rows() if row["skipped"] is None)
@@ -140,12 +140,16 @@ def test_a_pipeline_is_guided_by_parts(wan):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"frame_stride": 0}, "Expected `frame_stride` to be a whole number of 1 or more, but got 0."),
+        (
+            {"frames": "every:0"},
+            "Expected `frames` to be all, first, middle, random, turns or every:N, but got 'every:0'.",
+        ),
+        ({"frames": 2}, "Expected `frames` to be all, first, middle, random, turns or every:N, but got 2."),
         ({"crop": 0.0}, "Expected `crop` to be above 0 and at most 1, but got 0.0."),
         ({"crop": 1.5}, "Expected `crop` to be above 0 and at most 1, but got 1.5."),
         (
-            {"frame_stride": 2, "forward": "shared"},
-            "Expected `frame_stride` to be 1 with forward='shared', but got 2.",
+            {"frames": "every:2", "forward": "shared"},
+            "Expected `frames` to be all with forward='shared', but got every:2.",
         ),
         ({"crop": 0.5, "forward": "shared"}, "Expected `crop` to be 1 with forward='shared', but got 0.5."),
     ],
@@ -158,7 +162,7 @@ def test_settings_that_do_not_fit_are_refused(settings, message):
 def test_a_loop_has_to_say_which_step_it_is(inputs):
     latents, sigma, _ = inputs
     with pytest.raises(
-        ValueError, match=r"Expected `step_index` and `num_inference_steps` .* frame_stride=2, crop=0.5"
+        ValueError, match=r"Expected `step_index` and `num_inference_steps` .* frames='every:2', crop=0.5"
     ):
         guided_velocity(latents, latents, sigma, TowardTarget(), guidance=PART)
 
@@ -166,8 +170,8 @@ def test_a_loop_has_to_say_which_step_it_is(inputs):
 def test_a_given_frame_cannot_be_cut():
     pipe = TINY["LTX image-to-video"]().pipe
     with (
-        pytest.raises(ValueError, match="Expected frame_stride=1 and crop=1 for LTXImageToVideoPipeline"),
-        attach(pipe, TowardTarget(), frame_stride=2),
+        pytest.raises(ValueError, match="Expected frames='all' and crop=1 for LTXImageToVideoPipeline"),
+        attach(pipe, TowardTarget(), frames="every:2"),
     ):
         pass
 
@@ -179,5 +183,5 @@ def test_a_part_costs_less_than_the_whole():
     assert part.flops / unguided.flops == pytest.approx(predicted, rel=0.1)
     assert part.flops - unguided.flops < 0.3 * (whole.flops - unguided.flops)
     assert part.peak_bytes < whole.peak_bytes
-    with pytest.raises(ValueError, match=r"Expected frame_stride=1 and crop=1 for flux, but got 2 and 0.5"):
+    with pytest.raises(ValueError, match=r"Expected frames='all' and crop=1 for flux, but got 'every:2' and 0.5"):
         WORKLOADS["flux"].read_by(PART)

@@ -153,7 +153,7 @@ def test_candidates_that_are_drawn_keep_their_prompts(wan: Any, settings: Search
 
 
 @pytest.mark.parametrize(
-    "settings", [{"every": 3, "reuse": True}, {"frame_stride": 2, "crop": 0.5}, {"smoothing": 0.1}]
+    "settings", [{"every": 3, "reuse": True}, {"frames": "every:2", "crop": 0.5}, {"smoothing": 0.1}]
 )
 def test_steps_that_reuse_or_cut_keep_the_prompts(wan: Any, settings: dict[str, Any]) -> None:
     reward = ReadsText()

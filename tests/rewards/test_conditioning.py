@@ -22,7 +22,7 @@ class ReadsText:
 def test_texts_are_kept_by_copies_and_parts():
     given = Conditioning(torch.zeros(2, 3, 4), prompts=["a", "b"], fps=16.0)
     assert given.prompts == ("a", "b")
-    part = Part.of((2, 4, 4, 8, 8), frame_stride=2, crop=0.5, turn=0)
+    part = Part.of((2, 4, 4, 8, 8), frames="every:2", crop=0.5, turn=0)
     for changed in (given.copied(torch.device("cpu")), part.conditioning(given), given.for_batch(2)):
         assert (changed.prompts, changed.fps) == (("a", "b"), 16.0)
 

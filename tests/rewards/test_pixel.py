@@ -11,6 +11,8 @@ from torch import nn
 
 from nrg_sampler import Conditioning, GuidanceWarning, RewardGuidance, attach, guided_velocity
 from nrg_sampler.cost.counting import MemoryCounter
+from nrg_sampler.guidance.resolved import resolve
+from nrg_sampler.guidance.step import reward_direction
 from nrg_sampler.rewards.gradient import reward_gradient
 from nrg_sampler.rewards.pixel import PixelReward
 
@@ -75,7 +77,7 @@ def test_the_fading_factor_is_the_jacobian_of_the_exact_denoiser():
     """For x0 ~ N(0, 1), E[x0 | x] comes from the score of x ~ N(0, alpha^2 + sigma^2), written out here."""
     noisy, velocity = latents()
     reward = PixelReward(lambda frames: frames.flatten(1).sum(dim=1, keepdim=True), ConvolutionalVAE(), ("sum",))
-    reward.frames = lambda clean: clean
+    reward.frames = lambda clean, *rest: clean
     gradient, _ = reward_gradient(noisy, SIGMA, reward, Conditioning(velocity=velocity))
     point = noisy.clone().requires_grad_()
     level = SIGMA.view(-1, 1, 1, 1, 1)
@@ -84,6 +86,29 @@ def test_the_fading_factor_is_the_jacobian_of_the_exact_denoiser():
     exact = (point + level**2 * score) / (1 - level)  # Tweedie
     (expected,) = torch.autograd.grad(exact.sum(), point)
     torch.testing.assert_close(gradient, expected)
+
+
+def test_smoothing_averages_over_draws_of_noise_on_the_predicted_clean_latents(convolutional):
+    noisy, velocity = latents()
+    reward = PixelReward(Judge(), convolutional, ("light", "contrast"))
+    seen = []
+    decode = reward.frames
+    reward.frames = lambda clean, *rest: seen.append(clean.detach()) or decode(clean, *rest)
+    share, level = 0.6, SIGMA.view(-1, 1, 1, 1, 1)
+    settings = RewardGuidance.preset("best", smoothing=share, smoothing_samples=4)
+    found = reward_direction(resolve(settings, reward), noisy, velocity, SIGMA, None).value
+    clean, noise = noisy - level * velocity, noisy + (1 - level) * velocity
+    middle = clean + level * ((1 - share**2) ** 0.5 - 1) * noise
+    assert len(seen) == 4
+    for one, other in (seen[:2], seen[2:]):  # fresh noise comes in pairs of both signs
+        torch.testing.assert_close((one + other) / 2, middle)
+    spread = (seen[0] - middle).std() / level.square().mean().sqrt()
+    torch.testing.assert_close(spread.item(), share, rtol=0.15, atol=0)
+    reward.frames = decode
+    single = [
+        reward_gradient(point + level * velocity, SIGMA, reward, Conditioning(velocity=velocity))[0] for point in seen
+    ]
+    torch.testing.assert_close(found, torch.stack(single).mean(dim=0))
 
 
 def test_fading_leaves_the_reward_itself_alone(convolutional):

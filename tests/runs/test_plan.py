@@ -48,7 +48,7 @@ def test_the_ratio_is_the_one_that_is_counted(pipe: Any) -> None:
 def test_sharing_is_cheaper_and_checkpointing_dearer(pipe: Any) -> None:
     separate = plan.plan(pipe, RECIPE).ratio
     shared = plan.plan(pipe, replace(RECIPE, guidance=RewardGuidance.preset("best", forward="shared"))).ratio
-    strided = plan.plan(pipe, replace(RECIPE, guidance=RewardGuidance.preset("best", frame_stride=2))).ratio
+    strided = plan.plan(pipe, replace(RECIPE, guidance=RewardGuidance.preset("best", frames="every:2"))).ratio
     assert 1 < strided < separate
     pipe.reward_model.enable_gradient_checkpointing()
     assert shared < separate < plan.plan(pipe, RECIPE).ratio
@@ -71,7 +71,7 @@ def test_memory_grows_with_the_picture(pipe: Any) -> None:
     unguided = plan.count_memory(pipe, replace(RECIPE, guidance=RewardGuidance(scale=0.0)))
     assert unguided is not None
     assert unguided.needed < small.needed
-    cropped = plan.count_memory(pipe, replace(RECIPE, guidance=RewardGuidance(frame_stride=3, crop=0.5)))
+    cropped = plan.count_memory(pipe, replace(RECIPE, guidance=RewardGuidance(frames="every:3", crop=0.5)))
     assert cropped is not None
     assert cropped.needed < small.needed
 

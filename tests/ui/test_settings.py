@@ -28,7 +28,7 @@ GOOD = {
     "every": 2, "scheduler": "unipc", "floor": "VQ,TA", "conflicts": "project", "parallel": 0.5, "disagreement": 0.5,
     "reuse": True, "smoothing": 0.2, "smoothing_samples": 3,
     "balanced": True, "calibrated": False, "lookahead": 0.5, "forward": "separate",
-    "frame_stride": 2, "crop": 0.5,
+    "frames": "every:2", "crop": 0.5,
 }  # fmt: skip
 
 BAD: dict[str, tuple[dict[str, Any], str]] = {
@@ -80,7 +80,7 @@ def test_values_are_read_back_equal() -> None:
         weights="1:0.5:0", scale=2, start=0.1, stop=0.9, every=2, max_coefficient=None, max_push=0.2,
         damping="VQ=0,TA=1.5", fading=2, floor="VQ,TA", conflicts="project", parallel=0.5, disagreement=0.5,
         reuse=True, smoothing=0.2, smoothing_samples=3,
-        balanced=True, calibrated=False, lookahead=0.5, frame_stride=2, crop=0.5,
+        balanced=True, calibrated=False, lookahead=0.5, frames="every:2", crop=0.5,
     )  # fmt: skip
 
 
@@ -106,10 +106,19 @@ def test_bad_values_are_one_sentence(changes: dict[str, Any], message: str) -> N
 
 def test_every_setting_of_the_guidance_has_a_control_that_reads_its_default_back() -> None:
     usual = RewardGuidance()
-    assert CONTROLS.keys() == {item.name for item in fields(RewardGuidance)} - {"weights", "scale"}
+    of_the_machine = {"offload", "half", "tiny_vae"}  # which is not a visitor's to decide
+    assert CONTROLS.keys() == {item.name for item in fields(RewardGuidance)} - {"weights", "scale"} - of_the_machine
     for name, control in CONTROLS.items():
         value = getattr(usual, name)
         assert control.read(control.show(value)) == control.read(value) == value
+
+
+def test_what_is_not_a_visitors_to_decide_is_refused_unless_it_is_as_usual() -> None:
+    usual = {"offload": False, "half": False, "tiny_vae": None}
+    assert Settings.read({**GOOD, **usual}) == Settings.read(GOOD)
+    for name, value in (("offload", True), ("tiny_vae", "/etc"), ("scale", 1.0)):
+        with pytest.raises(ValueError, match=f"but got {name}."):
+            Settings.read({**GOOD, name: value})
 
 
 def test_every_control_is_in_one_group() -> None:

@@ -53,7 +53,8 @@ class Entry:
         gradient: Whether its score has a gradient with respect to pixels.
         mean: Published mean of each axis, ``None`` where there is none.
         std: Published standard deviation.
-        frames: How many frames of a clip to look at. Scored on all of them, image rewards cost motion.
+        frames: Which latent frames to look at while guiding, as ``RewardGuidance(frames=...)`` names them. Scored on
+            all of them, image rewards cost motion.
         weights_at_hand: Whether the published weights were loaded here; else only tiny random ones in their layout.
     """
 
@@ -76,7 +77,7 @@ class Entry:
     gradient: bool = True
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
-    frames: int = 1
+    frames: str = "turns"
     weights_at_hand: bool = False
 
 

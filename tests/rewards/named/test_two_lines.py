@@ -15,8 +15,9 @@ from torch import Tensor
 from nrg_sampler import NRGFlowPipeline, attach
 from nrg_sampler.rewards import by_name
 from nrg_sampler.rewards.by_name import reward_for
+from nrg_sampler.rewards.decoding import decoded
 from nrg_sampler.rewards.named import load_named
-from nrg_sampler.rewards.pixel import PixelReward, decoded
+from nrg_sampler.rewards.pixel import PixelReward
 
 PROMPT = "a red circle"
 
