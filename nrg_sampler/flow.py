@@ -140,6 +140,12 @@ def coefficient(sigma: Tensor, alpha: Tensor | None = None) -> Tensor:
     return sigma / (1 - sigma if alpha is None else alpha)
 
 
+def below_noise(sigma: Tensor | float) -> Tensor | float:
+    """Return ``sigma``, or the highest level that is not yet pure noise, where it is above."""
+    highest = PURE_NOISE - 1e-6  # as it is rounded in any type
+    return sigma.clamp(max=highest) if isinstance(sigma, Tensor) else min(sigma, highest)
+
+
 def working_dtype(*tensors: Tensor) -> torch.dtype:
     """Return the type to compute in: float32, or float64 where one of ``tensors`` has it."""
     return torch.float64 if any(tensor.dtype == torch.float64 for tensor in tensors) else torch.float32

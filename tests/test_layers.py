@@ -27,6 +27,7 @@ LAYERS = (
     "shapes",  # the bundled world: scenes, renderer, oracle, judge
     "judges",  # who grades
     "search",
+    "lookahead",
     "cost",
     "runs",
     "training",

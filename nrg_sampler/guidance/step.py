@@ -17,7 +17,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from nrg_sampler.flow import PURE_NOISE, along_path, clean_from, expand, working_dtype
+from nrg_sampler.flow import PURE_NOISE, along_path, below_noise, clean_from, expand, working_dtype
 from nrg_sampler.guidance import directions
 from nrg_sampler.guidance.memory import Direction, DirectionMemory
 from nrg_sampler.guidance.push import guide, measure_push
@@ -128,9 +128,10 @@ def take_step(
     settings = resolved.settings
     place = step_index or 0
     skipped = None if num_inference_steps is None else settings.skips(place, num_inference_steps)
+    stated, sigma = sigma, below_noise(sigma) if resolved.hooks.guides_noise else sigma
     skipped = skipped or _skips_sigma(sigma)
     if skipped:
-        trace.record(step_index, sigma, skipped=skipped)
+        trace.record(step_index, stated, skipped=skipped)
         return velocity
     stopwatch = Stopwatch(latents.device)
     held = memory.recall(latents) if settings.reuses(place) else None
@@ -142,7 +143,7 @@ def take_step(
     stopwatch.stop()
     trace.proposed = direction.proposed
     measurement = Measurement(**vars(push), reward=direction.raw, floored=direction.floored, stopwatch=stopwatch)
-    trace.record(step_index, sigma, reused=held is not None, measurement=measurement)
+    trace.record(step_index, stated, reused=held is not None, measurement=measurement)
     return guided
 
 

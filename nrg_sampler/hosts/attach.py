@@ -7,7 +7,6 @@ way.
 
 from __future__ import annotations
 
-import types
 import warnings
 import weakref
 from collections.abc import Iterator, Sequence
@@ -25,7 +24,8 @@ from nrg_sampler.hosts.capture import captured_calls
 from nrg_sampler.hosts.families import UNKNOWN, Family, family_of, require_flow
 from nrg_sampler.hosts.prompts import PipelineCalls, frame_rate, watched
 from nrg_sampler.hosts.shared_forward import shared_forward
-from nrg_sampler.hosts.steps import Guide, GuidedSteps, guided_step
+from nrg_sampler.hosts.stepping import others_step, replaced_step
+from nrg_sampler.hosts.steps import GuidedSteps, guided_step
 from nrg_sampler.rewards.base import check_reward
 from nrg_sampler.rewards.by_name import RewardLike, reward_for
 
@@ -77,23 +77,13 @@ def attach(
         yield GuidanceTrace(tuple(getattr(reward, "axes", ())), guidance.scale)
         return
     family, loaded = _checked(pipe, reward, guidance)
-    trace = GuidanceTrace(tuple(loaded.axes), guidance.scale)
-    with ExitStack() as cleanup:
-        calls = cleanup.enter_context(captured_calls(pipe, family))
-        if guidance.forward == "shared":
-            loaded = cleanup.enter_context(shared_forward(pipe, loaded))
-        scheduler = pipe.scheduler
-        asked = PipelineCalls(loaded, prompts, frame_rate(pipe))
-        steps = GuidedSteps(scheduler, family, loaded, guidance, trace, asked, memory)
-
-        def guide(output: Tensor, latents: Tensor, timestep: Any, tokenwise: bool) -> Tensor:
-            return steps(calls.take(latents, timestep), output, latents, tokenwise)
-
-        cleanup.enter_context(watched(pipe, asked))
-        cleanup.enter_context(_replaced_step(scheduler, guide))
-        _attached.add(pipe)
-        cleanup.callback(_attached.discard, pipe)
-        yield trace
+    scheduler = pipe.scheduler
+    _attached.add(pipe)
+    try:
+        with _guiding(pipe, family, loaded, guidance, memory, prompts) as trace:
+            yield trace
+    finally:
+        _attached.discard(pipe)
     if pipe.scheduler is not scheduler:
         warnings.warn(
             "The pipeline was given another scheduler inside the `attach` block, and nothing was guided since; give "
@@ -105,13 +95,69 @@ def attach(
     trace.warn()
 
 
+@contextmanager
+def attached_beside(pipe: Any, reward: Any, guidance: RewardGuidance) -> Iterator[GuidanceTrace]:
+    """Guide as ``attach`` does, beside guidance that is attached already or will be inside the block: pushes add up.
+
+    Args:
+        pipe: The pipeline.
+        reward: A reward that reads no text.
+        guidance: The settings.
+
+    Yields:
+        The trace of this guidance alone.
+
+    Raises:
+        ValueError: If the scheduler or the reward does not fit.
+    """
+    require_flow(pipe.scheduler)
+    check_reward(reward, pipe)
+    with _guiding(pipe, family_of(type(pipe)), reward, guidance, beside=True) as trace:
+        yield trace
+
+
+@contextmanager
+def _guiding(
+    pipe: Any,
+    family: Family,
+    reward: Any,
+    guidance: RewardGuidance,
+    memory: DirectionMemory | None = None,
+    prompts: str | Sequence[str] | None = None,
+    beside: bool = False,
+) -> Iterator[GuidanceTrace]:
+    trace = GuidanceTrace(tuple(reward.axes), guidance.scale)
+    with ExitStack() as cleanup:
+        calls = cleanup.enter_context(captured_calls(pipe, family))
+        if guidance.forward == "shared":
+            reward = cleanup.enter_context(shared_forward(pipe, reward))
+        scheduler = pipe.scheduler
+        asked = PipelineCalls(reward, prompts, frame_rate(pipe))
+        steps = GuidedSteps(scheduler, family, reward, guidance, trace, asked, memory)
+
+        def guide(output: Tensor, latents: Tensor, timestep: Any, tokenwise: bool) -> Tensor:
+            return steps(calls.take(latents, timestep), output, latents, tokenwise)
+
+        cleanup.enter_context(watched(pipe, asked))
+        attached_to = weakref.ref(scheduler)
+        # a deep copy of the scheduler samples something else
+        cleanup.enter_context(
+            replaced_step(
+                scheduler,
+                lambda original: guided_step(original, lambda own: guide if attached_to() is own else None),
+                beside,
+            )
+        )
+        yield trace
+
+
 def _checked(pipe: Any, reward: RewardLike, guidance: RewardGuidance) -> tuple[Family, Any]:
     """Return what is particular about the pipeline, and the reward, loaded only if the pipeline can be guided."""
     family = family_of(type(pipe))
     require_flow(pipe.scheduler)
     parts = (pipe.scheduler, getattr(pipe, "guider", None))
     guides_itself = any(isinstance(getattr(part, "trace", None), GuidanceTrace) for part in parts)
-    if pipe in _attached or "step" in vars(pipe.scheduler) or guides_itself:
+    if pipe in _attached or others_step(pipe.scheduler) or guides_itself:
         raise ValueError(
             "Expected a pipeline without guidance, but guidance is attached to it or to its scheduler already; "
             "leave the other `attach` block first, or give the pipeline a scheduler of its own."
@@ -133,16 +179,3 @@ def _checked(pipe: Any, reward: RewardLike, guidance: RewardGuidance) -> tuple[F
             stacklevel=4,
         )
     return family, loaded
-
-
-@contextmanager
-def _replaced_step(scheduler: Any, guide: Guide) -> Iterator[None]:
-    attached_to = weakref.ref(scheduler)
-    # a deep copy of the scheduler samples something else
-    step = guided_step(type(scheduler).step, lambda stepping: guide if attached_to() is stepping else None)
-    # A bound method rather than a closure: deepcopy binds it to the copy, which would otherwise step this scheduler.
-    scheduler.step = types.MethodType(step, scheduler)
-    try:
-        yield
-    finally:
-        del scheduler.step

@@ -86,7 +86,7 @@ class PipelineCalls:
     ) -> None:
         self._reader, self._argument = type(reward).__name__, argument
         self.needed = RewardHooks.of(reward).needs_prompts
-        self._given = _texts(prompts)
+        self._given = texts_of(prompts)
         if prompts is not None and not self._given:
             raise ValueError(f"Expected a text or a list of texts as prompts, but got {prompts!r}; pass {argument}.")
         self._fps = fps
@@ -120,7 +120,7 @@ class PipelineCalls:
             calls.pop()
 
     def _read(self, arguments: Mapping[str, Any]) -> PromptedCall:
-        own = _texts(_value(arguments, "prompt"))
+        own = texts_of(_value(arguments, "prompt"))
         counts = [value for name in PER_PROMPT if isinstance(value := _value(arguments, name), int)]
         per_prompt = max([1, *counts])
         rates = [float(rate) for name in RATE if isinstance(rate := _value(arguments, name), (int, float))]
@@ -227,7 +227,8 @@ def _value(arguments: Mapping[str, Any], name: str) -> Any:
     return state.get(name) if value is None and hasattr(state, "get") else value
 
 
-def _texts(prompt: Any) -> tuple[str, ...] | None:
+def texts_of(prompt: Any) -> tuple[str, ...] | None:
+    """Return prompts as texts; ``None`` if they are none."""
     prompts = [prompt] if isinstance(prompt, str) else prompt
     if isinstance(prompts, (list, tuple)) and prompts and all(isinstance(text, str) for text in prompts):
         return tuple(prompts)

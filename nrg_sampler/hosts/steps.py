@@ -105,7 +105,7 @@ class GuidedSteps:
                 f"Expected sigmas between 0 and 1, but the scheduler starts at {max(self._levels):g}; "
                 "use a rectified-flow schedule."
             )
-        self._views = self._layout(latents).views(call, latents)
+        self._views = layout_of(self._family, latents).views(call, latents)
         self._resolved = resolve(self._guidance, self._reward)
         self._prompts_given = self._prompted = None
         self._trace.begin_run()
@@ -141,15 +141,6 @@ class GuidedSteps:
             )
         return None
 
-    def _layout(self, latents: Tensor) -> Layout:
-        layout = self._family.layout or (IMAGE if latents.ndim == IMAGE.ndim else VIDEO)
-        if latents.ndim != layout.ndim:
-            raise ValueError(
-                f"Expected latents of shape {layout.shape} at the scheduler, but got {tuple(latents.shape)}; "
-                "call `guided_velocity` in a sampling loop of your own for another layout."
-            )
-        return layout
-
     def _reward_of(self, call: Call, video: Tensor) -> Any:
         given = self._family.given
         frame = given.frame(call, video) if given else None
@@ -157,6 +148,21 @@ class GuidedSteps:
         if given is None or frame is None or isinstance(self._resolved.reward, SharedForward):
             return self._resolved.reward
         return _WithFrame(self._resolved.reward, given, frame)
+
+
+def layout_of(family: Family, latents: Tensor) -> Layout:
+    """Return how the latents of a pipeline lie.
+
+    Raises:
+        ValueError: If these do not lie so.
+    """
+    layout = family.layout or (IMAGE if latents.ndim == IMAGE.ndim else VIDEO)
+    if latents.ndim != layout.ndim:
+        raise ValueError(
+            f"Expected latents of shape {layout.shape} at the scheduler, but got {tuple(latents.shape)}; "
+            "call `guided_velocity` in a sampling loop of your own for another layout."
+        )
+    return layout
 
 
 def _version(prompts: Any) -> Any:

@@ -174,6 +174,8 @@ class RewardHooks:
             rather than latents that are cut to them; ``False`` by default.
         needs_velocity: Whether it wants the velocity of the step in the conditioning; ``False`` by default.
         needs_prompts: Whether it reads the text of the prompts in the conditioning; ``False`` by default.
+        guides_noise: Whether its gradient is known to fade exactly like ``1 - sigma``, so that the push at pure noise
+            has a limit and is taken; ``False`` by default.
         num_members: How many members it has; above 1 it takes ``members=True`` and returns each member's reward, shape
             ``(B, members, axes)``, instead of the mean; 1 by default.
         has_gate: Whether it has ``propose``; ``False`` by default.
@@ -198,6 +200,7 @@ class RewardHooks:
     chooses_frames: bool
     needs_velocity: bool
     needs_prompts: bool
+    guides_noise: bool
     num_members: int
     has_gate: bool
     propose: Callable[[Conditioning], Tensor] | None
@@ -228,6 +231,7 @@ class RewardHooks:
             chooses_frames=bool(getattr(reward, "chooses_frames", False)),
             needs_velocity=bool(getattr(reward, "needs_velocity", False)),
             needs_prompts=bool(getattr(reward, "needs_prompts", False)),
+            guides_noise=bool(getattr(reward, "guides_noise", False)),
             num_members=int(getattr(reward, "num_members", 1)),
             has_gate=bool(getattr(reward, "has_gate", False)),
             propose=getattr(reward, "propose", None),
