@@ -1,4 +1,4 @@
-"""``nrg-sampler rewards``: the published image rewards that can guide, and those that cannot and why."""
+"""``nrg-sampler rewards``: the published rewards that can guide, and those that cannot and why."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from nrg_sampler.cli.listing import add_arguments as add_arguments
 from nrg_sampler.cli.listing import markdown_table, show
 
-HELP = "List the published image rewards that can guide, and those that cannot and why."
+HELP = "List the published rewards that can guide, and those that cannot and why."
 EXAMPLE = "rewards --json"
 
 
@@ -18,11 +18,16 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def listed() -> dict[str, list[dict[str, Any]]]:
-    """Return the table as plain JSON values: ``offered`` and ``not_offered``."""
+    """Return the tables as plain JSON values: ``offered``, ``latent`` and ``not_offered``."""
+    from nrg_sampler.rewards.named.latent_table import LATENT_TABLE
     from nrg_sampler.rewards.named.table import NOT_OFFERED, TABLE
 
     missing = [{"name": name, "reason": reason} for name, reason in NOT_OFFERED.items()]
-    return {"offered": [asdict(entry) for entry in TABLE], "not_offered": missing}
+    return {
+        "offered": [asdict(entry) for entry in TABLE],
+        "latent": [asdict(entry) for entry in LATENT_TABLE],
+        "not_offered": missing,
+    }
 
 
 def plain() -> str:
@@ -37,8 +42,13 @@ def plain() -> str:
     ]  # fmt: skip
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
     lines = ["  ".join(f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True)) for line in (head, *rows)]
+    latent = [
+        f"{row['name']}: {', '.join(row['axes'])} of noisy latents, for {row['hosts']}; {row['licence']}; "
+        f"{row['source']}, folder {row['folder']}"
+        for row in listed()["latent"]
+    ]
     missing = [f"{row['name']}: {row['reason']}" for row in listed()["not_offered"]]
-    return "\n".join([*(line.rstrip() for line in lines), "", "Not offered:", *missing])
+    return "\n".join([*(line.rstrip() for line in lines), "", "On latents:", *latent, "", "Not offered:", *missing])
 
 
 def markdown() -> str:
@@ -69,11 +79,26 @@ def markdown() -> str:
         )
         for row in listed()["offered"]
     ]
+    latent = [
+        (
+            f"`{row['name']}`" + "".join(f", `{alias}`" for alias in row["aliases"]),
+            row["hosts"],
+            ", ".join(row["axes"]),
+            row["score"],
+            row["reads"],
+            f"`{row['source']}`, folder `{row['folder']}`",
+            "loaded" if row["weights_at_hand"] else "were not at hand",
+            row["licence"],
+        )
+        for row in listed()["latent"]
+    ]
+    on_latents = ("name, on latents", "guides", "axis", "score", "reads", "source", "published weights", "licence")
     missing = [(f"`{row['name']}`", row["reason"]) for row in listed()["not_offered"]]
     about = ("name", "axis", "score", "reads the prompt", "gradient", "pixels", "weights")
     tables = (
         markdown_table((*about, "published mean and deviation", "frames", "licence"), rows),
         markdown_table(("name", "source", "file", "and", "published weights"), sources),
+        markdown_table(on_latents, latent),
         markdown_table(("not offered", "because"), missing),
     )
     return "\n\n".join(tables)

@@ -37,6 +37,7 @@ from nrg_sampler.hosts.vocabulary import is_closed, require_known_words
 from nrg_sampler.json_text import to_json
 from nrg_sampler.rewards.base import check_reward
 from nrg_sampler.rewards.by_name import RewardLike, require_known, reward_for
+from nrg_sampler.rewards.latent_prm import LatentPRM
 from nrg_sampler.rewards.pixel import PixelReward
 from nrg_sampler.rewards.weights import WeightsLike
 
@@ -142,7 +143,7 @@ class NRGFlowPipeline(DiffusionPipeline):
         """
         folder = writable_folder(Path(save_directory))
         reward = self.reward_model
-        name = reward.source if isinstance(reward, PixelReward) else None
+        name = reward.source if isinstance(reward, (LatentPRM, PixelReward)) else None
         others = {key: value for key, value in self._sampling.items() if key != SAVED_NAME}
         if sampling := {**others, SAVED_NAME: name} if name else others:  # first, so that a push takes it along
             (folder / SAMPLING_FILE).write_text(to_json(sampling, indent=2) + "\n")

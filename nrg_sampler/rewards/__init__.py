@@ -12,13 +12,23 @@ from nrg_sampler.rewards.weights import RewardWeights
 if TYPE_CHECKING:
     from nrg_sampler.rewards.dina import DiNaReward
     from nrg_sampler.rewards.latent import LatentReward
+    from nrg_sampler.rewards.latent_prm import LatentPRM
     from nrg_sampler.rewards.pixel import PixelReward
 
-__all__ = ["Conditioning", "DiNaReward", "EnsembleReward", "LatentReward", "PixelReward", "Reward", "RewardWeights"]
+__all__ = [
+    "Conditioning",
+    "DiNaReward",
+    "EnsembleReward",
+    "LatentPRM",
+    "LatentReward",
+    "PixelReward",
+    "Reward",
+    "RewardWeights",
+]
 
 
 # These bring diffusers in or need it, so only on demand.
-_LATE = {"DiNaReward": "dina", "LatentReward": "latent", "PixelReward": "pixel"}
+_LATE = {"DiNaReward": "dina", "LatentPRM": "latent_prm", "LatentReward": "latent", "PixelReward": "pixel"}
 
 
 def __getattr__(name: str) -> Any:

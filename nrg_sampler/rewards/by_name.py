@@ -23,6 +23,7 @@ from nrg_sampler.rewards.frames import ALL
 from nrg_sampler.rewards.named import load_named
 from nrg_sampler.rewards.named.files import Place, TorchCache
 from nrg_sampler.rewards.named.joint import JointJudge
+from nrg_sampler.rewards.named.latent_table import LATENT_TABLE, LatentEntry, find_latent
 from nrg_sampler.rewards.named.loading import recognised, resolve
 from nrg_sampler.rewards.named.table import TABLE, Entry, find, unknown
 from nrg_sampler.rewards.pixel import PixelReward
@@ -55,15 +56,17 @@ def reward_for(pipe: Any, wanted: RewardLike, *, offload: bool = False) -> Any:
     weights = names_and_weights(wanted)
     entries = {name: named_entry(name) for name in weights}
     if None in entries.values():
+        (latent, *_) = (name for name, entry in entries.items() if entry is None)
         if len(entries) > 1:
-            latent = next(name for name, entry in entries.items() if entry is None)
             raise ValueError(
                 f"Expected published rewards by name, but {latent!r} is a latent reward; load it with `load_reward` "
                 "and combine rewards of the same axes in an `EnsembleReward`."
             )
+        if latent_entry(latent) is not None:
+            return _latent_prm(pipe, latent)
         from nrg_sampler.rewards.loading import load_reward  # brings diffusers in
 
-        return load_reward(next(iter(weights)))
+        return load_reward(latent)
     if not isinstance(getattr(pipe, "vae", None), torch.nn.Module):
         raise ValueError(
             f"Expected a pipeline with a VAE for {' and '.join(weights)}, which see pixels, but {type(pipe).__name__} "
@@ -124,7 +127,7 @@ def named_entry(name: str) -> Entry | None:
             f"Expected a reward that can guide, but {name!r} only judges, with --judge{ONLY_JUDGES[kind]}; "
             "`nrg-sampler rewards` lists those that guide."
         )
-    if name == BUNDLED:
+    if name == BUNDLED or latent_entry(name) is not None:
         return None
     if Path(name).is_dir():
         return resolve(name)[0] if recognised(Path(name)) else None
@@ -135,9 +138,43 @@ def named_entry(name: str) -> Entry | None:
     raise unknown(name)
 
 
+def latent_entry(name: str) -> LatentEntry | None:
+    """Return the entry of the table of latent rewards that a name, its Hub id or ``NAME:FOLDER`` means."""
+    if Path(name).is_dir():
+        return None
+    return find_latent(name.partition(":")[0]) or next((one for one in LATENT_TABLE if one.source == name), None)
+
+
+def _latent_prm(pipe: Any, name: str) -> Any:
+    from nrg_sampler.rewards.latent_prm import LatentPRM, require_host
+
+    require_host(pipe)
+    folder = _latent_folder(name)
+    device = getattr(pipe, "_execution_device", None) or pipe.transformer.device
+    reward = LatentPRM.from_pretrained(folder, dtype=pipe.transformer.dtype, device=device)
+    reward.source = name
+    return reward
+
+
+def _latent_folder(name: str) -> Path:
+    from nrg_sampler.rewards.latent_prm import published_folder
+
+    kind, colon, rest = name.partition(":")
+    if not colon:
+        return published_folder()
+    if not _is_folder(rest):
+        raise ValueError(f"Expected a folder in {name!r}, but {rest!r} is none; write {kind}:FOLDER.")
+    return Path(rest)
+
+
 def local_fingerprint(name: str) -> str | None:
     """Fingerprint the files of a published reward; ``None`` if the name is not of one or they are not here."""
     entry = named_entry(name)
+    if latent_entry(name) is not None:
+        try:
+            return fingerprint(_latent_folder(name))
+        except ValueError:  # not here
+            return None
     if entry is None:
         return None
     folder = resolve(name)[1]

@@ -194,15 +194,13 @@ def _by_axis(axes: Sequence[str], values: torch.Tensor) -> dict[str, float]:
 
 def load(recipe: Recipe) -> Any:
     """Load the pipeline with its reward onto the device."""
-    from diffusers import ModelMixin
-
     from nrg_sampler.hosts.pipeline import NRGFlowPipeline
 
     quiet_unless_watched()
     given = {} if recipe.reward is None else {"reward_model": recipe.reward}
     pipe = NRGFlowPipeline.from_pretrained(recipe.model, dtype=getattr(torch, recipe.dtype), **given)
     if recipe.checkpointing and pipe.reward_model is not None:
-        if not isinstance(pipe.reward_model, ModelMixin):
+        if not hasattr(pipe.reward_model, "enable_gradient_checkpointing"):
             raise ValueError(
                 f"Expected a latent reward for --checkpointing, but got {type(pipe.reward_model).__name__}; omit it."
             )

@@ -18,6 +18,8 @@ import difflib
 from dataclasses import dataclass
 from typing import Literal
 
+from nrg_sampler.rewards.named.latent_table import LATENT_NAMES, canonical
+
 Fit = Literal["crop", "pad", "stretch"]
 
 CLIP_H = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
@@ -219,11 +221,6 @@ NOT_OFFERED = {
 }
 
 
-def canonical(name: str) -> str:
-    """Return a name without what people vary: case, hyphens, underscores, spaces and full stops."""
-    return "".join(letter for letter in name.lower() if letter.isalnum())
-
-
 NAMES = {canonical(name): entry for entry in TABLE for name in (entry.name, *entry.aliases)}
 
 
@@ -237,12 +234,17 @@ OTHER_NAMES = {
 
 
 def find(name: str) -> Entry | None:
-    """Return the entry of a name or alias.
+    """Return the entry of a name or alias, of a reward that sees frames.
 
     Raises:
-        ValueError: If the name is that of a reward which is known but not offered, with the reason.
+        ValueError: If the name is that of a reward which is known but not offered, with the reason, or sees latents.
     """
     key = canonical(name)
+    if key in LATENT_NAMES:
+        raise ValueError(
+            f"Expected a reward that sees frames, but {name!r} sees the noisy latents of {LATENT_NAMES[key].hosts}; "
+            f"guide such a pipeline with `attach(pipe, {LATENT_NAMES[key].name!r})`, or use one of {_listed()}."
+        )
     key = OTHER_NAMES.get(key, key)
     if key in NOT_OFFERED:
         raise ValueError(
@@ -253,8 +255,9 @@ def find(name: str) -> Entry | None:
 
 def unknown(name: str) -> ValueError:
     """Return the error for what is neither a name nor a folder, with the name that was probably meant."""
-    close = difflib.get_close_matches(canonical(name), [*NAMES, *NOT_OFFERED], n=1, cutoff=0.6)
-    meant = [NAMES[key].name if key in NAMES else key for key in close]
+    offered = NAMES | LATENT_NAMES
+    close = difflib.get_close_matches(canonical(name), [*offered, *NOT_OFFERED], n=1, cutoff=0.6)
+    meant = [offered[key].name if key in offered else key for key in close]
     advice = f"did you mean {meant[0]!r}? The names are {_listed()}" if meant else f"use one of {_listed()}"
     return ValueError(
         f"Expected the name, the folder or the Hub id of a published reward, but got {name!r}; {advice}."

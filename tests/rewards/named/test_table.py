@@ -23,7 +23,8 @@ from nrg_sampler.cli.rewards import markdown
 from nrg_sampler.rewards.named.aesthetic import ClipHead, SiglipHead
 from nrg_sampler.rewards.named.hpsv2 import H14
 from nrg_sampler.rewards.named.imagereward import TEXT, VISION, new_model
-from nrg_sampler.rewards.named.table import NAMES, NOT_OFFERED, TABLE, canonical
+from nrg_sampler.rewards.named.latent_table import LATENT_NAMES, LATENT_TABLE, canonical
+from nrg_sampler.rewards.named.table import NAMES, NOT_OFFERED, TABLE
 
 PAGE = Path(__file__).parents[3] / "docs" / "rewards" / "named.md"
 BEGIN, END = "<!-- rewards: begin -->\n", "<!-- rewards: end -->"
@@ -63,6 +64,7 @@ def test_the_number_of_weights_is_that_of_the_published_sizes(entry) -> None:
 def test_no_name_means_two_things() -> None:
     assert len(NAMES) == sum(1 + len(entry.aliases) for entry in TABLE)
     assert not set(NAMES) & {canonical(name) for name in NOT_OFFERED}
+    assert not set(LATENT_NAMES) & {*NAMES, *map(canonical, NOT_OFFERED)}
 
 
 def test_statistics_are_one_per_axis_and_nothing_claims_weights_that_were_not_at_hand() -> None:
@@ -76,9 +78,11 @@ def test_the_command_lists_the_table(capsys: pytest.CaptureFixture[str]) -> None
     table = json.loads(capsys.readouterr().out)
     assert [row["name"] for row in table["offered"]] == [entry.name for entry in TABLE]
     assert {row["name"]: row["reason"] for row in table["not_offered"]} == NOT_OFFERED
+    assert [row["name"] for row in table["latent"]] == [entry.name for entry in LATENT_TABLE]
     assert main(["rewards"]) == 0
     plain = capsys.readouterr().out
     assert plain.startswith("name") and "aesthetic-v2.5" in plain and "hpsv3: its head on" in plain
+    assert "latent-prm: MQ of noisy latents, for HunyuanVideo" in plain
     assert main(["rewards", "--markdown"]) == 0
     assert capsys.readouterr().out.strip() == markdown()
 
