@@ -16,6 +16,7 @@ from typing import Protocol, TextIO
 from nrg_sampler.cli import (
     app,
     bench,
+    calibrate,
     compare,
     environment,
     evaluate,
@@ -56,6 +57,7 @@ COMMANDS: dict[str, Command] = {
     "app": app,
     "families": families,
     "rewards": rewards,
+    "calibrate": calibrate,
     "env": environment,
 }
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from nrg_sampler.rewards.base import normalised
 
@@ -60,6 +60,23 @@ class PixelClipJudge:
         """
         device = next(self._judge.parameters()).device
         return normalised(self._judge, self._judge(clips.to(device), prompts)).cpu()
+
+
+class GuidingPixelJudge(nn.Module):
+    """The bundled judge of pixels as one that guides, for measurements of such rewards.
+
+    A clip that it guided is not for it to grade.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.judge = load_pixel_judge()
+        self.axes, self.mean, self.std = self.judge.axes, self.judge.mean, self.judge.std
+
+    def forward(self, frames: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Grade clips ``(B, 3, T, H, W)`` in ``[0, 1]``; returns raw grades, shape ``(B, axes)``."""
+        grades: Tensor = self.judge(frames, prompts)
+        return grades
 
 
 def load_pixel_judge(folder: str | Path | None = None) -> Any:

@@ -19,6 +19,7 @@ from nrg_sampler.checkpoints import BUNDLED
 from nrg_sampler.entries import shown
 from nrg_sampler.files import fingerprint
 from nrg_sampler.rewards.base import Reward
+from nrg_sampler.rewards.calibration import Calibration, is_calibration
 from nrg_sampler.rewards.frames import ALL
 from nrg_sampler.rewards.named import load_named
 from nrg_sampler.rewards.named.files import Place, TorchCache
@@ -42,7 +43,8 @@ def reward_for(pipe: Any, wanted: RewardLike, *, offload: bool = False) -> Any:
     Args:
         pipe: The pipeline that it is to guide.
         wanted: A reward; a name of ``nrg-sampler rewards``; ``NAME:FOLDER``; a folder or Hub id of a reward; or
-            several of the named ones with their weights within an axis, as ``{"aesthetic": 1, "clipscore": 2}`` or
+            the file that ``nrg-sampler calibrate`` wrote of one; or several of the
+            named ones with their weights within an axis, as ``{"aesthetic": 1, "clipscore": 2}`` or
             ``"aesthetic=1,clipscore=2"``. An axis that one reward has is that reward whatever its weight.
         offload: Whether judges of frames are loaded to the memory of the processor, for guidance with
             ``offload=True``.
@@ -53,6 +55,8 @@ def reward_for(pipe: Any, wanted: RewardLike, *, offload: bool = False) -> Any:
     """
     if not isinstance(wanted, (str, os.PathLike, Mapping)):
         return wanted
+    if is_calibration(wanted):
+        return _calibrated(pipe, os.fspath(wanted), offload)  # type: ignore[arg-type]
     weights = names_and_weights(wanted)
     entries = {name: named_entry(name) for name in weights}
     if None in entries.values():
@@ -82,12 +86,23 @@ def reward_for(pipe: Any, wanted: RewardLike, *, offload: bool = False) -> Any:
     return reward.eval()
 
 
+def _calibrated(pipe: Any, file: str, offload: bool) -> Any:
+    """Return the reward that a file names, with what was measured of it."""
+    calibration = Calibration.read(file)
+    reward = calibration.applied(reward_for(pipe, calibration.reward, offload=offload))
+    if isinstance(reward, PixelReward):
+        reward.source, reward.recommended_frames = file, calibration.frames
+    return reward
+
+
 def names_and_weights(wanted: str | os.PathLike[str] | Mapping[str, float]) -> dict[str, float]:
     """Read one name, several as ``"aesthetic=1,clipscore=2"`` or a mapping.
 
     Raises:
         ValueError: If there is none, one comes twice, or a weight is not a positive finite number.
     """
+    if is_calibration(wanted):
+        return names_and_weights(Calibration.read(wanted).reward)  # type: ignore[arg-type]
     pairs: list[tuple[str, Any]]
     if isinstance(wanted, Mapping):
         pairs = [(str(name), weight) for name, weight in wanted.items()]
@@ -190,9 +205,13 @@ def _is_folder(place: str) -> bool:
 
 
 def local_fingerprints(names: str) -> dict[str, str | None]:
-    """Fingerprint each published reward of a text, as ``"reward"`` if it is one and ``"reward NAME"`` if several."""
+    """Fingerprint each published reward of a text, as ``"reward"`` if it is one and ``"reward NAME"`` if several.
+
+    A calibration is fingerprinted as such, besides.
+    """
+    own = {"calibration": fingerprint(Path(names))} if is_calibration(names) else {}
     entries = {name: named_entry(name) for name in names_and_weights(names)}
-    return {
+    return own | {
         f"reward {entry.name}" if entry is not None and len(entries) > 1 else "reward": local_fingerprint(name)
         for name, entry in entries.items()
     }
