@@ -87,13 +87,13 @@ class VlmJudge:
         """Return how many of ``total`` frames are looked at."""
         return min(total, self.frames)
 
-    def __call__(self, clips: Tensor, prompts: Sequence[str], fps: float) -> Tensor:
+    def __call__(self, clips: Tensor, prompts: Sequence[str], fps: float | None) -> Tensor:
         """Grade clips.
 
         Args:
             clips: Shape ``(B, 3, T, H, W)``, in ``[0, 1]``.
             prompts: One for each clip.
-            fps: Frames per second of the clips.
+            fps: Frames per second of the clips, ``None`` if it is not known.
 
         Returns:
             Grades from 1 to 5, shape ``(B, 3)``.
@@ -104,7 +104,7 @@ class VlmJudge:
         if clips.requires_grad and torch.is_grad_enabled():
             raise ValueError(
                 "Expected a judge with a gradient to guide with, but a model behind a URL has none; guide with one of "
-                "`nrg-sampler rewards`, and choose among samples with this judge."
+                "`nrg-sampler rewards`, and let this judge choose among samples, or guide by `lookahead`."
             )
         check_frames(clips)
         require_one_each(prompts, clips)
@@ -129,17 +129,18 @@ class VlmJudge:
         question = f"{QUESTIONS[axis].format(prompt=prompt)}\n{SCALE}"
         return self.model.grade([*pictures, {"type": "text", "text": question}], axis)
 
-    def _pictures(self, clip: Tensor, fps: float) -> list[dict[str, Any]]:
+    def _pictures(self, clip: Tensor, fps: float | None) -> list[dict[str, Any]]:
         """Return what is said of the frames, and them, as parts of a message."""
         total = clip.shape[1]
         count = min(total, self.frames)
         places = [round(index * (total - 1) / max(1, count - 1)) for index in range(count)]
         levels = (clip[:, places].clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 3, 0).cpu().numpy()
-        about = f"These are {count} frames of a video of {total / fps:.1f} seconds, evenly spread and in their order."
+        length = f" of {total / fps:.1f} seconds" if fps else ""
+        about = f"These are {count} frames of a video{length}, evenly spread and in their order."
         if total == 1:
             about = "This is a picture."
         elif count == 1:
-            about = f"This is the first frame of a video of {total / fps:.1f} seconds."
+            about = f"This is the first frame of a video{length}."
         return [{"type": "text", "text": about}, *map(self._encoded, levels)]
 
     def _encoded(self, picture: Any) -> dict[str, Any]:

@@ -33,7 +33,7 @@ RewardLike: TypeAlias = Reward | str | os.PathLike[str] | Mapping[str, float] | 
 ONLY_JUDGES = {
     "oracle": "",
     "pixel": "; a pixel judge is made a reward by `PixelReward(judge, pipe.vae, axes)`",
-    "vlm": "; a model behind a URL has no gradient, but can choose among several samples",
+    "vlm": "; a model behind a URL has no gradient, but can choose among samples, or guide by `lookahead`",
 }
 
 
@@ -166,7 +166,9 @@ def _latent_prm(pipe: Any, name: str) -> Any:
     require_host(pipe)
     folder = _latent_folder(name)
     device = getattr(pipe, "_execution_device", None) or pipe.transformer.device
-    reward = LatentPRM.from_pretrained(folder, dtype=pipe.transformer.dtype, device=device)
+    computes = pipe.transformer.dtype  # of a quantised transformer it may be none to compute in
+    dtype = computes if computes in (torch.float32, torch.float16, torch.float64) else torch.bfloat16
+    reward = LatentPRM.from_pretrained(folder, dtype=dtype, device=device)
     reward.source = name
     return reward
 

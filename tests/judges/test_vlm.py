@@ -19,6 +19,7 @@ from nrg_sampler import NRGFlowPipeline, attach, cli
 from nrg_sampler.evaluation.panel import panel
 from nrg_sampler.judges.base import Judge, chooser
 from nrg_sampler.judges.loading import load_judge
+from nrg_sampler.lookahead import lookahead
 from nrg_sampler.rewards.pixel import PixelReward
 from nrg_sampler.search import best_of_n
 from nrg_sampler.shapes.scenes import Prompt
@@ -174,8 +175,19 @@ def test_the_best_of_several_is_what_it_grades_best(server: Server, wan: Any) ->
     assert len(server.requests) == 9 and found.scores.tolist() == pytest.approx([9.0])
 
 
-def test_it_cannot_guide(server: Server, wan: Any) -> None:
-    refused = "only judges, with --judge; a model behind a URL has no gradient, but can choose among several samples"
+def test_it_guides_by_look_ahead(server: Server, wan: Any) -> None:
+    settings = {"num_inference_steps": 2, "height": 16, "width": 16, "num_frames": 5, "output_type": "latent"}
+    with (
+        pytest.warns(UserWarning, match="scored the same"),  # by the server, so that nothing pulls
+        lookahead(wan, server.name(), samples=3, steps=2, weights="TA=1") as run,
+    ):
+        wan("a red circle", **settings)
+    assert run.looks is not None and len(server.requests) == 9
+    assert "frames of a video, evenly" in server.requests[0]["messages"][0]["content"][0]["text"]
+
+
+def test_it_cannot_guide_by_a_gradient(server: Server, wan: Any) -> None:
+    refused = "only judges, with --judge; a model behind a URL has no gradient, but can choose among samples, or guide"
     with pytest.raises(ValueError, match=refused), attach(wan, server.name()):
         pass
     judge = load_judge(server.name())
