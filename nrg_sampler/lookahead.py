@@ -174,6 +174,13 @@ class LookaheadRun:
     trace: GuidanceTrace | None = None
     cost: float = 1.0
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return what happened as plain JSON values: the scores, the cost and the pull of each step."""
+        rows = [] if self.trace is None else self.trace.rows()
+        steps = [{name: row.get(name) for name in ("step_index", "sigma", "push_ratio", "skipped")} for row in rows]
+        scores = [] if self.looks is None else self.looks.scores.tolist()
+        return {"scores": scores, "cost": self.cost, "steps": steps}
+
     def __str__(self) -> str:
         if self.looks is None:
             return (

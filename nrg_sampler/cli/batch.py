@@ -15,7 +15,7 @@ from nrg_sampler.files import partial_path, slug, with_free_name, writable_file,
 from nrg_sampler.json_text import to_json
 from nrg_sampler.judges.alarm import hacking_alarm
 from nrg_sampler.judges.loading import load_judges
-from nrg_sampler.runs.manifest import Manifest, changes, format_change
+from nrg_sampler.runs.manifest import Clip, Manifest, changes, format_change
 from nrg_sampler.runs.outcome import Changes
 from nrg_sampler.runs.sampler import Sampler
 from nrg_sampler.runs.writing import MAKERS, SUFFIXES, Make, strip_of_all, writable_files
@@ -120,6 +120,8 @@ def report(manifest: Manifest, path: Path, as_json: bool) -> None:
         return
     seconds = sum(clip.seconds for clip in manifest.clips)
     print(f"{path}  ({seconds:.1f} s, seed {manifest.seed})", flush=True)
+    for clip in manifest.clips:
+        _print_looks(clip)
     change = changes(manifest.clips)
     if change:
         _print_changes(change)
@@ -150,6 +152,17 @@ def _print_plan(sampler: Sampler, count: int, paired: bool, as_json: bool) -> No
         print(f"{what}{'' if seconds is None else f': about {seconds} s in all'}.")
     if sampler.recipe.proposed:
         print(f"Axes weighed {sampler.recipe.guidance.weights}, as the reward proposes for this prompt.")
+
+
+def _print_looks(clip: Clip) -> None:
+    """Say what look-ahead samples did, where some pulled the clip."""
+    if not clip.lookahead:
+        return
+    scores = [score for row in clip.lookahead["scores"] for score in row]
+    pushes = [row["push_ratio"] for row in clip.lookahead["steps"] if row["push_ratio"] is not None]
+    pull = f"mean pull {sum(pushes) / len(pushes):.1%}" if pushes else "all the same, so that they pull nowhere"
+    spread = f"scored {min(scores, default=0):.3g} to {max(scores, default=0):.3g}"
+    print(f"  {len(scores)} look-ahead samples, {spread}: {pull}, K about {clip.lookahead['cost']:.2f}", flush=True)
 
 
 def _print_changes(change: Changes) -> None:

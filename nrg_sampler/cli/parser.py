@@ -134,6 +134,14 @@ def add_search(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help=Hidden("candidates of a stochastic solver, drawn anew by how their reading rises (default: 4 particles)"),
     )
+    group.add_argument(
+        "--lidar",
+        metavar="WHO",
+        help=Hidden(
+            "let the scores of few-step samples pull the clip, without a gradient: who scores, reward or a judge's "
+            "name, and settings, as 'pixel samples=4 scale=2'"
+        ),
+    )
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:

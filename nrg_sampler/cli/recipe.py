@@ -11,6 +11,7 @@ from nrg_sampler.cli.parser import SAMPLING
 from nrg_sampler.guidance.fields import settings_of
 from nrg_sampler.guidance.presets import DEFAULT
 from nrg_sampler.guidance.settings import RewardGuidance
+from nrg_sampler.runs.ahead import Ahead
 from nrg_sampler.runs.device import default_device, require_device, weights_dtype
 from nrg_sampler.runs.recipe import Recipe
 
@@ -38,6 +39,7 @@ def from_arguments(arguments: argparse.Namespace) -> Recipe:
         scheduler=arguments.scheduler,
         search=_search(arguments),
         checkpointing=bool(arguments.checkpointing),
+        lookahead=_lookahead(arguments),
     )
 
 
@@ -66,6 +68,16 @@ def _given(arguments: argparse.Namespace, kind: type[RewardGuidance] = RewardGui
     stated = settings_of(kind)
     options = {name: getattr(arguments, setting.option.replace("-", "_")) for name, setting in stated.items()}
     return {**{name: str(text) for name, text in options.items() if text is not None}, **dict(arguments.set or ())}
+
+
+def _lookahead(arguments: argparse.Namespace) -> Ahead | None:
+    """The look-ahead samples of ``generate``; those that the reward scores by the weights that guide."""
+    text: str | None = getattr(arguments, "lidar", None)
+    if text is not None and _search(arguments) is not None:
+        raise ValueError(
+            "Expected --lidar or a search, but got both; say --lidar 'reward samples=4' for how many samples."
+        )
+    return None if text is None else Ahead.parse(text).weighed(_given(arguments).get("weights"))
 
 
 def _search(arguments: argparse.Namespace) -> dict[str, Any] | None:

@@ -14,12 +14,16 @@ from torch import Tensor
 
 from nrg_sampler.cost.memory import peak_memory
 from nrg_sampler.evaluation.arms import Arm
+from nrg_sampler.evaluation.panel import Grader
 from nrg_sampler.hosts.pipeline import NRGFlowPipeline
 from nrg_sampler.hosts.prompts import frame_rate
 from nrg_sampler.hosts.sampling import SampledClips, sample_clips
 from nrg_sampler.json_text import to_json
+from nrg_sampler.lookahead import lookahead
 from nrg_sampler.rewards.base import Conditioning, Reward, score_clean
+from nrg_sampler.rewards.weights import RewardWeights
 from nrg_sampler.search import Search, candidate_seeds, search
+from nrg_sampler.shapes.oracle import AXES
 from nrg_sampler.shapes.scenes import Prompt, caption
 
 
@@ -56,6 +60,7 @@ class ArmSampler:
         dtype: Precision of the arithmetic by autocast; ``None`` leaves it at that of the weights.
         sampling: Further arguments of the pipeline, the same in every arm.
         fingerprints: What tells each reward from another of the same name.
+        judges: Who may score look-ahead samples.
     """
 
     def __init__(
@@ -65,7 +70,9 @@ class ArmSampler:
         dtype: torch.dtype | None = None,
         sampling: Mapping[str, Any] | None = None,
         fingerprints: Mapping[str, str] | None = None,
+        judges: Mapping[str, Grader] | None = None,
     ) -> None:
+        self._judges = judges or {}
         self._pipes = {"target": pipe}
         for name, reward in (rewards or {}).items():
             self._pipes[name] = NRGFlowPipeline.from_pipe(pipe, reward_model=reward)
@@ -84,12 +91,15 @@ class ArmSampler:
             settings["guidance"] = guidance.to_dict()
         if thinning:
             settings["search"] = thinning.to_dict()
-        if guidance or thinning:
+        if arm.lookahead:
+            settings["lookahead"] = {**arm.lookahead.to_dict(), "judge": arm.judge}
+        if guidance or thinning or (arm.lookahead and arm.judge is None):
             settings["reward"] = [arm.reward, self._fingerprints.get(arm.reward)]
         if settings == {"steps": 1}:
             return "unguided"
         digest = hashlib.sha256(to_json(settings, sort_keys=True).encode()).hexdigest()
-        return f"{arm.weights if guidance else 'searched' if thinning else 'unguided'} {digest[:12]}"
+        kind = "looking ahead" if arm.lookahead else "searched" if thinning else "unguided"
+        return f"{arm.weights if guidance else kind} {digest[:12]}"
 
     def sample(self, arm: Arm, prompts: Sequence[Prompt], seeds: Sequence[int]) -> ArmClips:
         """Sample one clip of each prompt from the source of ``arm``; nothing is chosen among finished clips."""
@@ -97,13 +107,31 @@ class ArmSampler:
         device = torch.device(getattr(pipe, "device", "cpu"))
         with self._precision(device), peak_memory(device) as memory, _counted(pipe.transformer) as count:
             watch = _Watch(device)
-            clips = self._run(pipe, arm, prompts, seeds, watch)
+            with self._looking(pipe, arm, prompts, seeds):
+                clips = self._run(pipe, arm, prompts, seeds, watch)
             seconds, cpu_seconds, decoding = watch.read()
         target = self._target(clips.latents, clips.prompt_embeds, [caption(prompt) for prompt in prompts])
         batch = len(prompts)
         cpu = cpu_seconds / batch if device.type == "cpu" else None
         frames = clips.frames.transpose(1, 2).float().cpu()
         return ArmClips(frames, target, seconds / batch, cpu, decoding, count[0] / batch, memory.mib)
+
+    @contextmanager
+    def _looking(self, pipe: Any, arm: Arm, prompts: Sequence[Prompt], seeds: Sequence[int]) -> Iterator[None]:
+        """Let look-ahead samples pull the clips, those of each prompt by further seeds of its own."""
+        if arm.lookahead is None:
+            yield
+            return
+        further = [candidate_seeds(seed, 1 + arm.lookahead.samples)[1:] for seed in seeds]
+        grader = self._judges[arm.judge] if arm.judge else None
+        weights = RewardWeights.parse(arm.lookahead.weights).resolve(AXES)
+
+        def judge(clips: Tensor) -> Tensor:
+            assert grader is not None
+            return grader(clips, prompts) @ torch.tensor(weights)
+
+        with lookahead(pipe, judge if grader else None, arm.lookahead, seeds=further):
+            yield
 
     @contextmanager
     def _precision(self, device: torch.device) -> Iterator[None]:

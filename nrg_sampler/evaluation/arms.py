@@ -6,12 +6,14 @@ An arm differs from the guidance it is made from in what it is named after. The 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from nrg_sampler.guidance.fields import settings_of
 from nrg_sampler.guidance.presets import PRESETS
 from nrg_sampler.guidance.settings import RewardGuidance
+from nrg_sampler.lookahead import Lookahead
 from nrg_sampler.rewards.weights import RewardWeights
 from nrg_sampler.search import Search
 
@@ -33,10 +35,12 @@ class Arm:
         guidance: Its settings; ``None`` samples without guidance.
         steps: Denoising steps, as a multiple of the other arms'.
         search: How the best of several candidates is found; ``None`` takes the one of the prompt's own seed.
-        judge: Who chooses among finished candidates: a judge's name, or ``None`` for the reward.
+        judge: Who chooses among finished candidates, or scores look-ahead samples: a judge's name, or ``None`` for the
+            reward.
         reward: Which reward guides: ``"target"``; ``"clean"``, trained on clean latents; ``"pixel"``, the pixel judge
             through the predicted clean latents and the VAE; ``"random"``, a random direction with the norm of the
             target's gradient.
+        lookahead: Which look-ahead samples pull, if any do.
     """
 
     name: str
@@ -45,6 +49,7 @@ class Arm:
     search: Search | None = None
     judge: str | None = None
     reward: str = "target"
+    lookahead: Lookahead | None = None
 
     @property
     def weights(self) -> str:
@@ -128,6 +133,7 @@ def rivals_suite(base: RewardGuidance) -> list[Arm]:
         ),
         Arm("resampling", search=Search(weights=weights)),
         Arm("particles", search=Search.particles(4, weights)),
+        *lookahead_arms(base),
         Arm("guided, best of 2", base, search=Search.best_of(2, weights)),
         Arm("guided, best of 2, pixel judge chooses", base, search=Search.best_of(2), judge="pixel"),
         Arm("guided, all noise trusted alike", replace(base, damping=0.0, fading=0.0)),
@@ -139,6 +145,19 @@ def rivals_suite(base: RewardGuidance) -> list[Arm]:
         Arm("skip-gradient", replace(base, lookahead=1.0)),
         Arm("random direction", replace(base, disagreement=0.0), reward="random"),
         Arm("flipped", flipped(base)),
+    ]
+
+
+def lookahead_arms(base: RewardGuidance) -> list[Arm]:
+    """Look-ahead samples without any gradient, by who scores them; a judge also beside guidance by the reward."""
+    name, by_reward = "look-ahead of 8", Lookahead(weights=base.weights)
+    return [
+        Arm(name, lookahead=by_reward),
+        *(
+            Arm(f"{name}, {told} scores", judge=judge, lookahead=Lookahead())
+            for judge, told in (("oracle", "oracle"), ("pixel", "pixel judge"))
+        ),
+        Arm(f"guided, {name}, pixel judge scores", base, judge="pixel", lookahead=Lookahead()),
     ]
 
 
@@ -172,21 +191,34 @@ def wanted_arms(every: Sequence[Arm], wanted: Sequence[str], base: RewardGuidanc
 
 def _wanted_arm(every: Sequence[Arm], text: str, base: RewardGuidance) -> Arm:
     words = text.split()
-    known = {name: setting for name, setting in settings_of(type(base)).items() if name != "weights"}
-    settings = [word for word in words if "=" in word and word.partition("=")[0] in known]
+    kinds = settings_of(type(base)).keys() | settings_of(Lookahead).keys() - {"weights"}
+    settings = [word for word in words if "=" in word and word.partition("=")[0] in kinds]
     given = dict(word.split("=", 1) for word in settings)
     name = " ".join(word for word in words if word not in settings)
     arm = next((arm for arm in every if arm.name == name), None) or _by_weights(name, base)
-    if arm is None or (given and arm.guidance is None):
+    changed = {} if arm is None else _changed(arm, given)
+    if arm is None or changed is None:
         names = ", ".join(repr(arm.name) for arm in every)
         raise ValueError(
             f"Expected arms from {names}, or weights such as 0.2:0.3:0.5, a guided one with settings such as scale=2 "
-            f"({', '.join(known)}), but got {text!r}."
+            f"({', '.join(name for name in settings_of(type(base)) if name != 'weights')}), but got {text!r}."
         )
-    if not given or arm.guidance is None:
-        return arm
-    changed = replace(arm.guidance, **{key: known[key].read(value) for key, value in given.items()})
-    return replace(arm, name=" ".join(words), guidance=changed)
+    return replace(arm, name=" ".join(words), **changed) if changed else arm
+
+
+def _changed(arm: Arm, given: Mapping[str, str]) -> dict[str, Any] | None:
+    """Return the settings of an arm with others in place of some; ``None`` if it has none of these names.
+
+    They are those of its look-ahead samples, if such alone guide, else of its guidance.
+    """
+    if not given:
+        return {}
+    name = "lookahead" if arm.guidance is None else "guidance"
+    settings: Any = getattr(arm, name)
+    known = {} if settings is None else settings_of(type(settings))
+    if not given.keys() <= known.keys():
+        return None
+    return {name: replace(settings, **{key: known[key].read(value) for key, value in given.items()})}
 
 
 def _by_weights(text: str, base: RewardGuidance) -> Arm | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ import torch
 from nrg_sampler.checkpoints import BUNDLED, bundled_folder
 from nrg_sampler.evaluation.arm_sampler import ArmSampler
 from nrg_sampler.evaluation.controls import RandomDirection, pixel_control, trusted_as
+from nrg_sampler.evaluation.panel import Grader
 from nrg_sampler.evaluation.settings import EvaluationSettings
 from nrg_sampler.hosts.pipeline import NRGFlowPipeline
 from nrg_sampler.judges.loading import judge_identity
@@ -20,12 +21,15 @@ from nrg_sampler.runs.manifest import model_fingerprint
 from nrg_sampler.runs.sampler import quiet_unless_watched
 
 
-def load_arm_sampler(settings: EvaluationSettings, fingerprints: dict[str, str]) -> ArmSampler:
+def load_arm_sampler(
+    settings: EvaluationSettings, fingerprints: dict[str, str], judges: Mapping[str, Grader] | None = None
+) -> ArmSampler:
     """Load the pipeline and the rewards that are there.
 
     Args:
         settings: Which, and where they run.
         fingerprints: Of :func:`model_fingerprints`.
+        judges: Who may score look-ahead samples.
 
     Raises:
         ValueError: If a model does not load.
@@ -43,7 +47,7 @@ def load_arm_sampler(settings: EvaluationSettings, fingerprints: dict[str, str])
         rewards["pixel"] = trusted_as(judged, pipe.reward_model)
     dtype = getattr(torch, settings.arithmetic)
     sampling = {} if settings.steps is None else {"num_inference_steps": settings.steps}
-    return ArmSampler(pipe, rewards, None if dtype == torch.float32 else dtype, sampling, fingerprints)
+    return ArmSampler(pipe, rewards, None if dtype == torch.float32 else dtype, sampling, fingerprints, judges)
 
 
 def model_fingerprints(settings: EvaluationSettings) -> dict[str, str]:

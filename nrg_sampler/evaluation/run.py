@@ -125,7 +125,7 @@ class Evaluation:
         self._out = writable_folder(Path(settings.out))
         self._lock = FolderLock(self._out)
         fingerprints = model_fingerprints(settings)
-        self._sampler = load_arm_sampler(settings, fingerprints)
+        self._sampler = load_arm_sampler(settings, fingerprints, self._judges)
         self._clips = self._out / f"clips-{settings.split}.csv"
         common = common_settings(settings, fingerprints, names)
         require_same_settings(self._clips.with_suffix(".settings.json"), common, self._clips)

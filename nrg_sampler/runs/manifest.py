@@ -31,6 +31,7 @@ CLIP_ENTRIES = {
     "seconds": kinds.NUMBER,
     "scores": kinds.NUMBER.mapped().mapped(),
     "trace": kinds.PLAIN.mapped().listed(),
+    "lookahead": kinds.PLAIN.mapped(),
 }
 CLIP_REQUIRED = {"name", "sha256", "shape", "seconds"}
 PACKAGES = ("nrg-sampler", "torch", "diffusers", "transformers", "numpy", "imageio-ffmpeg")
@@ -47,6 +48,7 @@ class Clip:
         seconds: Wall-clock time of the sampling.
         scores: Readings of the finished clip, by judge and axis.
         trace: What the guidance did, one row for each step.
+        lookahead: What look-ahead samples did, if any pulled it, see ``LookaheadRun.to_dict``.
     """
 
     name: str
@@ -55,6 +57,7 @@ class Clip:
     seconds: float
     scores: dict[str, dict[str, float]] = field(default_factory=dict)
     trace: list[dict[str, Any]] = field(default_factory=list)
+    lookahead: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(cls, name: str, frames: Frames, seconds: float, **about: Any) -> Clip:

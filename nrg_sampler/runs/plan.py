@@ -168,19 +168,21 @@ def plan(pipe: Any, recipe: Recipe, pace: Pace | None = None, memory: Memory | N
     gradients = recipe.guidance.gradients(steps)
     single = steps * (2 if sampling["guidance_scale"] > 1 else 1)
     candidates = recipe.search["candidates"] if recipe.search else 1
+    ahead = recipe.lookahead
+    runs = candidates * (ahead.settings.cost(steps) if ahead and ahead.judge else 1.0)
     modules = {name: part for name, part in pipe.components.items() if hasattr(part, "parameters")}
     modules.pop("reward_model", None)
     reward = pipe.reward_model  # which may be a plain callable
     passes_back = resolve(recipe.guidance, reward).passes_back if gradients else 1
-    extra = candidates * gradients * _gradient_cost(pipe, reward, sampling, passes_back, recipe.guidance)
+    extra = runs * gradients * _gradient_cost(pipe, reward, sampling, passes_back, recipe.guidance)
     counted = Plan(
         steps=steps,
         guided_steps=guided,
         gradients=gradients,
         candidates=candidates,
-        evaluations=candidates * single,
+        evaluations=round(runs * single),
         reward_evaluations=round(extra, 1),
-        ratio=round(candidates + extra / single, 2),
+        ratio=round(runs + extra / single, 2),
         weights_mb=round(sum(map(_megabytes, modules.values())), 1),
         reward_mb=round(_megabytes(reward), 1),
         needed_mb=None if memory is None else round(memory.needed, 1),
@@ -191,7 +193,7 @@ def plan(pipe: Any, recipe: Recipe, pace: Pace | None = None, memory: Memory | N
     unguided = steps * pace.step + pace.rest
     return replace(
         counted,
-        seconds=round(candidates * (unguided + recipe.guidance.evaluated_steps(steps) * pace.reward), 2),
+        seconds=round(runs * (unguided + recipe.guidance.evaluated_steps(steps) * pace.reward), 2),
         unguided_seconds=round(unguided, 2),
         memory_mb=round(pace.memory_mb, 1),
     )

@@ -13,12 +13,19 @@ from nrg_sampler.rewards import RewardWeights
 from nrg_sampler.rewards.frames import EVERY
 from nrg_sampler.rewards.gate import weights_for_prompt
 from nrg_sampler.rewards.weights import AUTO
+from nrg_sampler.runs.ahead import Ahead
 from nrg_sampler.runs.device import DTYPES
 from nrg_sampler.schedulers import SCHEDULERS
 from nrg_sampler.search import Search
 
 # What an entry was before manifests named it.
-ABSENT: dict[str, Any] = {"scheduler": None, "search": None, "proposed": False, "checkpointing": False}
+ABSENT: dict[str, Any] = {
+    "scheduler": None,
+    "search": None,
+    "proposed": False,
+    "checkpointing": False,
+    "lookahead": None,
+}
 ABSENT_GUIDANCE: dict[str, Any] = {"every": 1, "reuse": False}
 STRIDE = "frame_stride"  # what `frames` was before
 
@@ -35,6 +42,7 @@ ENTRIES = {
     "search": kinds.OBJECT.or_none(),
     "proposed": kinds.SWITCH,
     "checkpointing": kinds.SWITCH,
+    "lookahead": kinds.OBJECT.or_none(),
 }
 
 
@@ -55,6 +63,7 @@ class Recipe:
         search: Fields of :class:`nrg_sampler.search.Search`, or ``None`` to sample one candidate.
         proposed: Whether the reward has proposed the weights.
         checkpointing: Whether the reward saves memory, see :mod:`nrg_sampler.rewards.recompute`.
+        lookahead: Which look-ahead samples pull the clip, if any do.
     """
 
     prompt: str
@@ -69,6 +78,7 @@ class Recipe:
     search: dict[str, Any] | None = None
     proposed: bool = False
     checkpointing: bool = False
+    lookahead: Ahead | None = None
 
     @classmethod
     def from_entries(cls, entries: Mapping[str, Any]) -> Recipe:
@@ -94,11 +104,13 @@ class Recipe:
             Search(**entries["search"] or {})
         except TypeError as error:
             raise ValueError(f"Expected the search settings of this version, but {error}.") from error
-        return cls(**{**entries, "guidance": guidance})
+        ahead = None if entries["lookahead"] is None else Ahead.from_entries(entries["lookahead"])
+        return cls(**{**entries, "guidance": guidance, "lookahead": ahead})
 
     def to_entries(self) -> dict[str, Any]:
         """Return the recipe as JSON can hold it without rounding, so that a replay reads it back equal."""
-        return {**vars(self), "guidance": self.guidance_entries()}
+        ahead = None if self.lookahead is None else self.lookahead.to_entries()
+        return {**vars(self), "guidance": self.guidance_entries(), "lookahead": ahead}
 
     def settled(self, pipe: Any) -> Recipe:
         """Return the same with the weights that the pipeline's reward proposes where they are ``"auto"``.

@@ -8,7 +8,8 @@ import math
 import sys
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -18,11 +19,14 @@ import torch
 from nrg_sampler.checkpoints import BUNDLED, bundled_folder, pipeline_source, read_sampling
 from nrg_sampler.guidance.resolved import resolve
 from nrg_sampler.guidance.settings import RewardGuidance
+from nrg_sampler.hosts.finished import last_step
 from nrg_sampler.hosts.sampling import SampledClips, sample_clips
 from nrg_sampler.judges.base import Judge
+from nrg_sampler.lookahead import LookaheadRun, Looks, lookahead
 from nrg_sampler.rewards import Conditioning, RewardWeights
 from nrg_sampler.rewards.base import score_clean
 from nrg_sampler.rewards.by_name import local_fingerprints
+from nrg_sampler.runs.ahead import Ahead
 from nrg_sampler.runs.manifest import Clip, Manifest, model_fingerprint, versions
 from nrg_sampler.runs.recipe import Recipe
 from nrg_sampler.schedulers import make_scheduler
@@ -46,18 +50,34 @@ class Sampler:
         recipe: What to sample.
         pipe: The loaded pipeline of the recipe, which stays as it is; loaded here by default.
         judges: Who grades the finished clips, by name, besides the reward and, for the bundled model, the oracle.
+        looks: The look-ahead samples of the recipe, if their scores are given in it and they are at hand; sampled
+            again by default.
+        keep_latents: Whether ``finished`` is kept.
+
+    Attributes:
+        finished: Latents of the last clip, shape ``(1, C, T, H, W)``, which may serve as a look-ahead sample.
 
     Raises:
         ValueError: If the model, the reward or the prompt does not fit.
     """
 
-    def __init__(self, recipe: Recipe, pipe: Any = None, judges: Mapping[str, Judge] | None = None) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        pipe: Any = None,
+        judges: Mapping[str, Judge] | None = None,
+        looks: Looks | None = None,
+        keep_latents: bool = False,
+    ) -> None:
         self.pipe = _with_scheduler(pipe or load(recipe), recipe.scheduler)
         recipe = recipe.settled(self.pipe)
         self.recipe, self.judges = recipe, judges or {}
         _check_sampling(recipe, self.pipe)
         _check_guidance(recipe, self.pipe.reward_model)
         self._search = _search(recipe, self.pipe.reward_model)
+        self.finished: torch.Tensor | None = None
+        self._looks, self._keeps = looks, keep_latents
+        self._looking_judge = recipe.lookahead.load_judge(recipe, self.pipe.reward_model) if recipe.lookahead else None
         self.fps = recipe.fps or float(read_sampling(pipeline_source(recipe.model)).get("fps", DEFAULT_FPS))
         self.fingerprints = _fingerprints(recipe, self.pipe.reward_model)
 
@@ -103,8 +123,34 @@ class Sampler:
 
         started = time.perf_counter()
         arguments = {"reward_guidance": guidance, "output_type": "np", **self.recipe.sampling}
-        clips = sample_clips(self.pipe, [self.recipe.prompt], [seed], watch, **arguments)
-        return self._finished(clips, clip_name(guided), time.perf_counter() - started, guidance)
+        with last_step(self.pipe) if self._keeps else nullcontext() as last, self._looking(seed, guided) as ahead:
+            clips = sample_clips(self.pipe, [self.recipe.prompt], [seed], watch, **arguments)
+            self.finished = last.read().latents if last else None
+        frames, clip = self._finished(clips, clip_name(guided), time.perf_counter() - started, guidance)
+        return frames, clip if ahead is None else replace(clip, lookahead=ahead.to_dict())
+
+    @contextmanager
+    def _looking(self, seed: int, guided: bool) -> Iterator[LookaheadRun | None]:
+        """Let the look-ahead samples of the recipe pull a guided clip."""
+        ahead = self.recipe.lookahead
+        if ahead is None or not guided:
+            yield None
+            return
+        looks = self._picked(ahead) if ahead.judge is None else None
+        settings = replace(ahead.settings, seed=seed)
+        with lookahead(self.pipe, self._looking_judge, settings, looks=looks) as run:
+            yield run
+
+    def _picked(self, ahead: Ahead) -> Looks:
+        if self._looks is None:
+            before = Sampler(replace(self.recipe, lookahead=ahead.before), self.pipe, keep_latents=True)
+            latents = []
+            for seed in ahead.seeds:
+                before.sample(seed)
+                assert before.finished is not None
+                latents.append(before.finished)
+            self._looks = Looks(torch.stack(latents, dim=1), torch.tensor([ahead.scores]))
+        return self._looks
 
     def _resample(self, seeds: list[int], settings: Search) -> tuple[Frames, Clip]:
         guidance = self.recipe.guidance

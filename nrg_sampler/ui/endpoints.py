@@ -12,7 +12,7 @@ from gradio.events import api as add_endpoint
 
 from nrg_sampler.ui import api
 from nrg_sampler.ui.handlers import Studio
-from nrg_sampler.ui.page import RUNS, visit_name
+from nrg_sampler.ui.widgets import RUNS, visit_name
 
 Entries = dict[str, Any]
 

@@ -7,11 +7,13 @@ import threading
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from nrg_sampler.checkpoints import BUNDLED
+from nrg_sampler.lookahead import Looks
 from nrg_sampler.rewards.gate import weights_for_prompt
+from nrg_sampler.runs.ahead import Ahead
 from nrg_sampler.runs.device import default_device, weights_dtype
 from nrg_sampler.runs.plan import Pace, Plan, measure, plan
 from nrg_sampler.runs.recipe import Recipe
@@ -115,15 +117,20 @@ class Engine:
         dtype = weights_dtype(model.source, self.device)
         return settings.recipe(model.source, model.reward, self.device, dtype)
 
-    def sampler(self, settings: Settings) -> Sampler:
+    def sampler(self, settings: Settings, ahead: Ahead | None = None, looks: Looks | None = None) -> Sampler:
         """Return a sampler of a request, loading the model first if need be; only for work in the line.
+
+        Args:
+            settings: The request.
+            ahead: Which look-ahead samples pull the clip, if any do.
+            looks: These samples.
 
         Raises:
             ValueError: If the model does not load or does not fit the request.
         """
-        recipe = self.recipe(settings)
+        recipe = replace(self.recipe(settings), lookahead=ahead)
         self.open(settings.model)
-        return Sampler(recipe, self._pipes[settings.model])
+        return Sampler(recipe, self._pipes[settings.model], looks=looks, keep_latents=True)
 
     def loaded(self, name: str) -> Any:
         """Return a model's pipeline, or ``None`` if it is not loaded yet."""

@@ -120,6 +120,22 @@ def card(index: int, video: Path, title: str, note: str, picked: bool = False) -
     )
 
 
+def markable(card: str, index: int, mark: float) -> str:
+    """Return a card with two buttons under it: more like this, less like this; the page hears which was pressed.
+
+    Args:
+        card: Of :func:`card`.
+        index: Its number.
+        mark: Above 0 if more is wanted, below 0 if less.
+    """
+    buttons = [
+        f'<button class="nrg-mark" data-index="{index}" data-mark="{sign}" '
+        f'aria-pressed="{"true" if sign * mark > 0 else "false"}">{text} like this</button>'
+        for sign, text in ((1, "More"), (-1, "Less"))
+    ]
+    return f'<div class="nrg-choice">{card}<div class="nrg-marks">{"".join(buttons)}</div></div>'
+
+
 def empty_card(text: str = "") -> str:
     """Return the place of a clip that is not there yet."""
     return f'<div class="nrg-card empty"><div></div><b>{escape(text)}</b><span>&nbsp;</span></div>'

@@ -11,9 +11,10 @@ from nrg_sampler.ui import fragments, results
 from nrg_sampler.ui.curves import curves
 from nrg_sampler.ui.engine import Ended, Engine, Run, Waiting
 from nrg_sampler.ui.jobs import Written, consecutive_seeds, lattice, ranked, sample_pair, sample_singles, score
+from nrg_sampler.ui.marks import marked_parts
 from nrg_sampler.ui.sampling import Part, Progress
 from nrg_sampler.ui.settings import Settings
-from nrg_sampler.ui.visits import Result, Visit, Visits
+from nrg_sampler.ui.visits import Candidates, Result, Visit, Visits
 
 UNGUIDED_HINT = "The same seed without the reward"
 GUIDED_HINT = "With the reward"
@@ -148,33 +149,71 @@ class Studio:
         """Sample candidates from consecutive seeds and rank them by the guiding reward's score."""
         visit = self.visits.get(name)
         yield View(status=fragments.status("Starting", kind="busy"), busy=True)
-        written: list[Written] = []
 
         def work(settings: Settings) -> Callable[[Run], None]:
             parts = consecutive_seeds(settings, candidates)
             return lambda run: sample_singles(self.engine, visit.new_folder("best"), parts, run)
 
-        for event in self.carry_out(visit, values, work):
-            if isinstance(event, Written):
-                written = ranked([*written, event])
-                visit.picks["best"] = [item.sampled.settings for item in written]
-                yield View(best=fragments.gallery([_candidate(place, item) for place, item in enumerate(written)]))
-            else:
-                yield _common(event)
+        yield from self._ranked(visit, values, work, Candidates())
 
-    def pick(self, name: str, kind: str, index: int) -> View:
+    def again(self, name: str, candidates: float, pull: float) -> Iterator[View]:
+        """Sample the next candidates, pulled by what the visitor marked among those on the page."""
+        visit = self.visits.get(name)
+        yield View(status=fragments.status("Starting", kind="busy"), busy=True)
+        try:
+            parts = marked_parts(visit.candidates, candidates, pull)
+        except ValueError as error:
+            yield _common(Ended(complete=False, error=str(error)))
+            return
+
+        def work(settings: Settings) -> Callable[[Run], None]:
+            return lambda run: sample_singles(self.engine, visit.new_folder("best"), parts, run)
+
+        yield from self._ranked(visit, parts[0].settings.values(), work, Candidates(parts[0].ahead))
+
+    def mark(self, name: str, index: int | None, mark: int) -> View:
+        """Take down that the visitor wants more like a candidate (1), less (-1), or says nothing of it (0)."""
+        visit = self.visits.get(name)
+        picks = visit.picks.get("best", [])
+        if index is None or not 0 <= index < len(picks) or mark not in (-1, 0, 1):
+            return View(status=fragments.status("That clip is no longer there.", kind="error"))
+        seed, wanted = picks[index].seed, {1: "More like", -1: "Less like", 0: "No mark on"}[mark]
+        visit.candidates.marks[seed] = mark
+        return View(status=fragments.status(f"{wanted} seed {seed}; press Sample again"))
+
+    def _ranked(
+        self,
+        visit: Visit,
+        values: Mapping[str, Any],
+        work: Callable[[Settings], Callable[[Run], None]],
+        shown: Candidates,
+    ) -> Iterator[View]:
+        """Carry out work and show its clips, the best first; they take the place of those that could be marked."""
+        written: list[Written] = []
+        for event in self.carry_out(visit, values, work):
+            if not isinstance(event, Written):
+                yield _common(event)
+                continue
+            visit.candidates = shown
+            shown.add(event.sampled.settings, event.sampled.sampler.finished)
+            written = ranked([*written, event])
+            visit.picks["best"] = [item.sampled.settings for item in written]
+            cards = [_candidate(place, item, shown.marks) for place, item in enumerate(written)]
+            yield View(best=fragments.gallery(cards))
+
+    def pick(self, name: str, kind: str, index: int | None) -> View:
         """Take the settings of a clip of the ``"sweep"`` or of the ``"best"`` candidates."""
         picks = self.visits.get(name).picks.get(kind, [])
-        if not 0 <= index < len(picks):
+        if index is None or not 0 <= index < len(picks):
             return View(status=fragments.status("That clip is no longer there.", kind="error"))
         settings = picks[index]
         taken = f"weights {settings.values()['weights']}" if kind == "sweep" else f"seed {settings.seed}"
         return View(status=fragments.status(f"Took {taken}"), values=settings.values())
 
-    def restore(self, name: str, index: int) -> View:
+    def restore(self, name: str, index: int | None) -> View:
         """Show an earlier result of this visit with its settings; ``index`` 0 is the latest."""
         visit = self.visits.get(name)
-        if not 0 <= index < len(visit.results):
+        if index is None or not 0 <= index < len(visit.results):
             return View(status=fragments.status("That result is no longer there.", kind="error"))
         return self._show(visit, visit.results[-1 - index], picked=index)
 
@@ -289,10 +328,11 @@ def _triangle(weights: Sequence[str], written: Sequence[Written]) -> str:
     return fragments.rows(list(lines.values()))
 
 
-def _candidate(place: int, item: Written) -> str:
+def _candidate(place: int, item: Written, marks: Mapping[int, int]) -> str:
     settings = item.sampled.settings
     title = f"{place + 1}. seed {settings.seed}"
-    return fragments.card(place, item.video, title, f"score {score(item.sampled.clip, settings):+.2f}")
+    card = fragments.card(place, item.video, title, f"score {score(item.sampled.clip, settings):+.2f}")
+    return fragments.markable(card, place, marks.get(settings.seed, 0))
 
 
 def _reading(clip: Clip) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 import gradio as gr
 
 from nrg_sampler.guidance.settings import RewardGuidance
+from nrg_sampler.lookahead import Lookahead
 from nrg_sampler.schedulers import SCHEDULERS
 from nrg_sampler.ui.controls import GROUPED, TEXT_LENGTH, Choice, Control, Switch, Text
 from nrg_sampler.ui.handlers import PARTS, Studio, View, blank
@@ -25,23 +26,10 @@ from nrg_sampler.ui.presets import (
     preset_of,
 )
 from nrg_sampler.ui.settings import OWN_SCHEDULER, PROMPT_LENGTH
+from nrg_sampler.ui.widgets import AT_ONCE, PRIVATE, RUNS, TELL_INDEX, note, or_skip, slider, told, visit_name
 
-RUNS: dict[str, Any] = {
-    "concurrency_limit": 32,
-    "concurrency_id": "runs",
-}  # followed at once; they are worked off one by one
-# Private: programs have the named endpoints instead. Hidden progress: the status line says what goes on.
-PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-AT_ONCE: dict[str, Any] = {**PRIVATE, "queue": False}
 HTML_PARTS = tuple(part for part in PARTS if part not in ("snippet", "busy", "values"))
 HERE = Path(__file__).parent
-# The cards are in the HTML that a handler returns; a click on one is told with its number.
-TELL_INDEX = """
-element.addEventListener('click', event => {
-  const card = event.target.closest('[data-index]');
-  if (card) trigger('select', {index: Number(card.dataset.index)});
-});
-"""
 
 
 class Page:
@@ -85,9 +73,9 @@ class Page:
             [*PRESETS, AUTO, CUSTOM], value=next(iter(PRESETS)), label="Preset", elem_id="nrg-preset"
         )
         for index, axis in enumerate(AXIS_NAMES):
-            self.weights.append(_slider(0, 3, 1, 0.05, elem_id=f"nrg-weight-{index}", **_named(axis)))
+            self.weights.append(slider(0, 3, 1, 0.05, elem_id=f"nrg-weight-{index}", **_named(axis)))
         self.controls["prompt"] = prompt
-        self.controls["strength"] = _slider(
+        self.controls["strength"] = slider(
             0, 5, 1, 0.1, label="Strength", info="1 is what the reward recommends.", elem_id="nrg-strength"
         )
         self.guidance_preset = gr.Dropdown(
@@ -98,8 +86,8 @@ class Page:
             elem_id="nrg-guidance-preset",
         )
         with gr.Row():
-            self.controls["steps"] = _slider(5, 60, 25, 1, label="Steps", min_width=140, elem_id="nrg-steps")
-            self.controls["cfg"] = _slider(1, 10, 4, 0.5, label="CFG", min_width=140, elem_id="nrg-cfg")
+            self.controls["steps"] = slider(5, 60, 25, 1, label="Steps", min_width=140, elem_id="nrg-steps")
+            self.controls["cfg"] = slider(1, 10, 4, 0.5, label="CFG", min_width=140, elem_id="nrg-cfg")
         with gr.Row(elem_id="nrg-seed-row"):
             self.controls["seed"] = gr.Number(0, label="Seed", precision=0, min_width=120, elem_id="nrg-seed")
             self.dice = gr.Button("New seed", size="md", min_width=110, scale=0, elem_id="nrg-dice")
@@ -109,7 +97,7 @@ class Page:
 
     def _more(self) -> None:
         for title, pairs in GROUPED.items():
-            _note(title)
+            note(title)
             for pair in (pairs[index : index + 2] for index in range(0, len(pairs), 2)):
                 with gr.Row(equal_height=True):
                     for name, control in pair:
@@ -137,7 +125,7 @@ class Page:
                         "", language="python", show_label=False, interactive=False, lines=16
                     )
             with gr.Tab("Sweep", id="sweep"):
-                _note(
+                note(
                     "One seed, with weights from all over the triangle: under each clip its weights VQ:MQ:TA and how "
                     "it is judged. Click one to take its weights."
                 )
@@ -148,18 +136,21 @@ class Page:
                     self.sweep = gr.Button("Sweep", variant="primary", scale=0, min_width=140, elem_id="nrg-sweep-go")
                 self._html("sweep", js_on_load=TELL_INDEX)
             with gr.Tab("Best of n", id="best"):
-                _note(
-                    "Guided clips of consecutive seeds, ranked by the reward's weighted score. Click one for its seed."
+                note(
+                    "Guided clips of consecutive seeds, ranked by the reward's weighted score. Click one for its "
+                    "seed. Or mark what you want more of, or less, and sample again: the next clips are pulled there."
                 )
                 with gr.Row(elem_classes="nrg-bar"):
                     low, high = CANDIDATES
-                    self.candidates = gr.Slider(low, high, 4, step=1, label="Candidates", min_width=220)
+                    self.candidates = slider(low, high, 4, 1, label="Candidates", min_width=180)
+                    self.pull = slider(0, 20, Lookahead().scale, 0.5, label="Pull", min_width=180, elem_id="nrg-pull")
                     self.best = gr.Button(
                         "Find the best", variant="primary", scale=0, min_width=140, elem_id="nrg-best-go"
                     )
+                    self.again = gr.Button("Sample again", scale=0, min_width=140, elem_id="nrg-again-go")
                 self._html("best", js_on_load=TELL_INDEX)
             with gr.Tab("History", id="history"):
-                _note(
+                note(
                     "The pairs of this visit, latest first. They are deleted when you leave. Click one "
                     "to bring it back."
                 )
@@ -183,6 +174,10 @@ class Page:
             for view in studio.best_of(name(request), self._values(values), candidates):
                 yield _painted(view)
 
+        def again(request: gr.Request, candidates: float, pull: float) -> Iterator[list[Any]]:
+            for view in studio.again(name(request), candidates, pull):
+                yield _painted(view)
+
         def cancel(request: gr.Request) -> None:
             studio.cancel(name(request))
 
@@ -196,6 +191,7 @@ class Page:
         for trigger, work, first in runs:
             with_seed = trigger(None, seed, seed, js="(keep, seed) => [keep, keep ? seed : nrgNewSeed()]", **AT_ONCE)
             with_seed.then(work, [*first, *self._inputs()], self._shown(), **PRIVATE, **RUNS)
+        self.again.click(again, [self.candidates, self.pull], self._shown(), **PRIVATE, **RUNS)
         self.dice.click(None, None, self.controls["seed"], js="() => nrgNewSeed()", **AT_ONCE)
         self.stop.click(cancel, None, None, **AT_ONCE)
 
@@ -203,14 +199,16 @@ class Page:
         studio, name = self.studio, visit_name
 
         def restore(request: gr.Request, event: gr.EventData) -> list[Any]:
-            view = studio.restore(name(request), _index(event))
+            view = studio.restore(name(request), told(event))
             return [*self._taken(view), gr.Tabs(selected="compare")]
 
         def pick_sweep(request: gr.Request, event: gr.EventData) -> list[Any]:
-            return self._taken(studio.pick(name(request), "sweep", _index(event)))
+            return self._taken(studio.pick(name(request), "sweep", told(event)))
 
         def pick_best(request: gr.Request, event: gr.EventData) -> list[Any]:
-            return self._taken(studio.pick(name(request), "best", _index(event)))
+            if (mark := told(event, "mark")) is not None:
+                return self._taken(studio.mark(name(request), told(event), mark))
+            return self._taken(studio.pick(name(request), "best", told(event)))
 
         taken = [*self._shown(), self.preset, self.guidance_preset, *self._inputs()]
         self.parts["history"].select(restore, None, [*taken, self.tabs], **AT_ONCE)
@@ -224,7 +222,7 @@ class Page:
             view, values = studio.proposal(model, prompt) if preset == AUTO else (View(), PRESETS.get(preset))
             sliders = [gr.skip()] * len(self.weights)
             sliders[: len(values or ())] = values or ()
-            return [_or_skip(view.status), *sliders]
+            return [or_skip(view.status), *sliders]
 
         def name_of(*weights: float) -> str:
             return preset_of(weights)
@@ -241,7 +239,7 @@ class Page:
 
         def open_model(request: gr.Request, model: str) -> Iterator[list[Any]]:
             for view, axes in studio.open_model(visit_name(request), model):
-                yield [_or_skip(view.status), *self._sliders(axes)]
+                yield [or_skip(view.status), *self._sliders(axes)]
 
         def leave(request: gr.Request) -> None:
             studio.leave(visit_name(request))
@@ -275,6 +273,7 @@ class Page:
             self.go,
             self.sweep,
             self.best,
+            self.again,
             self.stop,
         ]
 
@@ -303,11 +302,6 @@ class Page:
         return named + [gr.Slider(visible=False)] * (len(self.weights) - len(named))
 
 
-def visit_name(request: gr.Request) -> str:
-    """Return Gradio's name of an open page or program."""
-    return str(request.session_hash)
-
-
 def _named(axis: str) -> dict[str, Any]:
     title, info = AXIS_NAMES.get(axis, ("", "An axis of this reward."))
     return {"label": f"{axis} · {title}" if title else axis, "info": info}
@@ -322,29 +316,12 @@ def _component(name: str, control: Control) -> Any:
         return gr.Checkbox(usual, **about)
     if isinstance(control, Text) or control.optional:
         return gr.Textbox(usual, max_length=TEXT_LENGTH, **about)
-    return _slider(control.low, control.high, usual, control.step, **about)
-
-
-def _slider(low: float, high: float, usual: float, step: float, **about: Any) -> Any:
-    return gr.Slider(low, high, usual, step=step, buttons=[], **about)
-
-
-def _note(text: str) -> None:
-    gr.HTML(f'<p class="nrg-note">{text}</p>')
-
-
-def _index(event: Any) -> int:
-    index = event._data.get("index")
-    return index if isinstance(index, int) else -1
-
-
-def _or_skip(value: Any) -> Any:
-    return gr.skip() if value is None else value
+    return slider(control.low, control.high, usual, control.step, **about)
 
 
 def _painted(view: View) -> list[Any]:
     """Return the new values of what ``Page._shown`` lists."""
-    parts = [_or_skip(getattr(view, part)) for part in (*HTML_PARTS, "snippet")]
+    parts = [or_skip(getattr(view, part)) for part in (*HTML_PARTS, "snippet")]
     if view.busy is None:
-        return [*parts, *[gr.skip()] * 4]
-    return [*parts, *[gr.Button(interactive=not view.busy)] * 3, gr.Button(interactive=view.busy)]
+        return [*parts, *[gr.skip()] * 5]
+    return [*parts, *[gr.Button(interactive=not view.busy)] * 4, gr.Button(interactive=view.busy)]

@@ -9,6 +9,8 @@ from typing import Literal
 
 from torch import Tensor
 
+from nrg_sampler.lookahead import Looks
+from nrg_sampler.runs.ahead import Ahead
 from nrg_sampler.runs.manifest import Clip, Manifest
 from nrg_sampler.runs.plan import Pace, plan
 from nrg_sampler.runs.sampler import Sampler
@@ -22,10 +24,19 @@ Arm = Literal["unguided", "guided"]
 
 @dataclass(frozen=True)
 class Part:
-    """One clip to sample."""
+    """One clip to sample.
+
+    Args:
+        settings: What was asked for.
+        arm: Whether the reward guides.
+        ahead: Which look-ahead samples pull it, if any do.
+        looks: These samples.
+    """
 
     settings: Settings
     arm: Arm = "guided"
+    ahead: Ahead | None = None
+    looks: Looks | None = None
 
 
 @dataclass(frozen=True)
@@ -84,7 +95,7 @@ def sample_parts(engine: Engine, parts: Sequence[Part], run: Run) -> Iterator[Sa
         Stopped: One step after the run was cancelled, at the latest.
         ValueError: If the model, the reward or a prompt does not fit.
     """
-    samplers = [engine.sampler(part.settings) for part in parts]
+    samplers = [engine.sampler(part.settings, part.ahead, part.looks) for part in parts]
     clock = _Clock(engine, parts, samplers)
     for index, (part, sampler) in enumerate(zip(parts, samplers, strict=True)):
         steps = int({**sampler.pipe.sampling_defaults, **sampler.recipe.sampling}["num_inference_steps"])

@@ -9,6 +9,9 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from torch import Tensor
+
+from nrg_sampler.runs.ahead import Ahead
 from nrg_sampler.runs.manifest import Manifest
 from nrg_sampler.ui.engine import Engine, Run
 from nrg_sampler.ui.settings import Settings
@@ -33,6 +36,29 @@ class Result:
 
 
 @dataclass
+class Candidates:
+    """Clips of one prompt that a visitor can mark, to have more like them or less.
+
+    Args:
+        ahead: What pulled them, if anything did.
+        settings: Of each, by its seed.
+        latents: Finished, likewise.
+        marks: 1 for more, -1 for less, of those that are marked.
+    """
+
+    ahead: Ahead | None = None
+    settings: dict[int, Settings] = field(default_factory=dict)
+    latents: dict[int, Tensor] = field(default_factory=dict)
+    marks: dict[int, int] = field(default_factory=dict)
+
+    def add(self, settings: Settings, latents: Tensor | None) -> None:
+        """Add a clip that is finished."""
+        self.settings[settings.seed] = settings
+        if latents is not None:
+            self.latents[settings.seed] = latents
+
+
+@dataclass
 class Visit:
     """One open page, or one program.
 
@@ -42,6 +68,7 @@ class Visit:
         runs: What runs or waits.
         seen: When it last asked for something.
         picks: Settings of the clips that can be clicked, by where they are.
+        candidates: Those of the last best of n.
         latest: Folder of the latest result of each kind of which only one is kept.
     """
 
@@ -50,6 +77,7 @@ class Visit:
     runs: list[Run] = field(default_factory=list)
     seen: float = field(default_factory=time.monotonic)
     picks: dict[str, list[Settings]] = field(default_factory=dict)
+    candidates: Candidates = field(default_factory=Candidates)
     latest: dict[str, Path] = field(default_factory=dict)
 
     def new_folder(self, kind: str | None = None) -> Path:

@@ -280,3 +280,41 @@ def test_a_search_without_a_reward_is_refused(model: list[str], capsys: pytest.C
     options = [*model[:2], *SIZE, "--scale", "0", "--best-of", "2"]
     assert cli.main(["generate", "a red circle", *options]) == 2
     assert "Expected a reward to choose candidates by, but" in capsys.readouterr().err
+
+
+def test_look_ahead_samples_pull_a_clip_without_a_gradient_and_it_is_replayed(
+    model: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = [*model, *SIZE, "--scale", "0", "--seed", "3"]
+    assert cli.main(["generate", "a red circle", *options, "--out", "plain.mp4"]) == 0
+    looking = ["--lidar", "reward samples=3 steps=2 scale=20", "--weights", "1:0:0"]
+    capsys.readouterr()
+    assert cli.main(["generate", "a red circle", *options, *looking, "--out", "pulled.mp4"]) == 0
+    assert "3 look-ahead samples, scored" in (said := capsys.readouterr().out)
+    assert "K about 3.00" in said
+    plain, pulled = (Manifest.read(Path(f"{name}.json")) for name in ("plain", "pulled"))
+    assert pulled.clips[0].sha256 != plain.clips[0].sha256
+    assert plain.recipe.lookahead is None
+    assert pulled.recipe.lookahead.settings.to_dict()["weights"] == "1:0:0"
+    assert len(pulled.clips[0].lookahead["scores"][0]) == 3
+    assert cli.main(["generate", "--replay", "pulled.json"]) == 0
+    assert "identical" in capsys.readouterr().out
+    assert cli.main(["generate", "a red circle", *options, *looking, "--plan", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["evaluations"] == 3 * 3 * 2
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--lidar", "reward scales=2"], "Expected who scores the look-ahead samples and settings"),
+        (["--lidar", "samples=2"], "Expected who scores the look-ahead samples and settings"),
+        (["--lidar", "reward samples=1"], "Expected `samples` to be a whole number of 2 or more"),
+        (["--lidar", "nobody"], "Expected a judge from"),
+        (["--lidar", "reward", "--best-of", "2"], "Expected --lidar or a search, but got both"),
+    ],
+)
+def test_look_ahead_samples_that_nobody_scores_are_refused(
+    given: list[str], message: str, model: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["generate", "a red circle", *model, *SIZE, *given]) == 2
+    assert message in capsys.readouterr().err

@@ -16,6 +16,7 @@ from nrg_sampler.evaluation.arms import (
 )
 from nrg_sampler.guidance.presets import PRESETS
 from nrg_sampler.guidance.settings import RewardGuidance
+from nrg_sampler.lookahead import Lookahead
 
 
 def test_arms_may_be_given_by_weights_and_settings():
@@ -58,6 +59,19 @@ def test_an_arm_that_does_not_parse_is_refused(text, message):
     base = RewardGuidance(weights="1:1:1")
     with pytest.raises(ValueError, match=message):
         wanted_arms(weights_suite(base), [text], base)
+
+
+def test_look_ahead_arms_take_settings_of_their_own():
+    base = RewardGuidance(weights="0:0:1")
+    arms = wanted_arms(
+        rivals_suite(base), ["look-ahead of 8 scale=2 steps=4", "guided, look-ahead of 8, pixel judge scores"], base
+    )[1:]
+    assert arms[0].lookahead == Lookahead(weights="0:0:1", scale=2, steps=4)
+    assert (arms[0].name, arms[0].guidance, arms[0].candidates) == ("look-ahead of 8 scale=2 steps=4", None, 1)
+    assert (arms[1].lookahead, arms[1].guidance) == (Lookahead(), base)
+    assert arms[1].guided_by("pixel")
+    with pytest.raises(ValueError, match="but got 'look-ahead of 8 damping=1'"):
+        wanted_arms(rivals_suite(base), ["look-ahead of 8 damping=1"], base)
 
 
 def test_flipped_arms_only_change_the_sign():

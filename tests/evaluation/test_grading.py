@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
+import torch
+from tiny import TowardTarget
 from tiny_clips import FakePipe, brightness, grades_of
 
 from nrg_sampler.evaluation.arm_sampler import ArmSampler
@@ -16,6 +19,8 @@ from nrg_sampler.evaluation.arms import (
 from nrg_sampler.evaluation.grading import COLUMNS, Graded, chosen, diversity_of_arms, read_grades
 from nrg_sampler.evaluation.panel import panel
 from nrg_sampler.guidance.settings import RewardGuidance
+from nrg_sampler.hosts.pipeline import NRGFlowPipeline
+from nrg_sampler.lookahead import Lookahead
 from nrg_sampler.search import OTHER_CANDIDATE, Search, candidate_seeds
 from nrg_sampler.shapes.scenes import prompts
 
@@ -145,3 +150,25 @@ def test_diversity_is_measured_over_seeds_and_resumed(tmp_path):
 def test_an_unknown_judge_is_refused():
     with pytest.raises(ValueError, match=r"Expected judges from oracle.*, but got jury."):
         panel(["oracle", "jury"])
+
+
+def test_look_ahead_samples_are_scored_by_a_judge_that_knows_the_prompts_and_are_counted(wan):
+    pipe = NRGFlowPipeline.from_pipe(wan, reward_model=TowardTarget())
+    pipe._set_sampling({"closed_vocabulary": False})
+    pipe.set_progress_bar_config(disable=True)
+    sampling = {"height": 16, "width": 16, "num_frames": 3, "num_inference_steps": 4, "max_sequence_length": 8}
+    asked, seen = prompts("test")[:2], []
+
+    def judge(clips, own):
+        seen.append((tuple(clips.shape), list(own)))
+        return brightness(clips, own)
+
+    sampler = ArmSampler(pipe, sampling=sampling, judges={"pixel": judge})
+    looking = Arm("look-ahead", judge="pixel", lookahead=Lookahead(samples=3, steps=2, scale=20.0))
+    pulled = sampler.sample(looking, asked, [4, 5])
+    plain = sampler.sample(Arm(UNGUIDED), asked, [4, 5])
+    assert seen == [((2, 3, 3, 16, 16), asked)] * 3
+    assert (pulled.evaluations, plain.evaluations) == (2 * (3 * 2 + 4), 2 * 4)
+    assert not torch.equal(pulled.clips, plain.clips)
+    sources = {sampler.source(arm) for arm in (looking, replace(looking, judge=None), Arm(UNGUIDED))}
+    assert len(sources) == 3
