@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from nrg_sampler.judges.videoreward import (
-    TOKENS,
-)
+from nrg_sampler.rewards.named.videoreward import TOKENS
 
 MARKS = ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|video_pad|>", "<|image_pad|>")
 WORDS = ("system", "user", "assistant", "quality", "motion", "prompt", "a", "red", "blue", "circle")

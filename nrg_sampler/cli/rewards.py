@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -53,7 +54,12 @@ def plain() -> str:
 
 def markdown() -> str:
     """Return the tables of the documentation."""
-    fits = {"crop": "short side, centre", "pad": "long side, black bars", "stretch": "both sides"}
+    fits = {
+        "crop": "short side, centre",
+        "pad": "long side, black bars",
+        "stretch": "both sides",
+        "area": "area of the square, aspect kept",
+    }
     rows = [
         (
             f"`{row['name']}`" + "".join(f", `{alias}`" for alias in row["aliases"]),
@@ -63,8 +69,8 @@ def markdown() -> str:
             _yes(row["gradient"]),
             f"{row['input_size']}, {fits[row['fit']]}",
             _millions(row["parameters"]) + (f", {row['download'] / 1e9:.2f} GB" if row["download"] else ""),
-            "none" if row["mean"] is None else ", ".join(map(str, (*row["mean"], *row["std"]))),
-            str(row["frames"]),
+            "none" if row["mean"] is None else " and ".join(map(_numbers, (row["mean"], row["std"]))),
+            str(row["frames"] or "its own"),
             row["licence"],
         )
         for row in listed()["offered"]
@@ -73,8 +79,9 @@ def markdown() -> str:
         (
             f"`{row['name']}`",
             f"`{row['source']}`" + ("" if row["on_hub"] else " on GitHub"),
-            " or ".join(f"`{file}`" for file in row["files"]),
-            f"{row['base_part']} of `{row['base']}`",
+            ", ".join((" or ".join(f"`{file}`" for file in row["files"]), *(f"`{file}`" for file in row["beside"]))),
+            f"{row['base_part']} of `{row['base']}`"
+            + ("; `{1}` of `{0}` on GitHub".format(*row["wording"]) if row["wording"] else ""),
             "loaded" if row["weights_at_hand"] else "were not at hand",
         )
         for row in listed()["offered"]
@@ -106,6 +113,10 @@ def markdown() -> str:
 
 def _yes(value: bool) -> str:
     return "yes" if value else "no"
+
+
+def _numbers(values: Sequence[float]) -> str:
+    return ", ".join(f"{value:g}" for value in dict.fromkeys(values))
 
 
 def _millions(parameters: int) -> str:

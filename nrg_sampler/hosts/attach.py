@@ -40,6 +40,7 @@ def attach(
     *,
     memory: DirectionMemory | None = None,
     prompts: str | Sequence[str] | None = None,
+    fps: float | None = None,
     **overrides: Any,
 ) -> Iterator[GuidanceTrace]:
     """Guide whatever ``pipe`` samples inside the ``with`` block, and leave it as it was.
@@ -59,6 +60,8 @@ def attach(
             way; one of its own by default.
         prompts: The text of the prompts, for a reward that reads it, where the pipeline is called with features alone;
             one for each prompt of every call in the block, in place of the call's own.
+        fps: Frames per second of the finished video, for a reward that reads them, where a call does not state them;
+            by default what the pipeline's ``sampling.json`` says.
         **overrides: Single settings that replace those of ``guidance``.
 
     Yields:
@@ -80,7 +83,7 @@ def attach(
     scheduler = pipe.scheduler
     _attached.add(pipe)
     try:
-        with _guiding(pipe, family, loaded, guidance, memory, prompts) as trace:
+        with _guiding(pipe, family, loaded, guidance, memory, prompts, fps) as trace:
             yield trace
     finally:
         _attached.discard(pipe)
@@ -124,6 +127,7 @@ def _guiding(
     guidance: RewardGuidance,
     memory: DirectionMemory | None = None,
     prompts: str | Sequence[str] | None = None,
+    fps: float | None = None,
     beside: bool = False,
 ) -> Iterator[GuidanceTrace]:
     trace = GuidanceTrace(tuple(reward.axes), guidance.scale)
@@ -132,7 +136,7 @@ def _guiding(
         if guidance.forward == "shared":
             reward = cleanup.enter_context(shared_forward(pipe, reward))
         scheduler = pipe.scheduler
-        asked = PipelineCalls(reward, prompts, frame_rate(pipe))
+        asked = PipelineCalls(reward, prompts, frame_rate(pipe) if fps is None else fps)
         steps = GuidedSteps(scheduler, family, reward, guidance, trace, asked, memory)
 
         def guide(output: Tensor, latents: Tensor, timestep: Any, tokenwise: bool) -> Tensor:

@@ -49,9 +49,7 @@ def _oracle(source: str, device: str) -> Judge:
 def _videoreward(source: str, device: str) -> Judge:
     from nrg_sampler.judges.videoreward import VideoReward
 
-    if not source:
-        raise ValueError("Expected the folder of VideoReward, but got none; write videoreward:FOLDER.")
-    return VideoReward.from_pretrained(source, device=device)
+    return VideoReward.from_pretrained(source or None, device=device)
 
 
 def _pixel(source: str, device: str) -> Judge:
@@ -114,10 +112,9 @@ def load_judge(name: str, device: str = "cpu") -> Judge:
     """Make a judge.
 
     Args:
-        name: ``"oracle"``, ``"pixel"`` for the bundled one, ``"pixel:FOLDER"``, ``"videoreward:FOLDER"``, a
-            vision-language model behind a server as ``"vlm:URL#MODEL"``, a published reward as ``"pickscore"`` or
-            ``"pickscore:FOLDER"``, or a judge of your own as ``"module:PACKAGE.MODULE:NAME"`` or
-            ``"module:FILE.py:NAME"``.
+        name: ``"oracle"``, ``"pixel"`` for the bundled one, ``"pixel:FOLDER"``, a vision-language model behind a
+            server as ``"vlm:URL#MODEL"``, a published reward as ``"videoreward"`` or ``"videoreward:FOLDER"``, or a
+            judge of your own as ``"module:PACKAGE.MODULE:NAME"`` or ``"module:FILE.py:NAME"``.
         device: Where its network runs, if it has one.
 
     Raises:
@@ -127,7 +124,7 @@ def load_judge(name: str, device: str = "cpu") -> Judge:
     if kind not in JUDGES and find(kind) is not None:
         return FramesJudge(load_named(name, device=device))
     if kind not in JUDGES:
-        known = [*JUDGES, *(entry.name for entry in TABLE)]
+        known = dict.fromkeys([*JUDGES, *(entry.name for entry in TABLE)])
         raise ValueError(f"Expected a judge from {', '.join(known)}, but got {name!r}; use one of these.")
     return JUDGES[kind](source, device)
 
@@ -147,7 +144,7 @@ def judge_identity(name: str) -> str:
         place = source.rpartition(":")[0]
         file = place if place.endswith(".py") else str(importlib.import_module(place).__file__)
         return f"{name} {fingerprint(Path(file))}"
-    if kind not in JUDGES:
+    if kind not in JUDGES or (not source and find(kind) is not None):
         return f"{kind} {local_fingerprint(name)}"
     return f"{kind} {fingerprint(Path(source))}" if source else kind
 

@@ -59,7 +59,7 @@ def test_the_oracle_judge_is_the_oracle(clips):
 def test_says_what_is_wrong(clips):
     with pytest.raises(ValueError, match="Expected a judge from oracle, .*, module, pickscore, .*, but got 'nobody'"):
         load_judge("nobody")
-    with pytest.raises(ValueError, match="Expected the folder of VideoReward, but got none; write videoreward:FOLDER"):
+    with pytest.raises(ValueError, match="config.json in the local cache of KwaiVGI/VideoReward, but it is not"):
         load_judge("videoreward")
     with pytest.raises(ValueError, match="Expected 'oracle' alone, but got 'oracle:folder'"):
         load_judge("oracle:folder")
@@ -165,7 +165,7 @@ BAD = {
         ["star.mp4", "--prompt", "x", "--judge", "nobody"], "Expected a judge from oracle, pixel, videoreward",
     ),
     "no folder": (
-        ["star.mp4", "--prompt", "x", "--judge", "videoreward:nowhere"], "Expected the published VideoReward settings",
+        ["star.mp4", "--prompt", "x", "--judge", "videoreward:nowhere"], "Expected a folder in 'videoreward:nowhere'",
     ),
 }  # fmt: skip
 

@@ -13,7 +13,7 @@ from nrg_sampler import cli
 from nrg_sampler.judges import showing
 from nrg_sampler.judges.shapes import OracleJudge
 from nrg_sampler.judges.showing import view_for
-from nrg_sampler.judges.videoreward import sampled
+from nrg_sampler.rewards.named.qwen_frames import sampled
 from nrg_sampler.video import enlarge, read_mp4, write_mp4
 from nrg_sampler.video.reading import VideoFile
 

@@ -18,14 +18,10 @@ from torch import nn
 from nrg_sampler import NRGFlowPipeline, cli
 from nrg_sampler.judges.base import chooser
 from nrg_sampler.judges.loading import load_judge
-from nrg_sampler.judges.videoreward import (
-    TOKENS,
-    VideoReward,
-    patchified,
-    resized,
-    sampled,
-)
+from nrg_sampler.judges.videoreward import VideoReward
 from nrg_sampler.rewards import published
+from nrg_sampler.rewards.named.qwen_frames import patchified, resized, sampled
+from nrg_sampler.rewards.named.videoreward import TOKENS
 from nrg_sampler.search import best_of_n
 from nrg_sampler.video import read_mp4, write_mp4
 
@@ -88,14 +84,14 @@ def expected(model, reward, clip, prompt, fps):
     frames = frames[sampled(len(frames), fps, {"fps": 2.0})]
     patches, grid = patchified(resized(frames, 200704))
     inner = model.base_model.model
-    tokens = reward._tokens(prompt, grid[0] * grid[1] * grid[2] // 4)
+    tokens = reward.network.token_ids(prompt, grid[0] * grid[1] * grid[2] // 4)
     with torch.no_grad():
         seen = inner.model.visual(patches, grid_thw=torch.tensor([grid])).pooler_output
         embeds = inner.model.language_model.embed_tokens(tokens)
         mask = (tokens == inner.config.video_token_id)[..., None].expand_as(embeds)
         hidden = inner.model.language_model(inputs_embeds=embeds.masked_scatter(mask, seen)).last_hidden_state
         logits = inner.rm_head(hidden)[0, :, 0]
-    special = torch.isin(tokens[0], reward.reward_tokens)
+    special = torch.isin(tokens[0], torch.tensor(reward.network.reward_tokens))
     raw = logits[special]  # in the order of the text
     mean, std = (
         torch.tensor([STATISTICS[f"{axis}_{name}"] for axis in ("VQ", "MQ", "TA")]) for name in ("mean", "std")
@@ -115,10 +111,10 @@ def test_both_layouts_score_as_the_model_that_was_trained(trained, clip, layout)
 
 def test_every_key_is_mapped_and_counted(trained):
     folder, _, _, keys = trained
-    assert VideoReward.from_pretrained(folder).loaded_keys == keys
+    assert VideoReward.from_pretrained(folder).network.loaded_keys == keys
     step = trained[1] / "checkpoint-11352"
     parts = [published.load_state(step / name) for name in ("adapter_model.safetensors", "non_lora_state_dict.pth")]
-    assert VideoReward.from_pretrained(trained[1]).loaded_keys == sum(map(len, parts))
+    assert VideoReward.from_pretrained(trained[1]).network.loaded_keys == sum(map(len, parts))
     state = torch.load(folder / "checkpoint-11352" / "model.pth", weights_only=True)
     found = published.PublishedWeights.of(state)
     assert found.keys == keys
@@ -199,11 +195,11 @@ def test_quality_and_motion_are_blind_to_the_prompt_and_alignment_is_not(trained
 
 def test_the_reward_tokens_come_last_in_the_published_order(trained):
     reward = VideoReward.from_pretrained(trained[0])
-    size = len(reward.tokenizer)
-    assert reward.reward_tokens.tolist() == [size - 3, size - 2, size - 1]
-    tokens = reward._tokens("a red circle", 4)[0].tolist()
-    assert [tokens.index(token) for token in reward.reward_tokens] == sorted(
-        tokens.index(token) for token in reward.reward_tokens
+    size = len(reward.network.tokenizer)
+    assert reward.network.reward_tokens == [size - 3, size - 2, size - 1]
+    tokens = reward.network.token_ids("a red circle", 4)[0].tolist()
+    assert [tokens.index(token) for token in reward.network.reward_tokens] == sorted(
+        tokens.index(token) for token in reward.network.reward_tokens
     )
 
 
@@ -228,7 +224,7 @@ def test_an_output_for_each_token_is_read_from_the_diagonal(trained, clip, tmp_p
     reward = VideoReward.from_pretrained(folder)
     scores = reward(clip[None], ["a red circle"], fps=8.0)[0]
     for axis in range(3):
-        reward.head.weight = nn.Parameter(columns[axis : axis + 1].clone())
+        reward.network.head.weight = nn.Parameter(columns[axis : axis + 1].clone())
         torch.testing.assert_close(reward(clip[None], ["a red circle"], fps=8.0)[0, axis], scores[axis])
 
 
@@ -241,7 +237,7 @@ BAD_FOLDERS = {
     "another rate rule": (
         "model_config.json", json.dumps(settings(sample_type="multi_pts")), "Expected sample_type 'uniform'",
     ),
-    "no question": ("prompt_template.py", "x = 1", "copy prompt_template.py of the VideoAlign repository"),
+    "no question": ("prompt_template.py", "x = 1", "copy prompt_template.py of github.com/KwaiVGI/VideoAlign"),
     "another order": (
         "prompt_template.py",
         f"DETAILED_PROMPT_WITH_SPECIAL_TOKEN = {'{text_prompt} ' + ' '.join(TOKENS)!r}",
@@ -265,9 +261,11 @@ def test_what_is_missing_is_named(trained, tmp_path):
     shutil.copytree(trained[0], folder, ignore=shutil.ignore_patterns("checkpoint-*"))
     with pytest.raises(ValueError, match="Expected a folder checkpoint-<step>"):
         VideoReward.from_pretrained(folder)
-    with pytest.raises(ValueError, match=r"Expected the base model of VideoReward in '.*nowhere'"):
+    with pytest.raises(ValueError, match=r"Expected config.json in .*nowhere.*, or pass the folder of .* as `base`"):
         VideoReward.from_pretrained(trained[0], base=tmp_path / "nowhere")
     reward = VideoReward.from_pretrained(trained[0])
+    with pytest.raises(ValueError, match="Expected a video of 2 frames or more, but got 1"):
+        reward(torch.rand(1, 3, 1, 28, 28), ["a"], fps=8.0)
     with pytest.raises(ValueError, match="Expected a prompt without the tokenizer's marks"):
         reward(torch.rand(1, 3, 4, 28, 28), ["<|VQ_reward|>"], fps=8.0)
 

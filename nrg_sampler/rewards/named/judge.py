@@ -1,10 +1,10 @@
-"""What all judges of frames have in common: they score each frame and average over a clip."""
+"""What all judges of frames have in common, and those that score each frame and average over a clip."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -13,25 +13,28 @@ from nrg_sampler.rewards.named.preprocessing import Preprocessing
 from nrg_sampler.rewards.named.table import Entry
 
 
-class FrameJudge(nn.Module):
-    """Score the frames of clips by a frozen vision tower.
+class NamedJudge(nn.Module):
+    """A frozen judge of frames.
 
     Args:
         entry: Its row of the table.
-        model: The tower, of which the first weight says where and how it computes.
-        preprocessing: What is done to a frame first.
+        model: Its backbone, of which the first weight says where and how it computes.
     """
 
-    def __init__(self, entry: Entry, model: Any, preprocessing: Preprocessing) -> None:
+    def __init__(self, entry: Entry, model: Any) -> None:
         super().__init__()
-        self.entry, self.model, self.preprocessing = entry, model, preprocessing
+        self.entry, self.model = entry, model
         self.axes, self.mean, self.std = entry.axes, entry.mean, entry.std
         self.requires_grad_(False).eval()
 
-    def train(self, mode: bool = True) -> FrameJudge:
+    def train(self, mode: bool = True) -> Self:
         """Stay in evaluation mode, whatever holds the judge is switched to."""
         super().train(False)
         return self
+
+    def cast(self, dtype: torch.dtype) -> Self:
+        """Compute in a precision."""
+        return self.to(dtype)
 
     @property
     def device(self) -> torch.device:
@@ -42,6 +45,20 @@ class FrameJudge(nn.Module):
     def dtype(self) -> torch.dtype:
         """Of the weights."""
         return next(self.model.parameters()).dtype  # type: ignore[no-any-return]
+
+
+class FrameJudge(NamedJudge):
+    """Score the frames of clips by a frozen vision tower.
+
+    Args:
+        entry: Its row of the table.
+        model: The tower.
+        preprocessing: What is done to a frame first.
+    """
+
+    def __init__(self, entry: Entry, model: Any, preprocessing: Preprocessing) -> None:
+        super().__init__(entry, model)
+        self.preprocessing = preprocessing
 
     def over_frames(self, frames: Tensor, score: Callable[[Tensor], Tensor]) -> Tensor:
         """Score clips by the mean over their frames.

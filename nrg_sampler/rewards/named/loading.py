@@ -9,8 +9,12 @@ What a folder of each holds::
                            model.safetensors
     aesthetic-v2.5         aesthetic_predictor_v2_5.pth, and a SigLIP vision tower likewise
     imagereward            ImageReward.pt, and a tokenizer; a config.json of a BLIP model if it is of another size
+    videoreward            model_config.json and checkpoint-<step>, see :mod:`nrg_sampler.rewards.named.videoreward`,
+                           and prompt_template.py of the VideoAlign repository
+    hpsv3                  HPSv3.safetensors, and data_collator_qwen.py of the HPSv3 repository
 
-The tokenizer or the tower may also stand in the folder or cache of the model from which the reward was made.
+The tokenizer or the tower may also stand in the folder or cache of the model from which the reward was made; so may
+the config and tokenizer of Qwen2-VL, from which the last two were made.
 """
 
 from __future__ import annotations
@@ -18,14 +22,14 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from nrg_sampler.rewards.named import imagereward
+from nrg_sampler.rewards.named import hpsv3, imagereward, qwen, videoreward
 from nrg_sampler.rewards.named.aesthetic import ClipAestheticJudge, ClipHead, SiglipAestheticJudge, SiglipHead
 from nrg_sampler.rewards.named.clip import ClipJudge
 from nrg_sampler.rewards.named.files import (
@@ -37,7 +41,7 @@ from nrg_sampler.rewards.named.files import (
     tokenizer_folder,
 )
 from nrg_sampler.rewards.named.hpsv2 import H14, from_open_clip
-from nrg_sampler.rewards.named.judge import FrameJudge
+from nrg_sampler.rewards.named.judge import FrameJudge, NamedJudge
 from nrg_sampler.rewards.named.table import TABLE, TRANSFORMERS_FILES, Entry, find, unknown
 from nrg_sampler.rewards.published import load_state, require_same_keys
 
@@ -50,23 +54,23 @@ def load_named(
     *,
     base: str | os.PathLike[str] | None = None,
     device: str | torch.device = "cpu",
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = None,
     download: bool = False,
-) -> FrameJudge:
-    """Load a published image reward as a judge of frames with gradients to the pixels.
+) -> NamedJudge:
+    """Load a published reward as a judge of frames with gradients to the pixels.
 
     Args:
         name: A name of the table or an alias, ``"pickscore"``; with its folder, ``"pickscore:FOLDER"``; a folder
             alone, if its files tell what it is; or a Hub id of the table.
-        base: Folder or Hub id of the tokenizer, or of the vision tower of an aesthetic predictor. By default the
-            reward's own folder, then the local cache of the model that it was made from.
+        base: Folder or Hub id of the tokenizer, of the vision tower of an aesthetic predictor, or of Qwen2-VL. By
+            default the reward's own folder, then the local cache of the model that it was made from.
         device: Where to compute.
-        dtype: Of the weights.
+        dtype: Of the weights; float32 by default, but bfloat16 for those on Qwen2-VL on an accelerator.
         download: Whether files that are on the Hub are fetched where they are not in the local cache.
 
     Returns:
         Frozen and in evaluation mode. It is called as ``judge(frames, prompts)``, or as ``judge(frames)`` where the
-        entry reads no prompts, and returns raw scores ``(B, axes)``.
+        entry reads no prompts, and returns raw scores ``(B, axes)``. VideoReward also takes the rate, ``fps``.
 
     Raises:
         ValueError: If there is no such reward, a file is absent or damaged, or a key is missing or too many.
@@ -75,7 +79,8 @@ def load_named(
     own = [Place(str(folder))] if folder else _published_places(entry, download)
     chosen = [Place(os.fspath(base), download)] if base else []
     judge = BUILDERS[entry.name](_Source(entry, own, [*chosen, *own, Place(entry.base, download)]))
-    return judge.to(device, dtype)
+    half = entry.half and torch.device(device).type != "cpu"
+    return judge.to(device).cast(dtype or (torch.bfloat16 if half else torch.float32))
 
 
 def resolve(name: str) -> tuple[Entry, Path | None]:
@@ -105,7 +110,7 @@ def resolve(name: str) -> tuple[Entry, Path | None]:
 
 def recognised(folder: Path) -> list[Entry]:
     """The entries whose own file is in a folder; one that transformers wrote could be of several."""
-    own = [entry for entry in TABLE if any((folder / file).is_file() for file in entry.files)]
+    own = [entry for entry in TABLE if any((folder / file).is_file() for file in (*entry.files, *entry.beside))]
     special = [entry for entry in own if entry.files != TRANSFORMERS_FILES]
     return special or own
 
@@ -131,9 +136,26 @@ class _Source:
     def weights(self) -> Path:
         """The file with the reward's own weights."""
         entry = self.entry
-        files = f"{'config.json ' * (entry.files == TRANSFORMERS_FILES)}{entry.files[0]}"
+        return first(entry.files, self.own, self.own_advice)
+
+    @property
+    def own_advice(self) -> str:
+        """What to do where a file of the reward's own is absent."""
+        entry = self.entry
+        files = " ".join((*["config.json"] * (entry.files == TRANSFORMERS_FILES), *entry.beside, entry.files[0]))
         got = f"with `hf download {entry.source} {files}`" if entry.on_hub else f"from github.com/{entry.source}"
-        return first(entry.files, self.own, f"get it {got}, or pass its folder as {entry.name}:FOLDER")
+        return f"get it {got}, or pass its folder as {entry.name}:FOLDER"
+
+    def question(self, names: Sequence[str], parts: Sequence[str], reason: str) -> str:
+        """The wording of what the reward is asked, as :mod:`nrg_sampler.rewards.named.qwen` reads it."""
+        assert self.entry.wording is not None
+        repository, path = self.entry.wording
+        name = Path(path).name
+        advice = f"copy {path} of github.com/{repository} beside {(*self.entry.beside, *self.entry.files)[0]}"
+        file = first([name], [*self.own, TorchCache()], advice)
+        question = qwen.wording(file, names, advice)
+        qwen.check_question(question, parts, file, reason)
+        return question
 
     def tokenizer(self, kind: str = "CLIPTokenizer", files: Sequence[Sequence[str]] = CLIP_TOKENIZER) -> Any:
         """The tokenizer of the text tower."""
@@ -141,6 +163,17 @@ class _Source:
 
         folder = tokenizer_folder(self.base, files, self._advice("tokenizer.json"))
         return getattr(transformers, kind).from_pretrained(folder, local_files_only=True)
+
+    def qwen(self, tokens: Sequence[str]) -> tuple[Any, Any]:
+        """The config of Qwen2-VL, and its tokenizer with tokens of the reward's own."""
+        from transformers import AutoTokenizer
+
+        advice = self._advice("config.json tokenizer.json tokenizer_config.json")
+        config = _config("Qwen2VLConfig", first(["config.json"], self.base, advice))
+        folder = tokenizer_folder(self.base, CLIP_TOKENIZER, advice)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer.add_tokens(list(tokens), special_tokens=True)
+        return config, tokenizer
 
     def tower(self) -> tuple[Path, dict[str, Tensor]]:
         """The folder of the vision tower's config, and its weights without those of a text tower."""
@@ -219,7 +252,45 @@ def _imagereward(source: _Source) -> FrameJudge:
     return imagereward.ImageRewardJudge(source.entry, model, source.tokenizer("BertTokenizer", BERT_TOKENIZER))
 
 
-BUILDERS: dict[str, Callable[[_Source], FrameJudge]] = {
+def _videoreward(source: _Source) -> NamedJudge:
+    from transformers import Qwen2VLModel
+
+    file = first(source.entry.beside, source.own, source.own_advice)
+    settings = videoreward.read_settings(file)
+    question = source.question(videoreward.QUESTION, videoreward.PARTS, "quality and motion come before the prompt")
+    in_folder = source.own[0].folder is not None
+    checkpoint = videoreward.latest_checkpoint(file.parent) if in_folder else source.weights().parent
+    named = str(settings["model_config"]["model_name_or_path"])
+    beside = Place(str(file.parent / named))
+    if beside.folder is not None and source.base[0] in source.own:  # none was chosen
+        source = replace(source, base=[beside, *source.base])
+    config, tokenizer = source.qwen(videoreward.TOKENS)
+    base = next(place for place in source.base if place.file("config.json") is not None)
+
+    def untuned() -> Mapping[str, Tensor]:
+        tower = Qwen2VLModel.from_pretrained(base.where, dtype=torch.float32, local_files_only=not base.download)
+        state: Mapping[str, Tensor] = tower.state_dict()
+        return state
+
+    weights, keys = videoreward.checkpoint_weights(checkpoint, settings, untuned)
+    outputs = int(settings["model_config"]["output_dim"])
+    whole: Any = qwen.new_whole(config, tokenizer, lambda features: nn.Linear(features, outputs, bias=False))
+    _fill(whole, weights, checkpoint)
+    return videoreward.VideoRewardJudge(
+        source.entry, whole.model, whole.rm_head, tokenizer, settings, question, loaded_keys=keys
+    )
+
+
+def _hpsv3(source: _Source) -> NamedJudge:
+    file = source.weights()
+    question = source.question(hpsv3.QUESTION, hpsv3.PARTS, "the rating comes after the prompt")
+    config, tokenizer = source.qwen(hpsv3.TOKENS)
+    whole: Any = qwen.new_whole(config, tokenizer, hpsv3.new_head)
+    _fill(whole, hpsv3.weights_of(file), file)
+    return hpsv3.HpsV3Judge(source.entry, whole.model, whole.rm_head, tokenizer, question)
+
+
+BUILDERS: dict[str, Callable[[_Source], NamedJudge]] = {
     "pickscore": _clip,
     "hpsv2": _hpsv2,
     "hpsv2.1": _hpsv2,
@@ -227,6 +298,8 @@ BUILDERS: dict[str, Callable[[_Source], FrameJudge]] = {
     "aesthetic": _aesthetic,
     "aesthetic-v2.5": _aesthetic_25,
     "imagereward": _imagereward,
+    "videoreward": _videoreward,
+    "hpsv3": _hpsv3,
 }
 
 

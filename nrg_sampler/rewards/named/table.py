@@ -10,6 +10,8 @@ References:
     [4] github.com/christophschuhmann/improved-aesthetic-predictor.
     [5] github.com/discus0434/aesthetic-predictor-v2-5.
     [6] Xu et al., 2023, arXiv:2304.05977 (ImageReward).
+    [7] Liu et al., 2025, arXiv:2501.13918 (VideoReward).
+    [8] Ma et al., 2025, arXiv:2508.03789 (HPSv3).
 """
 
 from __future__ import annotations
@@ -20,12 +22,13 @@ from typing import Literal
 
 from nrg_sampler.rewards.named.latent_table import LATENT_NAMES, canonical
 
-Fit = Literal["crop", "pad", "stretch"]
+Fit = Literal["crop", "pad", "stretch", "area"]
 
 CLIP_H = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 CLIP_L = "openai/clip-vit-large-patch14"
 BERT = "google-bert/bert-base-uncased"
 SIGLIP = "google/siglip-so400m-patch14-384"
+QWEN_2B, QWEN_7B = "Qwen/Qwen2-VL-2B-Instruct", "Qwen/Qwen2-VL-7B-Instruct"
 TRANSFORMERS_FILES = ("model.safetensors", "pytorch_model.bin")  # either
 
 
@@ -47,8 +50,8 @@ class Entry:
         factor: By which the cosine of frame and prompt is multiplied; ``None`` for the learned temperature, and where
             the number is no cosine.
         input_size: Side of the square that the vision tower looks at, in pixels.
-        fit: How a frame becomes that square: its centre (``"crop"``), with black bars (``"pad"``) or without its
-            aspect (``"stretch"``).
+        fit: How a frame becomes that square: its centre (``"crop"``), with black bars (``"pad"``), without its
+            aspect (``"stretch"``); or a rectangle of that area with the frame's aspect instead (``"area"``).
         parameters: Number of weights that are loaded.
         download: Size of the published file in bytes, where it was at hand.
         reads_prompts: Whether it is called with prompts.
@@ -57,6 +60,9 @@ class Entry:
         std: Published standard deviation.
         frames: Which latent frames to look at while guiding, as ``RewardGuidance(frames=...)`` names them. Scored on
             all of them, image rewards cost motion.
+        beside: Further files of ``source`` that are needed.
+        wording: GitHub repository and file that has the wording of the question which the reward is asked.
+        half: Whether it computes in bfloat16 on an accelerator where no other precision is asked for.
         weights_at_hand: Whether the published weights were loaded here; else only tiny random ones in their layout.
     """
 
@@ -80,6 +86,9 @@ class Entry:
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     frames: str = "turns"
+    beside: tuple[str, ...] = ()
+    wording: tuple[str, str] | None = None
+    half: bool = False
     weights_at_hand: bool = False
 
 
@@ -201,19 +210,58 @@ TABLE = (
         mean=(0.0,),
         std=(1.0,),
     ),
+    Entry(
+        name="videoreward",
+        aliases=("videoalign",),
+        source="KwaiVGI/VideoReward",
+        on_hub=True,
+        files=("checkpoint-11352/model.pth",),
+        base=QWEN_2B,
+        base_part="config and tokenizer",
+        licence="MIT",
+        axes=("VQ", "MQ", "TA"),
+        score="in its own standard units",
+        factor=None,
+        input_size=448,
+        fit="area",
+        parameters=2_208_563_200,
+        mean=(0.0, 0.0, 0.0),
+        std=(1.0, 1.0, 1.0),
+        frames="all",
+        beside=("model_config.json",),
+        wording=("KwaiVGI/VideoAlign", "prompt_template.py"),
+        half=True,
+    ),
+    Entry(
+        name="hpsv3",
+        aliases=(),
+        source="MizzenAI/HPSv3",
+        on_hub=True,
+        files=("HPSv3.safetensors",),
+        base=QWEN_7B,
+        base_part="config and tokenizer",
+        licence="MIT (unverified)",
+        axes=("preference",),
+        score="mean of a preference whose deviation it gives too",
+        factor=None,
+        input_size=448,
+        fit="area",
+        parameters=7_748_610_610,
+        download=16_600_000_000,
+        wording=("MizzenAI/HPSv3", "hpsv3/dataset/data_collator_qwen.py"),
+        half=True,
+    ),
 )
 
 # Known by name; why none can be had from here.
 NOT_OFFERED = {
-    "hpsv3": "its head on Qwen2-VL-7B cannot be loaded here yet",
-    "videoreward": "it only grades finished clips so far, as `--judge videoreward:FOLDER`; there are no gradients yet",
     "ocr": "it reads the text in a picture by a package of its own, without a gradient; `--judge module:FILE.py:NAME` "
     "takes a judge of yours, `--judge vlm:URL#MODEL` a model that reads",
     "unifiedreward": "it writes its scores as text, without a gradient; behind a server it grades by the questions of "
     "`--judge vlm:URL#MODEL`",
     "visionreward": "it is published with code of its own, and no code from elsewhere is run; `aesthetic` rates a "
     "picture's quality",
-    "videoscore": "it is published with a package of its own; `--judge videoreward:FOLDER` grades the same of a video",
+    "videoscore": "it is published with a package of its own; `videoreward` scores the same of a video",
     "videoscore2": "it writes its scores as text, without a gradient; behind a server it grades by the questions of "
     "`--judge vlm:URL#MODEL`",
     "dover": "its network is of a package of its own; `aesthetic` rates a picture's quality",

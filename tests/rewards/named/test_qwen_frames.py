@@ -5,12 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from nrg_sampler.judges.videoreward import (
-    PIXEL_MEAN,
-    PIXEL_STD,
-    frame_size,
-    patchified,
-)
+from nrg_sampler.rewards.named.preprocessing import CLIP_MEAN, CLIP_STD
+from nrg_sampler.rewards.named.qwen_frames import frame_size, patchified
 
 
 def test_frames_are_cut_as_transformers_cuts_a_picture():
@@ -28,8 +24,8 @@ def test_a_patch_holds_two_frames_in_their_order():
     frames = torch.arange(4, dtype=torch.uint8).view(4, 1, 1, 1).expand(4, 3, 28, 28)
     patches, grid = patchified(frames)
     assert grid == (2, 2, 2)
-    seen = patches.view(2, 4, 3, 2, 14, 14) * torch.tensor(PIXEL_STD).view(3, 1, 1, 1) * 255
-    seen = seen + torch.tensor(PIXEL_MEAN).view(3, 1, 1, 1) * 255
+    seen = patches.view(2, 4, 3, 2, 14, 14) * torch.tensor(CLIP_STD).view(3, 1, 1, 1) * 255
+    seen = seen + torch.tensor(CLIP_MEAN).view(3, 1, 1, 1) * 255
     expected = torch.tensor([[0.0, 1.0], [2.0, 3.0]]).view(2, 1, 1, 2, 1, 1).expand_as(seen)
     torch.testing.assert_close(seen, expected, rtol=1e-4, atol=1e-4)
     assert torch.equal(patchified(frames[:3])[0], patchified(frames[[0, 1, 2, 2]])[0])
