@@ -70,7 +70,7 @@ def markdown() -> str:
             f"{row['input_size']}, {fits[row['fit']]}",
             _millions(row["parameters"]) + (f", {row['download'] / 1e9:.2f} GB" if row["download"] else ""),
             "none" if row["mean"] is None else " and ".join(map(_numbers, (row["mean"], row["std"]))),
-            str(row["frames"] or "its own"),
+            str(row["frames"]),
             row["licence"],
         )
         for row in listed()["offered"]

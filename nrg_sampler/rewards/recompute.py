@@ -11,31 +11,30 @@ Reference:
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from torch import nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 
-def recomputed(block: Callable[..., Any], *args: Any, **named: Any) -> Any:
+def recomputed(block: nn.Module, *args: Any) -> Any:
     """Call a block so that its gradient costs less memory and gives the same.
 
     Serves diffusers' ``enable_gradient_checkpointing(recomputed)``, and is what rewards of this package use by
     default.
 
     Args:
-        block: A transformer block, or any other module; or the ``forward`` of one that is not trained.
+        block: A transformer block, or any other module.
         args: What it is called with.
-        named: Likewise, by name.
 
     Returns:
         What it returns.
     """
     contexts = partial(create_selective_checkpoint_contexts, _policy)
     # Nothing is random in a block that is not trained, and to keep the state of the generator the host would wait.
-    options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": getattr(block, "training", False)}
-    return checkpoint(block, *args, context_fn=contexts, **options, **named)
+    options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": block.training}
+    return checkpoint(block.__call__, *args, context_fn=contexts, **options)
 
 
 def _policy(context: Any, operation: Any, *args: Any, **named: Any) -> CheckpointPolicy:

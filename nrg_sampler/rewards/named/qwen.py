@@ -16,11 +16,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from nrg_sampler.rewards.named.judge import NamedJudge
 from nrg_sampler.rewards.named.qwen_frames import MERGE
 from nrg_sampler.rewards.named.table import Entry
-from nrg_sampler.rewards.recompute import recomputed
 
 PROMPT_PLACE = "{text_prompt}"
 # Qwen2-VL's conversation with one picture or video and one question.
@@ -117,7 +117,10 @@ class QwenJudge(NamedJudge):
 
 
 def _recomputed(forward: Callable[..., Any], *args: Any, **named: Any) -> Any:
-    return recomputed(forward, *args, **named) if torch.is_grad_enabled() else forward(*args, **named)
+    if not torch.is_grad_enabled():
+        return forward(*args, **named)
+    # In full: the sequence is short, so that attention is cheap, and each axis may want a backward pass of its own.
+    return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False, **named)
 
 
 def new_whole(config: Any, tokenizer: Any, new_head: Callable[[int], nn.Module]) -> nn.Module:

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from nrg_sampler.rewards.named.judge import check_frames, require_one_each
 from nrg_sampler.rewards.named.qwen import PROMPT_PLACE, VIDEO, QwenJudge
-from nrg_sampler.rewards.named.qwen_frames import patchified, resized, sampled
+from nrg_sampler.rewards.named.qwen_frames import FEWEST_FRAMES, patchified, resized, sampled
 from nrg_sampler.rewards.named.table import Entry
 from nrg_sampler.rewards.published import PublishedWeights, load_state
 
@@ -113,7 +113,8 @@ class VideoRewardJudge(QwenJudge):
         """Return which of ``total`` frames at ``fps`` are looked at."""
         if total == 1:
             return [0]
-        if fps is None and self.data.get("num_frames") is None and not self._rate_said:
+        matters = total > FEWEST_FRAMES and self.data.get("num_frames") is None
+        if fps is None and matters and not self._rate_said:
             self._rate_said = True
             warnings.warn(
                 f"{self.entry.name} looks at {self.data['fps']:g} frames a second, but the rate of the clip is not "

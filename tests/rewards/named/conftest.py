@@ -7,18 +7,20 @@ from pathlib import Path
 
 import pytest
 import tiny_named
+import tiny_qwen
 
 from nrg_sampler.rewards.named import load_named
-from nrg_sampler.rewards.named.judge import FrameJudge
+from nrg_sampler.rewards.named.judge import NamedJudge
 
 
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return {name: tiny_named.write(name, tmp_path_factory.mktemp("named")) for name in tiny_named.NAMES}
+    makers = dict.fromkeys(tiny_named.NAMES, tiny_named.write) | dict.fromkeys(tiny_qwen.NAMES, tiny_qwen.write)
+    return {name: make(name, tmp_path_factory.mktemp("named")) for name, make in makers.items()}
 
 
 @pytest.fixture
-def load(folders: dict[str, Path]) -> Callable[..., FrameJudge]:
+def load(folders: dict[str, Path]) -> Callable[..., NamedJudge]:
     """Load a tiny reward by its name."""
     return lambda name, **options: load_named(f"{name}:{folders[name]}", **options)
 

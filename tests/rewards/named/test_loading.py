@@ -73,8 +73,6 @@ def test_names_aliases_and_hub_ids_mean_an_entry(typed: str, name: str) -> None:
         ("pickscore:nowhere", "'nowhere' is none; write pickscore:FOLDER"),
         ("pickscore:", "write pickscore:FOLDER"),
         ("xswu/HPSv2", "could be hpsv2 or hpsv2.1; say which, as hpsv2 or hpsv2.1"),
-        ("hpsv3", "'hpsv3' cannot"),
-        ("videoreward:folder", "'videoreward' cannot: it only grades finished clips"),
         ("vlm:http://localhost:8000#model", "'vlm' cannot: a model behind a URL has no gradient"),
         ("ocr", "'ocr' cannot: it reads the text in a picture by a package of its own.*; use one of pickscore"),
         ("unifiedreward", "'unifiedreward' cannot: it writes its scores as text"),

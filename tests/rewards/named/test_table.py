@@ -14,12 +14,15 @@ from transformers import (
     CLIPModel,
     CLIPVisionConfig,
     CLIPVisionModelWithProjection,
+    Qwen2VLConfig,
+    Qwen2VLModel,
     SiglipVisionConfig,
     SiglipVisionModel,
 )
 
 from nrg_sampler.cli import main
 from nrg_sampler.cli.rewards import markdown
+from nrg_sampler.rewards.named import hpsv3
 from nrg_sampler.rewards.named.aesthetic import ClipHead, SiglipHead
 from nrg_sampler.rewards.named.hpsv2 import H14
 from nrg_sampler.rewards.named.imagereward import TEXT, VISION, new_model
@@ -39,6 +42,25 @@ SO400M = {
     "patch_size": 14, "image_size": 384,
 }  # fmt: skip
 
+QWEN_TEXT = {
+    "videoreward": {
+        "vocab_size": 151_660, "hidden_size": 1536, "intermediate_size": 8960, "num_attention_heads": 12,
+        "num_key_value_heads": 2,
+    },
+    "hpsv3": {
+        "vocab_size": 151_658, "hidden_size": 3584, "intermediate_size": 18_944, "num_attention_heads": 28,
+        "num_key_value_heads": 4,
+    },
+}  # fmt: skip
+
+
+def qwen(name: str) -> list[nn.Module]:
+    text = {**QWEN_TEXT[name], "num_hidden_layers": 28}
+    width = text["hidden_size"]
+    vision = {"depth": 32, "embed_dim": 1280, "hidden_size": width, "num_heads": 16, "mlp_ratio": 4}
+    head = hpsv3.new_head(width) if name == "hpsv3" else nn.Linear(width, 1, bias=False)
+    return [Qwen2VLModel(Qwen2VLConfig(text_config=text, vision_config=vision)), head]
+
 
 def published(name: str) -> list[nn.Module]:
     """What is loaded of a reward, in the published size."""
@@ -50,6 +72,8 @@ def published(name: str) -> list[nn.Module]:
         config = BlipConfig(vision_config=VISION, text_config=TEXT)
         return [new_model(config.vision_config, config.text_config)]
     large = {"projection_dim": 768, "text_config": L14_TEXT, "vision_config": L14}
+    if name in QWEN_TEXT:
+        return qwen(name)
     return [CLIPModel(CLIPConfig(**(large if name == "clipscore" else H14)))]
 
 
@@ -58,7 +82,10 @@ def test_the_number_of_weights_is_that_of_the_published_sizes(entry) -> None:
     with init_empty_weights():
         parts = published(entry.name)
     assert sum(weight.numel() for part in parts for weight in part.parameters()) == entry.parameters
-    assert entry.download is None or entry.download == pytest.approx(4 * entry.parameters, rel=0.01)
+    in_file, size = entry.parameters, 4
+    if entry.name == "hpsv3":  # its file is in bfloat16, and has the text head
+        in_file, size = entry.parameters + 3584 * 151_658, 2
+    assert entry.download is None or entry.download == pytest.approx(size * in_file, rel=0.01)
 
 
 def test_no_name_means_two_things() -> None:
