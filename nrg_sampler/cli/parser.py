@@ -169,7 +169,7 @@ def add_judges(parser: argparse.ArgumentParser) -> None:
         "--judge",
         action="append",
         metavar="NAME",
-        help="who grades: oracle, pixel, videoreward:FOLDER, vlm:URL#MODEL, pickscore or another name of "
+        help="who grades: oracle, pixel, vlm:URL#MODEL, pickscore or another name of "
         "`nrg-sampler rewards`, module:FILE.py:NAME; may be repeated",
     )
 

@@ -25,7 +25,7 @@ from nrg_sampler.rewards.named import load_named
 from nrg_sampler.rewards.named.files import Place, TorchCache
 from nrg_sampler.rewards.named.joint import JointJudge
 from nrg_sampler.rewards.named.latent_table import LATENT_TABLE, LatentEntry, find_latent
-from nrg_sampler.rewards.named.loading import recognised, resolve
+from nrg_sampler.rewards.named.loading import precision, recognised, resolve
 from nrg_sampler.rewards.named.table import TABLE, Entry, find, unknown
 from nrg_sampler.rewards.pixel import PixelReward
 
@@ -76,8 +76,12 @@ def reward_for(pipe: Any, wanted: RewardLike, *, offload: bool = False) -> Any:
             f"Expected a pipeline with a VAE for {' and '.join(weights)}, which see pixels, but {type(pipe).__name__} "
             "has none; load the pipeline with its VAE, or pass a latent reward."
         )
-    device = "cpu" if offload else getattr(pipe, "_execution_device", None) or pipe.vae.device
-    judges = {name: load_named(name, device=device) for name in weights}
+    device = getattr(pipe, "_execution_device", None) or pipe.vae.device
+    judges = {
+        name: load_named(name, device="cpu" if offload else device, dtype=precision(entry, device))
+        for name, entry in entries.items()
+        if entry is not None
+    }
     judge: Any = JointJudge(judges, weights) if len(judges) > 1 else next(iter(judges.values()))
     frames = {entry.frames for entry in entries.values() if entry is not None}
     recommended = frames.pop() if len(frames) == 1 else ALL

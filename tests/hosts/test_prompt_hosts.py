@@ -132,6 +132,9 @@ def test_the_rate_is_else_that_of_the_folder(wan: Any, tmp_path: Any) -> None:
         with attach(pipe, reward, BEST):
             sample(pipe, A)
         assert reward.rates[-1] == rate
+        with attach(pipe, reward, BEST, fps=12):
+            sample(pipe, A)
+        assert reward.rates[-1] == 12.0
     (tmp_path / "sampling.json").write_text(json.dumps({**SAMPLING, "fps": 8}))
     own = NRGFlowPipeline.from_pretrained(tmp_path, reward_model=None)
     own.reward_model = reward

@@ -1,4 +1,4 @@
-"""Published image rewards by name: one table, and a differentiable judge of frames for each entry."""
+"""Published rewards by name: one table, and a differentiable judge of frames for each entry."""
 
 from __future__ import annotations
 

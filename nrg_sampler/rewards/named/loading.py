@@ -79,8 +79,12 @@ def load_named(
     own = [Place(str(folder))] if folder else _published_places(entry, download)
     chosen = [Place(os.fspath(base), download)] if base else []
     judge = BUILDERS[entry.name](_Source(entry, own, [*chosen, *own, Place(entry.base, download)]))
-    half = entry.half and torch.device(device).type != "cpu"
-    return judge.to(device).cast(dtype or (torch.bfloat16 if half else torch.float32))
+    return judge.to(device).cast(dtype or precision(entry, device))
+
+
+def precision(entry: Entry, device: str | torch.device) -> torch.dtype:
+    """Return in which precision an entry computes on a device where none is asked for."""
+    return torch.bfloat16 if entry.half and torch.device(device).type != "cpu" else torch.float32
 
 
 def resolve(name: str) -> tuple[Entry, Path | None]:

@@ -7,7 +7,6 @@ References:
 from __future__ import annotations
 
 import ast
-import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
 from nrg_sampler.rewards.named.judge import NamedJudge
@@ -71,8 +71,8 @@ class QwenJudge(NamedJudge):
         self.head, self.tokenizer, self.question = head, tokenizer, question
         self.reward_tokens: list[int] = tokenizer.convert_tokens_to_ids(list(self.tokens))
         if checkpointing:
-            for block in (*model.visual.blocks, *model.language_model.layers):
-                block.forward = functools.partial(_recomputed, block.forward)
+            for blocks in (model.visual.blocks, model.language_model.layers):
+                blocks[:] = [Recomputed(block) for block in blocks]
         self.requires_grad_(False).eval()
 
     def token_ids(self, prompt: str, seen: int) -> Tensor:
@@ -116,11 +116,27 @@ class QwenJudge(NamedJudge):
         return read
 
 
-def _recomputed(forward: Callable[..., Any], *args: Any, **named: Any) -> Any:
-    if not torch.is_grad_enabled():
-        return forward(*args, **named)
-    # In full: the sequence is short, so that attention is cheap, and each axis may want a backward pass of its own.
-    return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False, **named)
+class Recomputed(nn.Module):
+    """A block that keeps what goes in, and computes the rest again in the backward pass.
+
+    In full, attention too: the sequence is short, and each axis may want a backward pass of its own.
+
+    Args:
+        block: A block of a frozen transformer.
+    """
+
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        self.block = block
+
+    def forward(self, *args: Any, **named: Any) -> Any:
+        """Call the block."""
+        if not torch.is_grad_enabled():
+            return self.block(*args, **named)
+        # The weights of now: where a judge rests elsewhere, they are lent to this call and gone in the backward pass.
+        weights = {**dict(self.block.named_parameters()), **dict(self.block.named_buffers())}
+        options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
+        return checkpoint(functional_call, self.block, weights, args, named, **options)
 
 
 def new_whole(config: Any, tokenizer: Any, new_head: Callable[[int], nn.Module]) -> nn.Module:

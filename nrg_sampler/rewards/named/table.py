@@ -1,4 +1,4 @@
-"""The table of published image rewards: what each is, where it comes from and what it costs to look at.
+"""The table of published rewards: what each is, where it comes from and what it costs to look at.
 
 Nothing here loads weights; :func:`nrg_sampler.rewards.named.loading.load_named` does. To add a reward, name it here
 and in ``BUILDERS`` there.

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from tiny_videoreward import STATISTICS
 from torch import Tensor
+from torch.func import functional_call
 from torch.nn import functional
 from transformers import AutoTokenizer, Qwen2VLImageProcessorPil
 
@@ -155,11 +156,20 @@ def test_gradients_to_pixels_are_those_of_finite_differences(
 def test_recomputed_blocks_give_the_same_gradient_and_a_copy_has_its_own(name: str, load: Callable[..., Any]) -> None:
     judge, frames = load(name), clips(40, 60, length=2, count=1).requires_grad_()
     kept = copy.deepcopy(judge)
-    for block in (*kept.model.visual.blocks, *kept.model.language_model.layers):
-        assert block.forward.args[0].__self__ is block
-        del block.forward  # what stands before the class's own
+    for blocks in (kept.model.visual.blocks, kept.model.language_model.layers):
+        blocks[:] = [recomputed.block for recomputed in blocks]
     gradients = [torch.autograd.grad(scored(one, frames)[:, 0].sum(), frames)[0] for one in (judge, kept)]
     torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize("name", tiny_qwen.NAMES)
+def test_weights_that_are_lent_for_a_call_serve_the_backward_pass_too(name: str, load: Callable[..., Any]) -> None:
+    judge, changed, frames = load(name), load(name), clips(40, 60, length=2, count=1).requires_grad_()
+    for weight in changed.parameters():
+        weight.mul_(1.01)
+    score = functional_call(judge, dict(changed.named_parameters()), (frames, PROMPTS[:1]))[:, 0].sum()
+    lent, own = (torch.autograd.grad(one, frames)[0] for one in (score, changed(frames, PROMPTS[:1])[:, 0].sum()))
+    torch.testing.assert_close(lent, own)
 
 
 def test_the_judge_of_files_is_the_same_network_but_rounds_to_8_bits(

@@ -135,9 +135,7 @@ def test_the_base_model_may_be_elsewhere_and_is_asked_for(
     other.mkdir()
     for file in (folder / "config.json", *folder.glob("token*")):
         shutil.move(file, other / file.name)
-    with pytest.raises(
-        ValueError, match=r"config.json in the folder .*, then .*Qwen/Qwen2-VL-.*Instruct, but"
-    ):
+    with pytest.raises(ValueError, match=r"config.json in the folder .*, then .*Qwen/Qwen2-VL-.*Instruct, but"):
         load_named(f"{name}:{folder}")
     assert load_named(f"{name}:{folder}", base=other)(FRAMES, ["a"]).isfinite().all()
     (other / "config.json").write_text('{"model_type": "clip"}', encoding="utf-8")

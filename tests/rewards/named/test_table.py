@@ -108,7 +108,7 @@ def test_the_command_lists_the_table(capsys: pytest.CaptureFixture[str]) -> None
     assert [row["name"] for row in table["latent"]] == [entry.name for entry in LATENT_TABLE]
     assert main(["rewards"]) == 0
     plain = capsys.readouterr().out
-    assert plain.startswith("name") and "aesthetic-v2.5" in plain and "hpsv3: its head on" in plain
+    assert plain.startswith("name") and "aesthetic-v2.5" in plain and "dover: its network is of" in plain
     assert "latent-prm: MQ of noisy latents, for HunyuanVideo" in plain
     assert main(["rewards", "--markdown"]) == 0
     assert capsys.readouterr().out.strip() == markdown()

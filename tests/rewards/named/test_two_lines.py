@@ -181,7 +181,7 @@ def test_a_name_becomes_the_reward_of_a_pipeline_that_is_loaded(folders: dict[st
     ("wanted", "message"),
     [
         ("pickscor", "got 'pickscor'; did you mean 'pickscore'"),
-        ("vlm:http://localhost#model", "'vlm' cannot: a model behind a URL has no gradient"),
+        ("videoscore", "'videoscore' cannot: it is published with a package of its own"),
         ("oracle", "Expected a reward that can guide, but 'oracle' only judges, with --judge;"),
         ("pixel", "'pixel' only judges, with --judge; a pixel judge is made a reward by `PixelReward"),
         ({}, "at least one reward, but got none"),
