@@ -72,7 +72,8 @@ class QwenJudge(NamedJudge):
         self.reward_tokens: list[int] = tokenizer.convert_tokens_to_ids(list(self.tokens))
         if checkpointing:
             for blocks in (model.visual.blocks, model.language_model.layers):
-                blocks[:] = [Recomputed(block) for block in blocks]
+                for index, block in enumerate(blocks):
+                    blocks[index] = Recomputed(block)
         self.requires_grad_(False).eval()
 
     def token_ids(self, prompt: str, seen: int) -> Tensor:

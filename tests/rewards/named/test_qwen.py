@@ -157,7 +157,8 @@ def test_recomputed_blocks_give_the_same_gradient_and_a_copy_has_its_own(name: s
     judge, frames = load(name), clips(40, 60, length=2, count=1).requires_grad_()
     kept = copy.deepcopy(judge)
     for blocks in (kept.model.visual.blocks, kept.model.language_model.layers):
-        blocks[:] = [recomputed.block for recomputed in blocks]
+        for index, recomputed in enumerate(blocks):
+            blocks[index] = recomputed.block
     gradients = [torch.autograd.grad(scored(one, frames)[:, 0].sum(), frames)[0] for one in (judge, kept)]
     torch.testing.assert_close(*gradients)
 
