@@ -21,7 +21,7 @@ from nrg_sampler.flow import stochastic_step
 from nrg_sampler.guidance.fields import Number, Whole, expect
 from nrg_sampler.hosts.prompts import frame_rate
 from nrg_sampler.hosts.sampling import sample_clips
-from nrg_sampler.rewards.base import Conditioning, Reward
+from nrg_sampler.rewards.base import Conditioning, Reward, RewardHooks
 from nrg_sampler.rewards.gradient import weighted_score
 from nrg_sampler.rewards.weights import RewardWeights, WeightsLike
 from nrg_sampler.schedulers import thin_history
@@ -243,13 +243,15 @@ class _Thinning:
         self.kept, self._prompts = seeds, prompts
         self._owners = torch.arange(len(seeds)) // settings.candidates  # which prompt a row belongs to
         self._generator = torch.Generator().manual_seed(seeds[0])
-        self._before: Tensor | None = None  # the particles' latents before the step
+        self._before: Tensor | None = None  # the latents before the step
+        self._velocity: Tensor | None = None  # of the step
         self.scores = torch.zeros(len(seeds))  # that the candidates were drawn by last
 
     def __call__(self, pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
         done, total = step + 1, len(pipe.scheduler.timesteps)
+        self._follow(tensors["latents"], pipe.scheduler)
         if self._settings.noise:
-            tensors = {**tensors, "latents": self._stirred(tensors["latents"], pipe.scheduler)}
+            tensors = {**tensors, "latents": self._stirred(tensors["latents"])}
         changed = tensors
         if done in self._settings.steps(total) or done == total:
             changed = self._thinned(pipe, tensors, last=done == total)
@@ -266,21 +268,29 @@ class _Thinning:
         pipe.direction_memory.keep(rows)
         return {name: tensor[rows.to(tensor.device)] for name, tensor in tensors.items() if tensor is not None}
 
-    def _stirred(self, latents: Tensor, scheduler: Any) -> Tensor:
+    def _stirred(self, latents: Tensor) -> Tensor:
         """Turn the Euler step that was taken into a stochastic one; the first, from pure noise, stays."""
-        if self._before is None:
+        if self._before is None or self._velocity is None:
             return latents
-        sigma, following = (scheduler.sigmas[scheduler.step_index + shift].item() for shift in (-1, 0))
-        before = self._before.float()
-        velocity = (latents.float() - before) / (following - sigma)
+        before, (sigma, following) = self._before.float(), self._levels
         fresh = torch.randn(latents.shape, generator=self._generator).to(before)
-        return stochastic_step(before, velocity, sigma, following, fresh, self._settings.noise).to(latents.dtype)
+        return stochastic_step(before, self._velocity, sigma, following, fresh, self._settings.noise).to(latents.dtype)
+
+    def _follow(self, latents: Tensor, scheduler: Any) -> None:
+        """Note the velocity of the step that was taken, for rewards that want it; it is unknown after the first."""
+        if self._before is not None:
+            sigma, following = (scheduler.sigmas[scheduler.step_index + shift].item() for shift in (-1, 0))
+            self._levels = sigma, following
+            self._velocity = (latents.float() - self._before.float()) / (following - sigma)
 
     def _scores(self, pipe: Any, tensors: dict[str, Any], sigma: Tensor) -> Tensor:
         latents = tensors["latents"].float()
         levels = sigma.to(latents).expand(len(latents))
         texts = tuple(self._prompts[owner] for owner in self._owners.tolist())
-        conditioning = Conditioning(tensors["prompt_embeds"].float(), prompts=texts, fps=frame_rate(pipe))
+        if self._velocity is None and RewardHooks.of(self._reward).needs_velocity and bool(sigma > 0):
+            raise ValueError("Expected a first choice after the second step or later for this reward; add steps.")
+        more: dict[str, Any] = {"velocity": self._velocity, "prompts": texts, "fps": frame_rate(pipe)}
+        conditioning = Conditioning(tensors["prompt_embeds"].float(), **more)
         with torch.no_grad():
             raw = self._reward(latents, levels, conditioning)
         return weighted_score(self._reward, raw, self._weights).float().cpu()

@@ -10,11 +10,12 @@ if TYPE_CHECKING:
 
 HELP = "Open the web page: sliders, the same seed without and with the reward, and what the guidance did."
 EXAMPLE = "app --port 7860"
+REWARD_HELP = "its reward, as `generate` takes it, by default of the bundled model (default: the one with it)"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", metavar="NAME", help="offer this folder or Hub id too, before the bundled model")
-    parser.add_argument("--reward", metavar="NAME", help="folder or Hub id of its reward (default: the one with it)")
+    parser.add_argument("--reward", metavar="NAME", help=REWARD_HELP)
     parser.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: cuda if there is one, else cpu)")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
     parser.add_argument("--port", type=int, metavar="N", help="port (default: the first free one from 7860 on)")
@@ -58,9 +59,10 @@ def _login(text: str | None) -> tuple[str, str] | None:
 
 def _models(model: str | None, reward: str | None) -> list[Model]:
     from nrg_sampler.checkpoints import BUNDLED
+    from nrg_sampler.rewards.by_name import require_known
     from nrg_sampler.ui.engine import Model
 
-    if model is None and reward is not None:
-        raise ValueError("Expected --model with --reward; name the model that the reward is for.")
+    require_known(reward)
     bundled = Model(BUNDLED)
-    return [bundled] if model in (None, BUNDLED) else [Model(str(model), reward), bundled]
+    chosen = Model(model or BUNDLED, reward)
+    return [bundled] if chosen == bundled else [chosen, bundled]

@@ -40,7 +40,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAMES",
         help="who grades, as oracle,pixel:FOLDER (default: the oracle, and the pixel judge if there is one)",
     )
-    parser.add_argument("--reward", metavar="FOLDER", help="the reward that guides (default: the bundled one)")
+    parser.add_argument(
+        "--reward", metavar="NAME", help="the reward that guides, as `generate` takes it (default: the bundled one)"
+    )
     parser.add_argument("--clean-reward", type=Path, metavar="FOLDER", help="a reward trained on clean latents")
     parser.add_argument("--steps", type=whole_number(1), help="denoising steps (default: the model's)")
     parser.add_argument("--batch", type=whole_number(1), default=20, help="clips sampled together (default: 20)")

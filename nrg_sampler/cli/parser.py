@@ -153,8 +153,8 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--reward",
         metavar="NAME",
-        help="name (see `nrg-sampler rewards`), folder or Hub id of a reward, or several as aesthetic=1,clipscore=2 "
-        "(default: the one with the pipeline)",
+        help="name (see `nrg-sampler rewards`), folder or Hub id of a reward, module:FILE.py:NAME, or several as "
+        "aesthetic=1,clipscore=2 (default: the one with the pipeline)",
     )
     group.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: cuda if there is one, else cpu)")
     group.add_argument("--dtype", choices=DTYPES, help="of the weights (default: bfloat16 on cuda, else float32)")

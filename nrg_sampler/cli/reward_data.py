@@ -68,7 +68,8 @@ def add_teacher(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--teacher",
         metavar="NAME",
-        help="who scores: pixel, pixel:FOLDER, videoreward:FOLDER, module:FILE.py:NAME, oracle",
+        help="who scores: pixel, pixel:FOLDER, videoreward:FOLDER, a name of `nrg-sampler rewards`, "
+        "module:FILE.py:NAME, oracle",
     )
     group.add_argument(
         "--prompts",

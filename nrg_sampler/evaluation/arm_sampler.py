@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from nrg_sampler.cost.memory import peak_memory
 from nrg_sampler.evaluation.arms import Arm
-from nrg_sampler.evaluation.panel import Grader
+from nrg_sampler.evaluation.panel import Grader, in_columns
 from nrg_sampler.hosts.pipeline import NRGFlowPipeline
 from nrg_sampler.hosts.prompts import frame_rate
 from nrg_sampler.hosts.sampling import SampledClips, sample_clips
@@ -33,7 +33,7 @@ class ArmClips(NamedTuple):
     Args:
         clips: Shape ``(B, 3, T, H, W)``, in ``[0, 1]``.
         target: What the guiding reward reads off the finished latents, in its standard deviations, shape
-            ``(B, axes)``; ``None`` without one.
+            ``(B, 3)``, not a number on an axis that it has not; ``None`` without one.
         seconds: Time to sample and decode, per clip.
         cpu_seconds: Processor time of the same, per clip, which other programs do not disturb; ``None`` on another
             device.
@@ -81,6 +81,24 @@ class ArmSampler:
     def can(self, arm: Arm) -> bool:
         """Return whether the reward that ``arm`` names is there."""
         return arm.reward in self._pipes
+
+    def check(self, arms: Iterable[Arm]) -> None:
+        """Refuse arms whose weights are not of the axes of the reward that guides them.
+
+        Raises:
+            ValueError: With the first of them.
+        """
+        for arm in arms:
+            if arm.guidance is None or arm.guidance.axis_weights.auto or not self.can(arm):
+                continue
+            axes = self._pipes[arm.reward].reward_model.axes
+            try:
+                arm.guidance.axis_weights.resolve(axes)
+            except ValueError as error:
+                raise ValueError(
+                    f"Expected arms whose weights are of the reward's axes, {', '.join(axes)}, but {arm.name!r} is "
+                    f"not; name others, as --arms '{axes[0]}=1 scale=2'. {error}"
+                ) from error
 
     def source(self, arm: Arm) -> str:
         """Name what decides how single clips of ``arm`` are sampled; arms of one source share their clips."""
@@ -162,7 +180,8 @@ class ArmSampler:
         if reward is None:
             return None
         rate = frame_rate(self._pipes["target"])
-        return score_clean(reward, latents, Conditioning(embeds.float(), prompts=tuple(texts), fps=rate)).cpu()
+        scores = score_clean(reward, latents, Conditioning(embeds.float(), prompts=tuple(texts), fps=rate)).cpu()
+        return in_columns(scores, reward.axes)
 
 
 def _thinned(

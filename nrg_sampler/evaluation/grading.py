@@ -158,7 +158,7 @@ def chosen(arm: Arm, candidates: Sequence[Graded]) -> Graded:
         return replace(candidates[0], arm=arm.name)
     grades = column(candidates, arm.judge or TARGET)
     weights = RewardWeights() if arm.judge or arm.search is None else RewardWeights.parse(arm.search.weights)
-    best = candidates[int((grades @ torch.tensor(weights.resolve(AXES))).argmax())]
+    best = candidates[int((grades.nan_to_num() @ torch.tensor(weights.resolve(AXES))).argmax())]
     further = dict(best.further)
     spared = 0.0 if arm.judge else sum(clip.further.get("decoding", 0.0) for clip in candidates if clip is not best)
     share = 1 - spared / len(candidates)

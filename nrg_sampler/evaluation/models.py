@@ -16,6 +16,7 @@ from nrg_sampler.evaluation.settings import EvaluationSettings
 from nrg_sampler.hosts.pipeline import NRGFlowPipeline
 from nrg_sampler.judges.loading import judge_identity
 from nrg_sampler.judges.shapes import load_pixel_judge
+from nrg_sampler.rewards.by_name import local_fingerprints, names_and_weights, sees_frames
 from nrg_sampler.rewards.loading import load_reward
 from nrg_sampler.runs.manifest import model_fingerprint
 from nrg_sampler.runs.sampler import quiet_unless_watched
@@ -52,14 +53,17 @@ def load_arm_sampler(
 
 def model_fingerprints(settings: EvaluationSettings) -> dict[str, str]:
     """Return the fingerprints of the models, by what they do here; those that are not there are left out."""
-    folders = {
-        "pipeline": bundled_folder("pipeline"),
-        "target": settings.reward or bundled_folder("reward"),
-        "clean": settings.clean_reward,
-    }
+    folders = {"pipeline": bundled_folder("pipeline"), "clean": settings.clean_reward}
+    if settings.reward is None or settings.reward == BUNDLED:
+        folders["target"] = bundled_folder("reward")
+    elif not all(map(sees_frames, names_and_weights(settings.reward))):
+        folders["target"] = settings.reward
     with contextlib.suppress(ValueError):
         folders["pixel"] = settings.pixel_folder or bundled_folder("judge")
     found = {name: model_fingerprint(str(folder)) for name, folder in folders.items() if folder is not None}
+    if "target" not in folders:  # judges of frames, each with its files
+        digests = local_fingerprints(str(settings.reward))
+        found["target"] = f"{settings.reward} {' '.join(map(str, digests.values()))}"
     return {name: value for name, value in found.items() if value is not None}
 
 

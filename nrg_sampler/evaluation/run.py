@@ -131,6 +131,7 @@ class Evaluation:
         require_same_settings(self._clips.with_suffix(".settings.json"), common, self._clips)
         self._prompts = settings.chosen_prompts()
         self._arms = {suite: settings.arms_of(suite) for suite in settings.suites}
+        self._sampler.check([arm for arms in self._arms.values() for arm in arms])
         self._left_out = {suite: self._missing(arms) for suite, arms in self._arms.items()}
         self._draws = importlib.util.find_spec("matplotlib") is not None
         chosen = [dtype_reason(settings.device)] if settings.dtype == AUTO else []

@@ -34,7 +34,8 @@ class EvaluationSettings:
             ``"1:1:1 scale=2 max_push=0.2"``; ``None`` for all.
         judges: Who grades, as :func:`nrg_sampler.judges.loading.load_judge` names them; ``None`` for the oracle, and
             the bundled pixel judge if there is one.
-        reward: Folder or Hub id of the reward that guides; ``None`` for the bundled one.
+        reward: The reward that guides, by a name, folder or Hub id, as :func:`~nrg_sampler.rewards.by_name.reward_for`
+            takes it; ``None`` for the bundled one.
         clean_reward: Folder of a reward trained on clean latents; ``None`` leaves out the arms that need one.
         steps: Denoising steps; ``None`` for the model's.
         batch: Clips sampled together.

@@ -24,7 +24,7 @@ from nrg_sampler.guidance.settings import RewardGuidance
 from nrg_sampler.guidance.step import guided_velocity
 from nrg_sampler.guidance.trace import GuidanceTrace
 from nrg_sampler.rewards.base import Conditioning, RewardHooks, check_reward
-from nrg_sampler.rewards.by_name import named_entry, names_and_weights, reward_for
+from nrg_sampler.rewards.by_name import names_and_weights, reward_for, sees_frames
 from nrg_sampler.rewards.pixel import PixelReward
 
 WRAPPED = "outer_sample"  # comfy.patcher_extension.WrappersMP.OUTER_SAMPLE: around a whole run
@@ -67,14 +67,14 @@ def load_for_comfyui(name: str, vae: Any = None) -> Any:
     Raises:
         ValueError: If there is no such reward, or it sees frames and there is no VAE.
     """
-    sees_frames = [one for one in names_and_weights(name) if named_entry(one) is not None]
-    if sees_frames and vae is None:
+    seeing = [one for one in names_and_weights(name) if sees_frames(one)]
+    if seeing and vae is None:
         raise ValueError(
-            f"Expected a VAE for {' and '.join(sees_frames)}, which see frames, but got none; connect the VAE of the "
+            f"Expected a VAE for {' and '.join(seeing)}, which see frames, but got none; connect the VAE of the "
             "model to `vae`."
         )
     with torch.inference_mode(False):
-        host = SimpleNamespace(vae=ComfyVae(vae) if sees_frames else None, _execution_device="cpu")
+        host = SimpleNamespace(vae=ComfyVae(vae) if seeing else None, _execution_device="cpu")
         return reward_for(host, name)
 
 

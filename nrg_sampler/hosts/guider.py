@@ -17,7 +17,7 @@ from nrg_sampler.hosts.families import UNKNOWN, require_flow
 from nrg_sampler.hosts.prompts import PipelineCalls
 from nrg_sampler.hosts.steps import GuidedSteps
 from nrg_sampler.hosts.subclassing import GuidedCopy, guided_subclass
-from nrg_sampler.rewards.base import Reward
+from nrg_sampler.rewards.by_name import RewardLike, reward_on
 
 
 class RewardGuider(GuidedCopy, BaseGuidance):
@@ -35,9 +35,10 @@ class RewardGuider(GuidedCopy, BaseGuidance):
     Args:
         guider: The guider to wrap; it stays as it is.
         scheduler: The pipeline's scheduler, from which sigma is read.
-        reward: Differentiable reward with named ``axes``, on the latents' device.
+        reward: Differentiable reward with named ``axes``, on the latents' device; or its name, as ``attach`` takes it.
         guidance: The settings.
         prompts: The text of the positive prompt of each sample, or one for all, for rewards that read it.
+        vae: The pipeline's VAE, for a reward by its name that sees frames.
 
     Attributes:
         trace: What the guidance did, in all runs since the guider was made.
@@ -53,22 +54,24 @@ class RewardGuider(GuidedCopy, BaseGuidance):
         cls,
         guider: Any,
         scheduler: Any,
-        reward: Reward,
+        reward: RewardLike,
         guidance: RewardGuidance | None = None,
         *,
         prompts: str | Sequence[str] | None = None,
+        vae: Any = None,
     ) -> RewardGuider:
         """Return a guided copy; arguments as of the class."""
         guidance = guidance or RewardGuidance()
         require_flow(scheduler)
-        resolve(guidance, reward)
+        loaded = reward_on(vae, reward)
+        resolve(guidance, loaded)
         guided = copy.copy(guider)
         kind: Any = type(guider)
         guided.__class__ = guided_subclass(RewardGuider, kind)
-        guided.trace = GuidanceTrace(tuple(reward.axes), guidance.scale)
+        guided.trace = GuidanceTrace(tuple(loaded.axes), guidance.scale)
         guided._scheduler, guided._calls, guided._hooks = scheduler, DenoiserCalls(scheduler), []
-        calls = PipelineCalls(reward, prompts, argument="`RewardGuider(..., prompts=[...])`")
-        guided._steps = GuidedSteps(scheduler, UNKNOWN, reward, guidance, guided.trace, calls)
+        calls = PipelineCalls(loaded, prompts, argument="`RewardGuider(..., prompts=[...])`")
+        guided._steps = GuidedSteps(scheduler, UNKNOWN, loaded, guidance, guided.trace, calls)
         return guided  # type: ignore[no-any-return]
 
     def new(self, **kwargs: Any) -> Any:

@@ -19,7 +19,7 @@ from nrg_sampler.hosts.families import UNKNOWN, require_flow
 from nrg_sampler.hosts.prompts import PipelineCalls
 from nrg_sampler.hosts.steps import GuidedSteps, guided_step
 from nrg_sampler.hosts.subclassing import GuidedCopy, guided_subclass
-from nrg_sampler.rewards.base import Reward
+from nrg_sampler.rewards.by_name import RewardLike, reward_on
 
 _FAMILY = replace(UNKNOWN, prompt="prompt", prompt_mask="mask")
 
@@ -38,11 +38,12 @@ class RewardGuidedScheduler(GuidedCopy, SchedulerMixin, ConfigMixin):
 
     Args:
         scheduler: The rectified-flow scheduler to guide; it stays as it is.
-        reward: Differentiable reward with named ``axes``, on the latents' device.
+        reward: Differentiable reward with named ``axes``, on the latents' device; or its name, as ``attach`` takes it.
         guidance: The settings.
         prompt_embeds: Features of the positive prompt, shape ``(B, L, D)``, for rewards that read them.
         prompt_mask: 1 where a token counts, shape ``(B, L)``.
         prompts: The text of the positive prompt of each sample, or one for all, for rewards that read it.
+        vae: The pipeline's VAE, for a reward by its name that sees frames.
 
     Attributes:
         trace: What the guidance did, in all runs since the scheduler was made.
@@ -57,17 +58,19 @@ class RewardGuidedScheduler(GuidedCopy, SchedulerMixin, ConfigMixin):
     def __new__(
         cls,
         scheduler: Any,
-        reward: Reward,
+        reward: RewardLike,
         guidance: RewardGuidance | None = None,
         *,
         prompt_embeds: Tensor | None = None,
         prompt_mask: Tensor | None = None,
         prompts: str | Sequence[str] | None = None,
+        vae: Any = None,
     ) -> RewardGuidedScheduler:
         """Return a guided copy; arguments as of the class."""
         guidance = guidance or RewardGuidance()
         require_flow(scheduler)
-        resolve(guidance, reward)
+        loaded = reward_on(vae, reward)
+        resolve(guidance, loaded)
         if isinstance(scheduler, RewardGuidedScheduler) or "step" in vars(scheduler):
             raise ValueError(
                 "Expected a scheduler without guidance, but this one is guided already; "
@@ -76,9 +79,9 @@ class RewardGuidedScheduler(GuidedCopy, SchedulerMixin, ConfigMixin):
         guided = copy.deepcopy(scheduler)
         kind: Any = type(scheduler)
         guided.__class__ = guided_subclass(RewardGuidedScheduler, kind)
-        guided.trace = GuidanceTrace(tuple(reward.axes), guidance.scale)
-        calls = PipelineCalls(reward, prompts, argument="`RewardGuidedScheduler(..., prompts=[...])`")
-        steps = GuidedSteps(guided, _FAMILY, reward, guidance, guided.trace, calls)
+        guided.trace = GuidanceTrace(tuple(loaded.axes), guidance.scale)
+        calls = PipelineCalls(loaded, prompts, argument="`RewardGuidedScheduler(..., prompts=[...])`")
+        steps = GuidedSteps(guided, _FAMILY, loaded, guidance, guided.trace, calls)
         features = {"prompt": prompt_embeds, "mask": prompt_mask}
         guided._guide = lambda output, latents, timestep, tokenwise: steps(features, output, latents, tokenwise)
         return guided  # type: ignore[no-any-return]
@@ -91,12 +94,13 @@ class RewardGuidedScheduler(GuidedCopy, SchedulerMixin, ConfigMixin):
     def from_config(
         cls,
         config: Any,
-        reward: Reward | None = None,
+        reward: RewardLike = None,
         guidance: RewardGuidance | None = None,
         *,
         prompt_embeds: Tensor | None = None,
         prompt_mask: Tensor | None = None,
         prompts: str | Sequence[str] | None = None,
+        vae: Any = None,
         **kwargs: Any,
     ) -> Any:
         """Make a scheduler of this class or that of the configuration; arguments as in diffusers and above.
@@ -116,9 +120,8 @@ class RewardGuidedScheduler(GuidedCopy, SchedulerMixin, ConfigMixin):
         scheduler = kind.from_config(config, **kwargs)
         if reward is None:
             return scheduler
-        return RewardGuidedScheduler(
-            scheduler, reward, guidance, prompt_embeds=prompt_embeds, prompt_mask=prompt_mask, prompts=prompts
-        )
+        given: dict[str, Any] = {"prompt_embeds": prompt_embeds, "prompt_mask": prompt_mask, "prompts": prompts}
+        return RewardGuidedScheduler(scheduler, reward, guidance, **given, vae=vae)
 
     @classmethod
     def from_pretrained(

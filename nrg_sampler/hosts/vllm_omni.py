@@ -8,7 +8,6 @@ points ``vllm_omni.schedulers``. It makes it by ``from_pretrained(model, subfold
 from __future__ import annotations
 
 import copy
-from types import SimpleNamespace
 from typing import Any
 
 from torch import nn
@@ -16,7 +15,7 @@ from torch import nn
 from nrg_sampler.guidance.settings import RewardGuidance
 from nrg_sampler.hosts.scheduler import RewardGuidedScheduler
 from nrg_sampler.rewards.base import Conditioning, RewardHooks, check_reward
-from nrg_sampler.rewards.by_name import named_entry, names_and_weights, reward_for
+from nrg_sampler.rewards.by_name import NAMES, names_and_weights, reward_on, sees_frames
 
 HUB_ARGUMENTS = ("local_files_only", "revision", "cache_dir", "token")
 
@@ -103,14 +102,14 @@ class _OnDeviceOfLatents:
 
 
 def _loaded(model: Any, reward: Any, hub: dict[str, Any]) -> Any:
-    if not isinstance(reward, str):
+    if not isinstance(reward, NAMES):
         return reward
     vae = None
-    if any(named_entry(name) is not None for name in names_and_weights(reward)):
+    if any(sees_frames(name) for name in names_and_weights(reward)):
         from diffusers import AutoModel
 
         vae = AutoModel.from_pretrained(model, subfolder="vae", **hub).eval()
-    loaded = reward_for(SimpleNamespace(vae=vae, _execution_device="cpu"), reward)
+    loaded = reward_on(vae, reward)
     hooks = RewardHooks.of(loaded)
     if getattr(getattr(loaded, "config", None), "text_dim", None) is not None and not hooks.needs_prompts:
         raise ValueError(

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
-import importlib.util
 import inspect
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -20,6 +18,7 @@ from nrg_sampler.rewards.by_name import local_fingerprint
 from nrg_sampler.rewards.frame_scorer import Wanted
 from nrg_sampler.rewards.named import TABLE, load_named
 from nrg_sampler.rewards.named.table import find
+from nrg_sampler.rewards.own import KIND, file_of, load_own
 
 
 class FramesJudge:
@@ -62,16 +61,7 @@ def _vlm(source: str, device: str) -> Judge:
 
 def _module(source: str, device: str) -> Judge:
     """A judge of the user's own: an object, or a class that is called without arguments."""
-    found = _imported(source)
-    judge = found() if isinstance(found, type) else found
-    axes = getattr(judge, "axes", None)
-    if not callable(judge) or not axes or isinstance(axes, str):
-        raise ValueError(
-            f"Expected a judge in {source!r}, a callable with named `axes`, but got {type(judge).__name__} without "
-            "them; give it a tuple such as `axes = ('VQ', 'MQ', 'TA')`."
-        )
-    if isinstance(judge, torch.nn.Module):
-        judge.to(device).eval()
+    judge: Any = load_own(f"{KIND}:{source}", device=device)
     call = judge.forward if isinstance(judge, torch.nn.Module) else judge
     needed = [item for item in inspect.signature(call).parameters.values() if item.default is item.empty]
     in_turn = [item for item in needed if item.kind is not item.KEYWORD_ONLY]
@@ -80,31 +70,13 @@ def _module(source: str, device: str) -> Judge:
     return FramesJudge(judge) if by_name or len(needed) == 1 else judge
 
 
-def _imported(source: str) -> Any:
-    """What ``PACKAGE.MODULE:NAME`` or ``FILE.py:NAME`` stands for."""
-    place, _, name = source.rpartition(":")
-    try:
-        if not place.endswith(".py"):
-            return getattr(importlib.import_module(place), name)
-        spec = importlib.util.spec_from_file_location(Path(place).stem, place)
-        assert spec is not None and spec.loader is not None  # known by the suffix
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        return getattr(module, name)
-    except (ImportError, AttributeError, OSError, ValueError) as error:
-        raise ValueError(
-            f"Expected a judge of yours as module:PACKAGE.MODULE:NAME or module:FILE.py:NAME, but {source!r} cannot "
-            f"be imported ({error}); correct the name, or install its package."
-        ) from error
-
-
 # Makes each judge from what follows its name and a colon, and a device; to add a judge, name it here.
 JUDGES: dict[str, Callable[[str, str], Judge]] = {
     "oracle": _oracle,
     "pixel": _pixel,
     "videoreward": _videoreward,
     "vlm": _vlm,
-    "module": _module,
+    KIND: _module,
 }
 
 
@@ -140,10 +112,8 @@ def judge_identity(name: str) -> str:
     if kind == "vlm":
         asked = hashlib.sha256("\n".join([*QUESTIONS.values(), SCALE]).encode()).hexdigest()
         return f"{name} {asked[:12]}"  # the weights behind a URL cannot be known from here
-    if kind == "module":
-        place = source.rpartition(":")[0]
-        file = place if place.endswith(".py") else str(importlib.import_module(place).__file__)
-        return f"{name} {fingerprint(Path(file))}"
+    if kind == KIND:
+        return f"{name} {fingerprint(file_of(name))}"
     if kind not in JUDGES or (not source and find(kind) is not None):
         return f"{kind} {local_fingerprint(name)}"
     return f"{kind} {fingerprint(Path(source))}" if source else kind

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, TypeAlias
 
 import torch
@@ -27,9 +28,11 @@ from nrg_sampler.rewards.named.joint import JointJudge
 from nrg_sampler.rewards.named.latent_table import LATENT_TABLE, LatentEntry, find_latent
 from nrg_sampler.rewards.named.loading import precision, recognised, resolve
 from nrg_sampler.rewards.named.table import TABLE, Entry, find, unknown
+from nrg_sampler.rewards.own import OwnJudge, file_of, is_own, load_own, reads_latents
 from nrg_sampler.rewards.pixel import PixelReward
 
-RewardLike: TypeAlias = Reward | str | os.PathLike[str] | Mapping[str, float] | None
+RewardLike: TypeAlias = Reward | str | os.PathLike[str] | Mapping[str, float] | Sequence[str] | None
+NAMES = (str, os.PathLike, Mapping, list, tuple)
 ONLY_JUDGES = {
     "oracle": "",
     "pixel": "; a pixel judge is made a reward by `PixelReward(judge, pipe.vae, axes)`",
@@ -42,9 +45,10 @@ def reward_for(pipe: Any, wanted: RewardLike, *, offload: bool = False) -> Any:
 
     Args:
         pipe: The pipeline that it is to guide.
-        wanted: A reward; a name of ``nrg-sampler rewards``; ``NAME:FOLDER``; a folder or Hub id of a reward; or
-            the file that ``nrg-sampler calibrate`` wrote of one; or several of the
-            named ones with their weights within an axis, as ``{"aesthetic": 1, "clipscore": 2}`` or
+        wanted: A reward; a name of ``nrg-sampler rewards``; ``NAME:FOLDER``; a folder or Hub id of a reward; the file
+            that ``nrg-sampler calibrate`` wrote of one; a judge of frames or a reward of your own as
+            ``module:FILE.py:NAME``, see :mod:`nrg_sampler.rewards.own`; or several judges of frames, as a list, or
+            with their weights within an axis, as ``{"aesthetic": 1, "clipscore": 2}`` or
             ``"aesthetic=1,clipscore=2"``. An axis that one reward has is that reward whatever its weight.
         offload: Whether judges of frames are loaded to the memory of the processor, for guidance with
             ``offload=True``.
@@ -53,15 +57,18 @@ def reward_for(pipe: Any, wanted: RewardLike, *, offload: bool = False) -> Any:
         ValueError: If a name is unknown or cannot guide, files are absent or damaged, weights are not positive and
             finite, or the pipeline has no VAE.
     """
-    if not isinstance(wanted, (str, os.PathLike, Mapping)):
+    if not isinstance(wanted, NAMES):
         return wanted
     if is_calibration(wanted):
         return _calibrated(pipe, os.fspath(wanted), offload)  # type: ignore[arg-type]
     weights = names_and_weights(wanted)
-    entries = {name: named_entry(name) for name in weights}
-    if None in entries.values():
-        (latent, *_) = (name for name, entry in entries.items() if entry is None)
-        if len(entries) > 1:
+    own = {name: load_own(name, "reward") for name in weights if is_own(name)}
+    entries = {name: named_entry(name) for name in weights if name not in own}
+    latents = [name for name, entry in entries.items() if entry is None]
+    latents += [name for name, found in own.items() if reads_latents(found)]
+    if latents:
+        latent = latents[0]
+        if len(weights) > 1:
             raise ValueError(
                 f"Expected published rewards by name, but {latent!r} is a latent reward; load it with `load_reward` "
                 "and combine rewards of the same axes in an `EnsembleReward`."
@@ -70,22 +77,32 @@ def reward_for(pipe: Any, wanted: RewardLike, *, offload: bool = False) -> Any:
             return _latent_prm(pipe, latent)
         from nrg_sampler.rewards.loading import load_reward  # brings diffusers in
 
-        return load_reward(latent)
+        return own[latent] if latent in own else load_reward(latent)
     if not isinstance(getattr(pipe, "vae", None), torch.nn.Module):
         raise ValueError(
             f"Expected a pipeline with a VAE for {' and '.join(weights)}, which see pixels, but {type(pipe).__name__} "
             "has none; load the pipeline with its VAE, or pass a latent reward."
         )
     device = getattr(pipe, "_execution_device", None) or pipe.vae.device
-    judges = {
-        name: load_named(name, device="cpu" if offload else device, dtype=precision(entry, device))
+    resting = "cpu" if offload else device
+    judges: dict[str, Any] = dict.fromkeys(weights)  # in this order, which is that of the axes
+    judges |= {name: OwnJudge(found).to(resting) for name, found in own.items()}
+    judges |= {
+        name: load_named(name, device=resting, dtype=precision(entry, device))
         for name, entry in entries.items()
         if entry is not None
     }
     judge: Any = JointJudge(judges, weights) if len(judges) > 1 else next(iter(judges.values()))
-    frames = {entry.frames for entry in entries.values() if entry is not None}
-    recommended = frames.pop() if len(frames) == 1 else ALL
-    reward = PixelReward(judge, pipe.vae, judge.axes, mean=judge.mean, std=judge.std, recommended_frames=recommended)
+    frames = {ALL if name in own else entries[name].frames for name in weights}  # type: ignore[union-attr]
+    reward = PixelReward(
+        judge,
+        pipe.vae,
+        judge.axes,
+        mean=judge.mean,
+        std=judge.std,
+        recommended_scale=getattr(judge, "recommended_scale", 1.0),
+        recommended_frames=frames.pop() if len(frames) == 1 else ALL,
+    )
     reward.source = _text(weights)
     return reward.eval()
 
@@ -99,8 +116,26 @@ def _calibrated(pipe: Any, file: str, offload: bool) -> Any:
     return reward
 
 
-def names_and_weights(wanted: str | os.PathLike[str] | Mapping[str, float]) -> dict[str, float]:
-    """Read one name, several as ``"aesthetic=1,clipscore=2"`` or a mapping.
+def reward_on(vae: Any, wanted: RewardLike) -> Any:
+    """Return the reward that is meant where there is no pipeline; otherwise as :func:`reward_for`.
+
+    Args:
+        vae: The pipeline's VAE, for judges of frames; ``None`` will do for a reward of latents.
+        wanted: As there.
+
+    Raises:
+        ValueError: As there.
+    """
+    if vae is None and isinstance(wanted, NAMES) and (seeing := list(filter(sees_frames, names_and_weights(wanted)))):
+        raise ValueError(
+            f"Expected the pipeline's VAE for {' and '.join(seeing)}, which see pixels, but got none; pass "
+            "`vae=pipe.vae`."
+        )
+    return reward_for(SimpleNamespace(vae=vae), wanted)
+
+
+def names_and_weights(wanted: str | os.PathLike[str] | Mapping[str, float] | Sequence[str]) -> dict[str, float]:
+    """Read one name, several as ``"aesthetic=1,clipscore=2"``, a list or a mapping.
 
     Raises:
         ValueError: If there is none, one comes twice, or a weight is not a positive finite number.
@@ -110,8 +145,10 @@ def names_and_weights(wanted: str | os.PathLike[str] | Mapping[str, float]) -> d
     pairs: list[tuple[str, Any]]
     if isinstance(wanted, Mapping):
         pairs = [(str(name), weight) for name, weight in wanted.items()]
-    elif "=" in (text := os.fspath(wanted)) and not (Path(text).exists() or _is_folder(text.partition(":")[2])):
-        parts = [part.rpartition("=") for part in text.split(",")]
+    elif not isinstance(wanted, (str, os.PathLike)):
+        pairs = [(os.fspath(name), 1.0) for name in wanted]
+    elif any(sign in (text := os.fspath(wanted)) for sign in "=,") and not _is_place(text):
+        parts = [part.rpartition("=") if "=" in part else (part, "=", "1") for part in text.split(",")]
         pairs = [(name.strip(), weight.strip()) for name, _, weight in parts]
     else:
         return {text: 1.0}
@@ -157,6 +194,15 @@ def named_entry(name: str) -> Entry | None:
     raise unknown(name)
 
 
+def sees_frames(name: str) -> bool:
+    """Whether a name means a judge of frames, which guides through the VAE, and not a reward of latents.
+
+    Raises:
+        ValueError: If it means neither, or what only judges.
+    """
+    return not reads_latents(load_own(name, "reward")) if is_own(name) else named_entry(name) is not None
+
+
 def latent_entry(name: str) -> LatentEntry | None:
     """Return the entry of the table of latent rewards that a name, its Hub id or ``NAME:FOLDER`` means."""
     if Path(name).is_dir():
@@ -183,13 +229,15 @@ def _latent_folder(name: str) -> Path:
     kind, colon, rest = name.partition(":")
     if not colon:
         return published_folder()
-    if not _is_folder(rest):
+    if not rest or not Path(rest).is_dir():
         raise ValueError(f"Expected a folder in {name!r}, but {rest!r} is none; write {kind}:FOLDER.")
     return Path(rest)
 
 
 def local_fingerprint(name: str) -> str | None:
-    """Fingerprint the files of a published reward; ``None`` if the name is not of one or they are not here."""
+    """Fingerprint the files of a published reward or one's own; ``None`` if it is neither or they are not here."""
+    if is_own(name):
+        return fingerprint(file_of(name))
     entry = named_entry(name)
     if latent_entry(name) is not None:
         try:
@@ -206,20 +254,21 @@ def local_fingerprint(name: str) -> str | None:
     return fingerprint(files[0]) if files else None
 
 
-def _is_folder(place: str) -> bool:
-    return bool(place) and Path(place).is_dir()
+def _is_place(text: str) -> bool:
+    """Whether a text is one name with a folder or file, in whose path there may be anything."""
+    places = (text, text.partition(":")[2], text.partition(":")[2].rpartition(":")[0])
+    return any(bool(place) and Path(place).exists() for place in places)
 
 
 def local_fingerprints(names: str) -> dict[str, str | None]:
-    """Fingerprint each published reward of a text, as ``"reward"`` if it is one and ``"reward NAME"`` if several.
+    """Fingerprint each judge of frames of a text, as ``"reward"`` if it is one and ``"reward NAME"`` if several.
 
     A calibration is fingerprinted as such, besides.
     """
-    own = {"calibration": fingerprint(Path(names))} if is_calibration(names) else {}
-    entries = {name: named_entry(name) for name in names_and_weights(names)}
-    return own | {
-        f"reward {entry.name}" if entry is not None and len(entries) > 1 else "reward": local_fingerprint(name)
-        for name, entry in entries.items()
+    measured = {"calibration": fingerprint(Path(names))} if is_calibration(names) else {}
+    weights = names_and_weights(names)
+    return measured | {
+        f"reward {_short(name)}" if len(weights) > 1 else "reward": local_fingerprint(name) for name in weights
     }
 
 
@@ -229,9 +278,14 @@ def require_known(wanted: RewardLike) -> None:
     Raises:
         ValueError: As :func:`reward_for` does.
     """
-    if isinstance(wanted, (str, os.PathLike, Mapping)):
+    if isinstance(wanted, NAMES):
         for name in names_and_weights(wanted):
-            named_entry(name)
+            sees_frames(name)
+
+
+def _short(name: str) -> str:
+    entry = None if is_own(name) else named_entry(name)
+    return name.rpartition(":")[2] if entry is None else entry.name
 
 
 def _text(weights: Mapping[str, float]) -> str:

@@ -30,7 +30,7 @@ class Model:
 
     Args:
         source: ``"shapes"``, a folder or a Hub id.
-        reward: Folder or Hub id, or ``None`` for the reward that comes with the pipeline.
+        reward: Names of rewards, a folder or Hub id, or ``None`` for the reward that comes with the pipeline.
     """
 
     source: str
@@ -39,7 +39,9 @@ class Model:
     @property
     def name(self) -> str:
         """What the page calls it."""
-        return f"{BUNDLED} (bundled)" if self.source == BUNDLED else self.source
+        if self.source == BUNDLED:
+            return f"{BUNDLED} (bundled)" if self.reward is None else f"{BUNDLED} with {self.reward}"
+        return self.source
 
 
 class Stopped(Exception):
@@ -161,6 +163,7 @@ class Engine:
         values = {"prompt": EXAMPLES[0], "weights": "1:1:1", "strength": 1.0, "steps": 2, "cfg": 4.0, "seed": 0}
         settings = Settings.read({**values, "model": name})
         self._pipes[name] = load(self.recipe(settings))
+        settings = settings.with_weights(":".join("1" for _ in self.axes(name)))
         if self.models[name].source == BUNDLED:  # two steps of a large model are no trifle
             self.learn(settings, measure(self.sampler(settings)))
 

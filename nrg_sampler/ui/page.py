@@ -30,6 +30,7 @@ from nrg_sampler.ui.widgets import AT_ONCE, PRIVATE, RUNS, TELL_INDEX, note, or_
 
 HTML_PARTS = tuple(part for part in PARTS if part not in ("snippet", "busy", "values"))
 HERE = Path(__file__).parent
+MOST_AXES = 6  # with a slider each
 
 
 class Page:
@@ -72,8 +73,10 @@ class Page:
         self.preset = gr.Dropdown(
             [*PRESETS, AUTO, CUSTOM], value=next(iter(PRESETS)), label="Preset", elem_id="nrg-preset"
         )
-        for index, axis in enumerate(AXIS_NAMES):
-            self.weights.append(slider(0, 3, 1, 0.05, elem_id=f"nrg-weight-{index}", **_named(axis)))
+        for index in range(MOST_AXES):
+            axis = dict(enumerate(AXIS_NAMES)).get(index)  # those of another reward are shown once it is loaded
+            about = _named(axis) if axis else {"label": f"axis {index + 1}", "visible": False}
+            self.weights.append(slider(0, 3, 1, 0.05, elem_id=f"nrg-weight-{index}", **about))
         self.controls["prompt"] = prompt
         self.controls["strength"] = slider(
             0, 5, 1, 0.1, label="Strength", info="1 is what the reward recommends.", elem_id="nrg-strength"

@@ -40,7 +40,7 @@ EXAMPLES = (
 
 def preset_of(weights: Sequence[float]) -> str:
     """Return the first preset with these weights, or :data:`CUSTOM`."""
-    return next((name for name, values in PRESETS.items() if tuple(weights) == values), CUSTOM)
+    return next((name for name, values in PRESETS.items() if tuple(weights[: len(values)]) == values), CUSTOM)
 
 
 def guidance_preset_of(settings: Mapping[str, Any]) -> str:

@@ -23,8 +23,10 @@ def served(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 
 def test_the_options_reach_the_server(served: dict[str, Any]) -> None:
-    assert cli.main(["app", "--model", "my/wan", "--reward", "r", "--port", "8000", "--auth", "me:my:word"]) == 0
-    assert served["models"] == [Model("my/wan", "r"), Model("shapes")]
+    assert (
+        cli.main(["app", "--model", "my/wan", "--reward", "my/reward", "--port", "8000", "--auth", "me:my:word"]) == 0
+    )
+    assert served["models"] == [Model("my/wan", "my/reward"), Model("shapes")]
     assert (served["server_port"], served["server_name"], served["share"]) == (8000, "127.0.0.1", False)
     assert served["auth"] == ("me", "my:word")
 
@@ -37,10 +39,16 @@ def test_the_bundled_model_is_offered_once(served: dict[str, Any]) -> None:
     assert served["auth"] is None
 
 
+def test_a_reward_by_name_is_of_the_bundled_model_by_default(served: dict[str, Any]) -> None:
+    assert cli.main(["app", "--reward", "aesthetic=1,clipscore=2"]) == 0
+    assert served["models"] == [Model("shapes", "aesthetic=1,clipscore=2"), Model("shapes")]
+    assert served["models"][0].name == "shapes with aesthetic=1,clipscore=2"
+
+
 BAD = {
     "no colon": (["--auth", "secret"], "Expected --auth USER:PASSWORD"),
     "no password": (["--auth", "me:"], "Expected --auth USER:PASSWORD"),
-    "a reward alone": (["--reward", "r"], "Expected --model with --reward; name the model that the reward is for."),
+    "a misspelt reward": (["--reward", "pickscor"], "did you mean 'pickscore'?"),
     "no such device": (["--device", "toaster"], "Expected a device that is present, but got 'toaster'"),
 }
 

@@ -34,10 +34,12 @@ class Brightness:
     axes = ("light", "dark")
 
     def __init__(self):
-        self.calls = []
+        self.calls, self.scores = [], None
 
     def __call__(self, clips, prompts, fps):
         self.calls.append((tuple(clips.shape), list(prompts), fps))
+        if self.scores is not None:
+            return self.scores
         light = clips.mean(dim=(1, 2, 3, 4))
         return torch.stack([light, 1 - light], dim=1)
 
@@ -108,10 +110,16 @@ def test_a_judge_of_ones_own_is_found_in_a_file_or_a_module(clips, tmp_path, mon
     assert judge_identity(f"{file}:Frames") != before
 
 
-def test_tables_take_the_same_judges(clips, brightness):
+def test_tables_take_the_judges_that_grade_their_axes(clips, brightness):
+    with pytest.raises(ValueError, match="'brightness' grades light, dark and not VQ, MQ, TA; grade videos by it"):
+        panel(["oracle", "brightness"])
+    with pytest.raises(ValueError, match="Expected judges from oracle, .*, pickscore, .*, but got nobody"):
+        panel(["nobody"])
+    brightness.axes = ("TA", "light", "MQ", "VQ")  # in any order, and more besides
+    brightness.scores = torch.tensor([[3.0, 9.0, 2.0, 1.0]]).expand(2, -1)
     found = panel(["oracle", "brightness"])
     assert torch.equal(found["oracle"](clips, [STAR] * 2), grade(clips, [STAR] * 2))
-    found["brightness"](clips, [STAR] * 2)
+    assert found["brightness"](clips, [STAR] * 2).tolist() == [[1.0, 2.0, 3.0]] * 2
     assert brightness.calls == [((2, 3, 13, 64, 64), [ASKED] * 2, 8.0)]
 
 
