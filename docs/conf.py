@@ -39,7 +39,7 @@ nitpick_ignore_regex = [
     ("py:.*", r"(abc|collections\.abc|inspect|pathlib|os|random)\..*"),
     ("py:.*", r"(torch|numpy|diffusers|accelerate)\..*"),
     # Read as text rather than resolved: arguments after a default factory, and names imported for types alone.
-    ("py:class", r"(tuple|dict|list)\[str"),
+    ("py:class", r"(tuple|dict|list)\[(str|int|float)"),
     ("py:class", r"Tensor|Accelerator"),
     # Type variables.
     ("py:(class|obj)", r".*\.(T|Result|Parsed)"),
