@@ -166,6 +166,11 @@ def _check_reward(denoiser: Any, reward: Any) -> None:
             "Expected a latent reward that was trained with prompt_in_trunk=True for forward='shared', for the "
             "denoiser's features know the prompt; use forward='separate' with this reward."
         )
+    if reward.needs_velocity:
+        raise ValueError(
+            "Expected a latent reward that reads the noisy latents alone for forward='shared', as the denoiser does, "
+            "but this one reads the predicted clean latents; use forward='separate' with it."
+        )
     if len(reward.blocks) > len(denoiser.blocks):
         raise ValueError(
             f"Expected a reward with at most the {len(denoiser.blocks)} blocks of the denoiser for forward='shared', "

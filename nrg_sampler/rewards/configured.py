@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -71,6 +71,28 @@ class ConfiguredModel(ModelMixin, ConfigMixin):
             if names:
                 raise _mismatched(folder, f"{problem} {first_few(sorted(names))}")
         return (model, info) if with_info else model
+
+
+class RecommendingModel(ConfiguredModel):
+    """A reward whose config has what it recommends to its users."""
+
+    @property
+    def recommended_scale(self) -> float | tuple[float, ...]:
+        """The default guidance strength, one number or one per axis."""
+        scale = self.config.recommended_scale
+        return tuple(map(float, scale)) if isinstance(scale, Sequence) else float(scale)
+
+    @property
+    def recommended_damping(self) -> tuple[float, ...] | None:
+        """Powers of ``1 - sigma``, one per axis."""
+        damping = self.config.recommended_damping
+        return None if damping is None else tuple(damping)
+
+    @property
+    def recommended_fading(self) -> tuple[float, ...] | None:
+        """Powers of ``sigma``, one per axis."""
+        fading = self.config.recommended_fading
+        return None if fading is None else tuple(fading)
 
 
 def _mismatched(folder: str, problem: str) -> MismatchedWeightsError:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from nrg_sampler.files import replacing, writing
 from nrg_sampler.rewards.base import Conditioning
 from nrg_sampler.rewards.card import model_card
-from nrg_sampler.rewards.configured import ConfiguredModel
+from nrg_sampler.rewards.configured import RecommendingModel
 from nrg_sampler.rewards.gate import WeightGate, pool_prompts, shares
 from nrg_sampler.rewards.latent_space import check_latent_space
 from nrg_sampler.rewards.reads import (
@@ -32,10 +32,10 @@ from nrg_sampler.rewards.reads import (
     new_reads,
 )
 from nrg_sampler.rewards.recompute import recomputed
-from nrg_sampler.rewards.trunk import TRUNK_OPTIONS, WanTrunk
+from nrg_sampler.rewards.trunk import TRUNK_OPTIONS, NoiseBeside, WanTrunk
 
 
-class LatentReward(WanTrunk, ConfiguredModel):
+class LatentReward(WanTrunk, RecommendingModel):
     r"""Score noisy latents on named axes, without decoding them.
 
     The trunk is the first ``num_blocks`` blocks of the video model's own transformer, run without the prompt. One
@@ -53,6 +53,8 @@ class LatentReward(WanTrunk, ConfiguredModel):
         null_tokens: Learned tokens that stand where the prompt would be in the trunk.
         prompt_in_trunk: Let the trunk read the prompt as the video model does. No axis is blind to it then, but the
             features are the video model's own, which ``RewardGuidance(forward="shared")`` needs.
+        reads_prediction: Read the clean latents that the velocity of the step predicts, and the noisy ones beside
+            them. The gradient takes the velocity for constant.
         pooling: How queries read the features: ``query`` (attention), ``mean`` or ``max``.
         separate_queries: One query per axis; otherwise one for all, which sees the prompt if any axis may.
         num_members: Members of the ensemble. Each has queries, reads and heads of its own on the one trunk and its
@@ -89,6 +91,7 @@ class LatentReward(WanTrunk, ConfiguredModel):
         num_token_reads: int = 0,
         null_tokens: int = 2,
         prompt_in_trunk: bool = False,
+        reads_prediction: bool = False,
         pooling: str = "query",
         separate_queries: bool = True,
         num_members: int = 1,
@@ -126,6 +129,7 @@ class LatentReward(WanTrunk, ConfiguredModel):
         self.rope = trunk.rope
         self.patch_embedding = trunk.patch_embedding
         self.condition_embedder = trunk.condition_embedder
+        self.noise_beside = NoiseBeside(trunk.patch_embedding, dim) if reads_prediction else None
         self.blocks = trunk.blocks
         self.null_context = nn.Parameter(torch.randn(1, null_tokens, dim) / dim**0.5)
         self.features_norm = nn.LayerNorm(dim)
@@ -194,24 +198,6 @@ class LatentReward(WanTrunk, ConfiguredModel):
         super().enable_gradient_checkpointing(gradient_checkpointing_func or recomputed)
 
     @property
-    def recommended_scale(self) -> float | tuple[float, ...]:
-        """The default guidance strength, one number or one per axis."""
-        scale = self.config.recommended_scale
-        return tuple(map(float, scale)) if isinstance(scale, Sequence) else float(scale)
-
-    @property
-    def recommended_damping(self) -> tuple[float, ...] | None:
-        """Powers of ``1 - sigma``, one per axis."""
-        damping = self.config.recommended_damping
-        return None if damping is None else tuple(damping)
-
-    @property
-    def recommended_fading(self) -> tuple[float, ...] | None:
-        """Powers of ``sigma``, one per axis."""
-        fading = self.config.recommended_fading
-        return None if fading is None else tuple(fading)
-
-    @property
     def num_members(self) -> int:
         """How many members the ensemble has."""
         return int(self.config.num_members)
@@ -261,7 +247,7 @@ class LatentReward(WanTrunk, ConfiguredModel):
             Raw rewards (logits), float32, shape ``(B, axes)``, or ``(B, members, axes)``.
 
         Raises:
-            ValueError: If shapes do not fit the config, or a text axis finds no prompt.
+            ValueError: If shapes do not fit the config, a text axis finds no prompt, or a velocity is missing.
         """
         self.check_latents(latents)
         self._check_prompt(conditioning)
@@ -292,9 +278,11 @@ class LatentReward(WanTrunk, ConfiguredModel):
         return replace(conditioning, prepared=self._prompt(replace(conditioning, prepared=None), trimmed=True))
 
     def _features(self, latents: Tensor, sigma: Tensor, conditioning: Conditioning, prompt: EncodedPrompt) -> Tensor:
+        self.check_velocity(sigma, conditioning.velocity)
         rotary = self.rotary(latents, conditioning.frame_stride)
         dtype = self.patch_embedding.weight.dtype
-        return self.trunk(latents.to(dtype), sigma.to(latents.device), prompt.context, rotary)
+        velocity = None if conditioning.velocity is None else conditioning.velocity.to(dtype)
+        return self.trunk(latents.to(dtype), sigma.to(latents.device), prompt.context, rotary, velocity)
 
     def _score(self, hidden: Tensor, prompt: EncodedPrompt, members: bool) -> Tensor:
         features = self.features_norm(hidden.to(self.patch_embedding.weight.dtype))
