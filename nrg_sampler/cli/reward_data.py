@@ -91,6 +91,12 @@ def add_teacher(parser: argparse.ArgumentParser) -> None:
         metavar="K",
         help="score each clip under K prompts of other clips too, half of them much like its own (3)",
     )
+    group.add_argument(
+        "--trajectories",
+        dest="along",
+        action="store_true",
+        help="keep the sampler's own steps to each clip and read them there, at the model's steps and scale",
+    )
     group.add_argument("--clip-batch", type=whole_number(1), metavar="N", help="clips sampled and scored together (4)")
     group.add_argument("--clip-seed", type=whole_number(0), metavar="N", help="of the first sample (0)")
 
@@ -122,10 +128,14 @@ def data_settings(arguments: argparse.Namespace, **labelled: Any) -> DataSetting
     Raises:
         ValueError: If neither is named, or options do not go together.
     """
+    from nrg_sampler.training.along import LEVELS
     from nrg_sampler.training.settings import LabelledPairs, TeacherClips
 
     if arguments.teacher is not None:
-        return TeacherClips(strict=arguments.strict, **given(arguments, TEACHER))
+        levels = LEVELS if arguments.along else ()
+        return TeacherClips(strict=arguments.strict, levels=levels, **given(arguments, TEACHER))
+    if arguments.along:
+        raise ValueError("Expected --teacher NAME and --prompts beside --trajectories, but got no teacher.")
     if arguments.prompts is not None:
         raise ValueError("Expected --teacher NAME beside --prompts, to score the samples, but got none.")
     if arguments.pairs is None:

@@ -61,6 +61,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     objective.add_argument("--independent-noise", dest="same_noise", action="store_false", default=None)
     objective.add_argument("--clean", dest="noised", action="store_false", default=None, help="train on clean latents")
     objective.add_argument("--prompt-dropout", type=number, metavar="F", help="share of prompts withheld")
+    objective.add_argument(
+        "--trajectory-share", dest="trajectories", type=share, metavar="F", help="with --trajectories, of pairs (0.85)"
+    )
+    objective.add_argument(
+        "--noisy-latents-only",
+        dest="reads_prediction",
+        action="store_false",
+        default=None,
+        help="with --trajectories, do without the clean latents that the velocity predicts",
+    )
     training = parser.add_argument_group("training")
     training.add_argument("--steps", type=whole_number(1), metavar="N")
     training.add_argument("--batch", type=whole_number(1), metavar="N", help="pairs per step, over all processes")

@@ -12,8 +12,8 @@ from torch import Tensor
 from nrg_sampler.hosts.capture import captured_calls, conditioning_of
 from nrg_sampler.hosts.families import family_of
 from nrg_sampler.hosts.layouts import Call
+from nrg_sampler.hosts.step_view import layout_of
 from nrg_sampler.hosts.stepping import replaced_step
-from nrg_sampler.hosts.steps import layout_of
 from nrg_sampler.rewards.base import Conditioning
 
 

@@ -11,17 +11,17 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from nrg_sampler.flow import PURE_NOISE, working_dtype
+from nrg_sampler.flow import working_dtype
 from nrg_sampler.guidance.memory import DirectionMemory
 from nrg_sampler.guidance.resolved import resolve
 from nrg_sampler.guidance.settings import RewardGuidance
 from nrg_sampler.guidance.step import take_step
 from nrg_sampler.guidance.trace import GuidanceTrace
 from nrg_sampler.hosts.capture import conditioning_of, prompts_of
-from nrg_sampler.hosts.conventions import STRAIGHT, path_of
 from nrg_sampler.hosts.families import Family
-from nrg_sampler.hosts.layouts import IMAGE, VIDEO, Call, GivenFrame, Layout
+from nrg_sampler.hosts.layouts import Call, GivenFrame
 from nrg_sampler.hosts.prompts import PipelineCalls, PromptedCall
+from nrg_sampler.hosts.step_view import StepView
 from nrg_sampler.rewards.base import Conditioning, SharedForward
 from nrg_sampler.rewards.gradient import prepared
 
@@ -51,14 +51,10 @@ class GuidedSteps:
         calls: PipelineCalls,
         memory: DirectionMemory | None = None,
     ) -> None:
-        self._scheduler, self._family = scheduler, family
+        self._family, self._view = family, StepView(scheduler, family)
         self._reward, self._guidance = reward, guidance
         self._trace, self._calls = trace, calls
         self._memory = memory or DirectionMemory()
-        self._schedule: Tensor | None = None
-        self._path = STRAIGHT
-        self._levels: list[float] = []
-        self._first = 0
         self._prompts_given: tuple[Any, ...] | None = None
         self._versions: tuple[Any, ...] = ()
         self._prompted: PromptedCall | None = None
@@ -73,39 +69,24 @@ class GuidedSteps:
             latents: Noisy latents in the pipeline's own layout.
             tokenwise: Whether every token has a timestep of its own.
         """
-        index = self._scheduler.step_index
-        if self._scheduler.sigmas is not self._schedule:
-            self._begin(index, call, latents, tokenwise)
-        level, path, views = self._levels[index], self._path, self._views
-        video = path.latents(views.unpack(latents), level)
-        velocity = path.velocity(views.unpack(output), views.unpack(latents), level)
-        order = self._scheduler.order  # Heun calls twice per denoising step
+        if self._view.begins(call, latents, tokenwise):
+            self._begin()
+        seen = self._view.seen(output, latents)
         guided = take_step(
-            replace(self._resolved, reward=self._reward_of(call, video)),
-            video,
-            velocity,
-            path.sigma(level),
+            replace(self._resolved, reward=self._reward_of(call, seen.latents)),
+            seen.latents,
+            seen.velocity,
+            seen.sigma,
             self._conditioning(call, latents),
-            step_index=(index - self._first) // order,
-            num_inference_steps=-(-(len(self._scheduler.timesteps) - self._first) // order),
+            step_index=seen.index,
+            num_inference_steps=seen.count,
             trace=self._trace,
             memory=self._memory,
-            dtype=working_dtype(velocity),
+            dtype=working_dtype(seen.velocity),
         )
-        if guided is velocity:
-            return output
-        return views.pack(path.output(guided, views.unpack(latents), level), output)
+        return output if guided is seen.velocity else self._view.output(guided, output, latents)
 
-    def _begin(self, index: int, call: Call, latents: Tensor, tokenwise: bool) -> None:
-        self._schedule, self._first = self._scheduler.sigmas, index
-        self._levels = self._schedule.tolist()  # once a run, as the sizes below, so that no step waits for the device
-        self._path = path_of(self._scheduler, self._family.exploding, tokenwise)
-        if max(self._levels) > self._path.highest + 1 - PURE_NOISE:
-            raise ValueError(
-                f"Expected sigmas between 0 and 1, but the scheduler starts at {max(self._levels):g}; "
-                "use a rectified-flow schedule."
-            )
-        self._views = layout_of(self._family, latents).views(call, latents)
+    def _begin(self) -> None:
         self._resolved = resolve(self._guidance, self._reward)
         self._prompts_given = self._prompted = None
         self._trace.begin_run()
@@ -148,21 +129,6 @@ class GuidedSteps:
         if given is None or frame is None or isinstance(self._resolved.reward, SharedForward):
             return self._resolved.reward
         return _WithFrame(self._resolved.reward, given, frame)
-
-
-def layout_of(family: Family, latents: Tensor) -> Layout:
-    """Return how the latents of a pipeline lie.
-
-    Raises:
-        ValueError: If these do not lie so.
-    """
-    layout = family.layout or (IMAGE if latents.ndim == IMAGE.ndim else VIDEO)
-    if latents.ndim != layout.ndim:
-        raise ValueError(
-            f"Expected latents of shape {layout.shape} at the scheduler, but got {tuple(latents.shape)}; "
-            "call `guided_velocity` in a sampling loop of your own for another layout."
-        )
-    return layout
 
 
 def _version(prompts: Any) -> Any:

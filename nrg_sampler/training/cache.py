@@ -136,6 +136,16 @@ def prompt_name(prompt: str) -> str:
     return f"prompt/{hashlib.sha256(prompt.encode()).hexdigest()}"
 
 
+def step_name(clip: str, place: int) -> str:
+    """Name latents and velocity of a step on the way to a sampled clip, shape ``(2, C, T, H, W)``."""
+    return f"{clip}/step {place}"
+
+
+def sigmas_name(clip: str) -> str:
+    """Name the noise levels of these steps, shape ``(K,)``."""
+    return f"{clip}/sigmas"
+
+
 def _sha256(file: Path) -> str:
     with open(file, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -71,7 +71,7 @@ def prepare_distillation(
         f"{count} clips, {_origin(data)}, scored by {data.teacher_name} under their prompts and {data.other_prompts} "
         "others each; no human labels"
     )
-    return _pair(scores, clips, bad, description)
+    return _pair(scores, clips, bad, description, along=bool(data.levels))
 
 
 def load_teacher(data: TeacherClips, device: torch.device) -> tuple[Judge, str]:
@@ -94,11 +94,14 @@ def clip_sources(data: TeacherClips, model: str, encoder: PairEncoder) -> list[C
         sources.append(VideoFiles(encoder, data.files, data.videos, data.batch))
     if data.prompts is not None:
         made_for = model_settings(model)
+        # Trajectories are wanted as they are sampled in use, whatever else a reward should see.
+        step_shares, scale_shares = ((1.0,), (1.0,)) if data.levels else (STEP_SHARES, GUIDANCE_SHARES)
         steps = data.sampling_steps or [
-            max(1, round(share * made_for["num_inference_steps"])) for share in STEP_SHARES
+            max(1, round(share * made_for["num_inference_steps"])) for share in step_shares
         ]
-        scales = data.guidance_scales or [share * made_for["guidance_scale"] for share in GUIDANCE_SHARES]
-        planned = plan_samples(read_prompts(data), data.num_clips, data.clips_per_prompt, steps, scales, data.seed)
+        scales = data.guidance_scales or [share * made_for["guidance_scale"] for share in scale_shares]
+        wanted = data.num_clips, data.clips_per_prompt, steps, scales, data.seed
+        planned = plan_samples(read_prompts(data), *wanted, data.levels)
         sources.append(GeneratedClips(encoder.pipe, planned, encoder.settings, data.batch))
     if not any(source.names for source in sources):
         lacking = next((f"; the first is {source.bad[0]}" for source in sources if source.bad), "")
@@ -187,7 +190,7 @@ def _held_out(prompts: list[str], share: float) -> Callable[[str, str], bool]:
     return lambda prompt, name: in_share(prompt if by_prompt else name, share, HELD_OUT)
 
 
-def _pair(scores: TeacherScores, clips: ClipSplit, bad: list[BadRow], description: str) -> TrainingData:
+def _pair(scores: TeacherScores, clips: ClipSplit, bad: list[BadRow], description: str, along: bool) -> TrainingData:
     _, values = scores.scores(clips.training or clips.held_out)
     if not len(values):
         reason = f"; the first is {bad[0]}" if bad else ""
@@ -199,7 +202,8 @@ def _pair(scores: TeacherScores, clips: ClipSplit, bad: list[BadRow], descriptio
         # Both clips made for their prompt: what the model samples, so its statistics normalise the reward.
         own = scores.pairs(clips.training, mean, std, own=True)
     if clips.held_out:
-        held_out = scores.pairs(clips.held_out, mean, std)
+        # Along trajectories a reward is graded by what guidance chooses between: samples of one prompt, under it.
+        held_out = scores.pairs(clips.held_out, mean, std, own=along, every=along)
     return TrainingData(training, held_out, own, bad, description)
 
 

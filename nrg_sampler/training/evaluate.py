@@ -17,6 +17,7 @@ from nrg_sampler.rewards.latent import LatentReward
 from nrg_sampler.rewards.loading import load_reward
 from nrg_sampler.runs.device import AUTO, default_device, dtype_name, dtype_reason
 from nrg_sampler.runs.progress import Progress, Run
+from nrg_sampler.training.along import grade_along, score_along, table_along
 from nrg_sampler.training.csv_table import BadRow
 from nrg_sampler.training.distil import prepare_distillation
 from nrg_sampler.training.encoding import PairEncoder
@@ -48,7 +49,10 @@ class EvaluatedRewards:
 
     def markdown(self) -> str:
         """Return a table for each reward."""
-        return "\n\n".join(f"{report['reward']}\n\n{markdown(report)}" for report in self.rewards)
+        return "\n\n".join(
+            f"{report['reward']}\n\n{table_along(report['axes']) if report['along'] else markdown(report)}"
+            for report in self.rewards
+        )
 
 
 def evaluate_rewards(settings: RewardEvaluation) -> Run[EvaluatedRewards]:
@@ -96,7 +100,7 @@ def _evaluate(settings: RewardEvaluation) -> Generator[Progress, None, Evaluated
         plot = settings.out / ("differences.png" if len(rewards) == 1 else f"differences-{place + 1}.png")
         figures = yield from _grade(reward, pairs, device, settings.seed, plot)
         reports.append({"reward": str(name), **figures})
-    if len(rewards) > 1 and all(report["training_pairs"] for report in reports):
+    if len(rewards) > 1 and not pairs.levels and all(report["training_pairs"] for report in reports):
         plot_fractions(reports, rewards[0].axes, settings.out / "fractions.png")
     result = EvaluatedRewards(len(pairs), prepared.bad, reports)
     for file, text in (("accuracy.json", to_json(result.to_dict(), indent=2)), ("accuracy.md", result.markdown())):
@@ -138,17 +142,29 @@ def _prepare(
 def _grade(
     reward: LatentReward, pairs: PairData, device: torch.device, seed: int, plot: Path
 ) -> Generator[Progress, None, dict[str, Any]]:
-    """Figures of one reward, and its plot."""
+    """Figures of one reward, and its plot; along trajectories there is none."""
+    about = reward.config.about or {}
+    if pairs.levels:
+        compared: list[Tensor] = []
+        for differences in score_along(reward, pairs, device):
+            compared.append(differences)
+            yield Progress("scoring", sum(map(len, compared)), len(pairs), unit="pair")
+        along = grade_along(torch.cat(compared), pairs)
+        return {"training_pairs": about.get("training_pairs"), "along": True, "axes": along, "plot": None}
+    if reward.needs_velocity:
+        raise ValueError(
+            "Expected the sampler's own steps for a reward that reads what the velocity predicts, but got clips; "
+            "evaluate it with --trajectories."
+        )
     scored = []
     for part in score_differences(reward, pairs, device, seed):
         scored.append(part)
         yield Progress("scoring", sum(len(differences) for differences, _ in scored), len(pairs), unit="pair")
     differences, sigma = (torch.cat(column) for column in zip(*scored, strict=True))
-    about = reward.config.about or {}
     loss = (about.get("training") or {}).get("loss", "bradley-terry-ties")
     axes = grade_differences(differences, sigma, pairs, _calibration(len(pairs)), loss, reward.std)
     plot_differences(differences, pairs, plot)
-    return {"training_pairs": about.get("training_pairs"), "axes": axes, "plot": str(plot)}
+    return {"training_pairs": about.get("training_pairs"), "along": False, "axes": axes, "plot": str(plot)}
 
 
 def _calibration(count: int) -> Tensor:

@@ -19,6 +19,7 @@ from nrg_sampler.training.accuracy import (
     calibrate_threshold,
     expected_calibration_error,
 )
+from nrg_sampler.training.along import grade_along, score_along
 from nrg_sampler.training.losses import LIKELIHOODS
 from nrg_sampler.training.pairs import PairData
 from nrg_sampler.training.preferences import OVERALL
@@ -98,7 +99,20 @@ def accuracy_by_bin(
 def held_out_accuracy(
     reward: LatentReward, data: PairData, device: torch.device
 ) -> dict[str, dict[str, dict[str, float]]]:
-    """Score held-out pairs and return the accuracy without ties of each noise bin and axis, see `accuracy_by_bin`."""
+    """Score held-out pairs and return the accuracy without ties of each noise bin and axis, see `accuracy_by_bin`.
+
+    Clips whose trajectories are kept are scored along these instead, at each level.
+    """
+    if data.levels:
+        report = grade_along(torch.cat(list(score_along(reward, data, device))), data)
+        return {
+            level: {
+                axis: {"accuracy": figures["by_sigma"][level], "pairs": figures["pairs"]}
+                for axis, figures in report.items()
+                if figures["pairs"]
+            }
+            for level in next(iter(report.values()))["by_sigma"]
+        }
     return accuracy_by_bin(torch.cat([part for part, _ in score_differences(reward, data, device)]), data)
 
 

@@ -31,7 +31,7 @@ def run_identity(
         text_axes: Axes that see the prompt.
         bfloat16: Whether the forward pass is computed under bfloat16 autocast.
     """
-    chosen = {name: value for name, value in {**vars(objective), **settings}.items() if name not in FREE}
+    chosen = {name: value for name, value in {**objective.identity(), **settings}.items() if name not in FREE}
     named: dict[str, Any] = {
         **chosen,
         **data.encoding,
@@ -48,7 +48,7 @@ def run_identity(
 def first_identity(objective: Objective, settings: Mapping[str, Any], data: PairData) -> str:
     """Return the identity as 0.1.0 wrote it, which says nothing of labels, clips and model."""
     fixed = {name: value for name, value in settings.items() if name not in FREE}
-    return repr((vars(objective), fixed, data.axes, len(data)))
+    return repr((objective.identity(), fixed, data.axes, len(data)))
 
 
 def require_same_run(stored: Mapping[str, str] | str, identity: Mapping[str, str], first: str, folder: Path) -> None:

@@ -65,6 +65,10 @@ class Objective:
         same_noise: Give both clips of a pair the same noise rather than each its own.
         noised: Train on noised latents; else on clean ones at sigma 0.
         prompt_dropout: Share of pairs whose prompt is withheld, in ``[0, 1)``.
+        trajectories: Share of pairs that are read along the sampler's own way to them rather than noised, from 0 to
+            1; for clips whose trajectories are kept, see ``TeacherClips``.
+        reads_prediction: Let the reward read the clean latents that the velocity predicts, beside the noisy ones; what
+            is not read along a trajectory is read clean, as only the sampler knows its velocity.
 
     Raises:
         ValueError: If a choice is not among those above.
@@ -83,6 +87,8 @@ class Objective:
     same_noise: bool = True
     noised: bool = True
     prompt_dropout: float = 0.0
+    trajectories: float = 0.0
+    reads_prediction: bool = False
 
     def __post_init__(self) -> None:
         """Check the values."""
@@ -103,16 +109,30 @@ class Objective:
             raise ValueError(f"Expected `shift` to be above 0, but got {self.shift}; 1 leaves sigma uniform.")
         if not 0 <= self.prompt_dropout < 1:
             raise ValueError(f"Expected `prompt_dropout` from 0 to below 1, but got {self.prompt_dropout}.")
+        if not 0 <= self.trajectories <= 1:
+            raise ValueError(f"Expected `trajectories` to be a share from 0 to 1, but got {self.trajectories}.")
+        if self.reads_prediction and not self.trajectories:
+            raise ValueError(
+                "Expected `trajectories` above 0 for a reward that reads predictions, which only the sampler's own "
+                "way to a clip has, but got 0; set it to 0.8, say."
+            )
 
     def reward_options(self) -> dict[str, Any]:
         """Return the choices that are arguments of ``LatentReward.from_transformer``."""
-        names = ("num_blocks", "num_token_reads", "pooling", "separate_queries", "num_members")
+        names = (
+            "num_blocks",
+            "num_token_reads",
+            "pooling",
+            "separate_queries",
+            "num_members",
+            "reads_prediction",
+        )
         return {name: getattr(self, name) for name in names}
 
     def sample_sigma(self, count: int, generator: torch.Generator) -> Tensor:
-        """Draw noise levels, shape ``(count,)``; all 0 for a reward of clean latents."""
+        """Draw noise levels, shape ``(count,)``; all 0 for a reward of clean latents or of predictions."""
         sigma = SIGMA_SAMPLINGS[self.sigma_sampling](count, generator, self.shift)
-        return sigma if self.noised else torch.zeros_like(sigma)
+        return sigma if self.noised and not self.reads_prediction else torch.zeros_like(sigma)
 
     def sample_noise(self, groups: int, members: int, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
         """Draw noise for clips that are compared with each other, shape ``(groups, members, *shape)``."""
@@ -123,3 +143,13 @@ class Objective:
     def sample_dropped(self, count: int, generator: torch.Generator) -> Tensor:
         """Draw which pairs lose their prompt, bool, shape ``(count,)``."""
         return torch.rand(count, generator=generator) < self.prompt_dropout
+
+    def sample_step(self, count: int, generator: torch.Generator) -> int | None:
+        """Draw which of ``count`` kept steps a pair is read at; ``None`` if it is noised instead."""
+        along = torch.rand(1, generator=generator).item() < self.trajectories
+        return int(torch.randint(count, (1,), generator=generator)) if along and count else None
+
+    def identity(self) -> dict[str, Any]:
+        """Return the choices by name; those that 0.1.0 did not have only where they are made."""
+        later = ("trajectories", "reads_prediction")
+        return {name: value for name, value in vars(self).items() if name not in later or value}

@@ -11,8 +11,25 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from nrg_sampler.rewards.base import Conditioning
-from nrg_sampler.training.cache import LatentCache, clip_name, prompt_name
+from nrg_sampler.training.cache import LatentCache, clip_name, prompt_name, sigmas_name, step_name
 from nrg_sampler.training.preferences import PreferenceTable
+
+
+@dataclass(frozen=True)
+class PairSteps:
+    """Steps of the sampler on its way to the clips of pairs.
+
+    Args:
+        latents: Noisy latents of A and B, shape ``(B, 2, C, T, H, W)``; 0 where no step was asked for.
+        velocity: Of the same shape.
+        sigma: Noise levels, shape ``(B, 2)``.
+        read: Which pairs a step was asked for of, bool, shape ``(B,)``.
+    """
+
+    latents: Tensor
+    velocity: Tensor
+    sigma: Tensor
+    read: Tensor
 
 
 @dataclass(frozen=True)
@@ -24,12 +41,14 @@ class PairBatch:
         conditioning: The prompt of each pair.
         preference: 1, -1, 0 or NaN, shape ``(B, axes)``.
         scores: A teacher's scores, shape ``(B, axes, 2)``, if there are any.
+        steps: Steps on the way to the clips, if any were asked for.
     """
 
     clean: Tensor
     conditioning: Conditioning
     preference: Tensor
     scores: Tensor | None = None
+    steps: PairSteps | None = None
 
 
 class PairData:
@@ -90,6 +109,11 @@ class PairData:
         return [(*clips, prompt) for clips, prompt in zip(self._clips, self._prompts, strict=True)]
 
     @property
+    def prompts(self) -> list[str]:
+        """Name of the prompt of each pair."""
+        return list(self._prompts)
+
+    @property
     def encoding(self) -> dict[str, Any]:
         """What besides clips and prompts decides latents and features, the model and how files become clips."""
         return dict(self._cache.settings)
@@ -99,8 +123,21 @@ class PairData:
         """Shape of one clip's latents."""
         return tuple(self._cache.get(self._clips[0][0]).shape)
 
-    def batch(self, indices: Sequence[int], device: torch.device) -> PairBatch:
-        """Read some pairs, in float32."""
+    @property
+    def levels(self) -> list[float]:
+        """Noise levels of the steps that are kept of each clip; none of clips that were not sampled so."""
+        name = sigmas_name(self._clips[0][0])
+        levels: list[float] = self._cache.get(name).tolist() if name in self._cache else []
+        return levels
+
+    def batch(self, indices: Sequence[int], device: torch.device, steps: Sequence[int | None] = ()) -> PairBatch:
+        """Read some pairs, in float32.
+
+        Args:
+            indices: Of the pairs.
+            device: Where they are to be.
+            steps: Which of the kept steps of each pair to read besides, if any.
+        """
         clean = torch.stack([torch.stack([self._cache.get(name) for name in self._clips[index]]) for index in indices])
         features = [self._cache.get(self._prompts[index]).float() for index in indices]
         embeds = pad_sequence(features, batch_first=True)  # (B, L, D)
@@ -112,7 +149,21 @@ class PairData:
             Conditioning(embeds.to(device), mask.to(device)),
             self.preference[rows].to(device),
             None if self.scores is None else self.scores[rows].to(device),
+            self._steps(indices, device, steps) if any(step is not None for step in steps) else None,
         )
+
+    def _steps(self, indices: Sequence[int], device: torch.device, steps: Sequence[int | None]) -> PairSteps:
+        shape = self.shape
+        moments = torch.zeros(len(indices), 2, 2, *shape)
+        sigma = torch.zeros(len(indices), 2)
+        for row, (index, step) in enumerate(zip(indices, steps, strict=True)):
+            for side, clip in enumerate(self._clips[index] if step is not None else ()):
+                assert step is not None  # of the loop
+                moments[row, side] = self._cache.get(step_name(clip, step)).float()
+                sigma[row, side] = self._cache.get(sigmas_name(clip))[step]
+        latents, velocity = moments.to(device).unbind(dim=2)
+        read = torch.tensor([step is not None for step in steps])
+        return PairSteps(latents, velocity, sigma.to(device), read.to(device))
 
 
 def subset(table: PreferenceTable, kept: Sequence[bool]) -> PreferenceTable:

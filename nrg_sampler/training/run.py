@@ -36,7 +36,7 @@ from nrg_sampler.training.pairs import PairData
 from nrg_sampler.training.precision import CHECKPOINTS, Precision, choose_precision
 from nrg_sampler.training.prepare import TrainingData, load_encoder, open_cache, prepare_training
 from nrg_sampler.training.scoring import calibrate
-from nrg_sampler.training.settings import LabelledPairs, RewardTraining, objective_for
+from nrg_sampler.training.settings import LabelledPairs, RewardTraining
 from nrg_sampler.training.step_log import StepLog
 from nrg_sampler.training.trainer import train
 
@@ -111,7 +111,7 @@ def _train(
     settings: RewardTraining, precision: Precision, accelerator: Accelerator
 ) -> Generator[Progress, None, TrainedReward]:
     yield Progress("loading", 0, unit="model", notes=precision.notes)
-    objective = settings.objective or objective_for(settings.data)
+    objective = settings.chosen_objective
     encoder = load_encoder(settings.encoding, accelerator.device)
     with accelerator.main_process_first():
         data = yield from _prepare(settings, encoder, accelerator.device)
@@ -240,7 +240,7 @@ def _about(
         "data": f"{settings.description or data.description}, {pairs} pairs",
         "license": settings.license,
         "training_pairs": pairs,
-        "training": {**vars(objective), "steps": trainer.steps, "batch": trainer.batch, "lr": trainer.lr},
+        "training": {**objective.identity(), "steps": trainer.steps, "batch": trainer.batch, "lr": trainer.lr},
         "clips": vars(clips),
         "accuracy": accuracy,
     }

@@ -23,7 +23,7 @@ NEARLY_CLEAN = (0.02, 0.1)  # noise levels at which mean and standard deviation 
 def score_pairs(
     model: Any, clean: Tensor, noise: Tensor, sigma: Tensor, conditioning: Conditioning, members: bool = False
 ) -> Tensor:
-    """Compute raw rewards of pairs, shape ``(B, 2, axes)``, in one call of the model.
+    """Compute raw rewards of noised pairs, shape ``(B, 2, axes)``, in one call of the model.
 
     Args:
         model: The reward.
@@ -33,14 +33,37 @@ def score_pairs(
         conditioning: One prompt a pair.
         members: Return the raw rewards of each member, shape ``(B, 2, members, axes)``.
     """
+    levels = sigma[:, None].expand(-1, 2)
+    latents = noised(clean.flatten(0, 1), noise.flatten(0, 1), levels.flatten()).unflatten(0, (-1, 2))
+    return score_read(model, latents, levels, conditioning, members=members)
+
+
+def score_read(
+    model: Any,
+    latents: Tensor,
+    sigma: Tensor,
+    conditioning: Conditioning,
+    velocity: Tensor | None = None,
+    members: bool = False,
+) -> Tensor:
+    """Compute raw rewards of pairs as they are read, shape ``(B, 2, axes)``, in one call of the model.
+
+    Args:
+        model: The reward.
+        latents: Noisy latents, shape ``(B, 2, C, T, H, W)``.
+        sigma: Their noise levels, shape ``(B, 2)``.
+        conditioning: One prompt a pair.
+        velocity: Of the step, shape of ``latents``, for a reward that needs it.
+        members: Return the raw rewards of each member, shape ``(B, 2, members, axes)``.
+    """
     embeds, mask = conditioning.prompt_embeds, conditioning.prompt_mask
     both = Conditioning(
         None if embeds is None else embeds.repeat_interleave(2, dim=0),
         None if mask is None else mask.repeat_interleave(2, dim=0),
+        None if velocity is None else velocity.flatten(0, 1),
     )
-    levels = sigma.repeat_interleave(2)
     options = {"members": True} if members else {}
-    raw: Tensor = model(noised(clean.flatten(0, 1), noise.flatten(0, 1), levels), levels, both, **options)
+    raw: Tensor = model(latents.flatten(0, 1), sigma.flatten(), both, **options)
     in_pairs: Tensor = raw.float().unflatten(0, (-1, 2))
     return in_pairs
 
@@ -78,6 +101,8 @@ def calibrate(reward: LatentReward, data: PairData, device: torch.device, seed: 
     for index in torch.randperm(len(data), generator=generator)[:limit].tolist():
         batch = data.batch([index], device)
         sigma = low + (high - low) * torch.rand(1, generator=generator)
+        if reward.needs_velocity:  # which only the sampler knows: clean clips instead of nearly clean ones
+            sigma = torch.zeros(1)
         noise = torch.randn(batch.clean.shape, generator=generator)
         scored = score_pairs(reward, batch.clean, noise.to(device), sigma.to(device), batch.conditioning, members=True)
         raw.append(scored[0])

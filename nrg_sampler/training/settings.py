@@ -16,6 +16,7 @@ from nrg_sampler.training.trainer import TrainerSettings
 
 DTYPES = (AUTO, "float32", "bfloat16", "float16")
 MIXED_PRECISIONS = (AUTO, "no", "bf16")
+TRAJECTORIES = 0.85  # of the pairs, where they are kept; the rest are read clean, as finished clips are
 TEXT_AXIS = "TA"  # sees the prompt where an axis of this name exists; else all axes do
 
 
@@ -106,9 +107,12 @@ class TeacherClips:
         seed: Of the first sample.
         identity: Unique for a callable, such as its name and version; the scores are cached under it.
         strict: Stop at files that cannot be used or are passed over instead of leaving them out.
+        levels: Noise levels at which latents and velocity of the sampler's own way to each clip are kept, as
+            ``nrg_sampler.training.along.LEVELS``; clips are sampled as the model was made for by default then.
 
     Raises:
-        ValueError: If there are no clips, a number is too small, or a callable has no identity.
+        ValueError: If there are no clips, a number is too small, a callable has no identity, or levels are not those
+            of samples.
     """
 
     teacher: str | Judge
@@ -124,9 +128,19 @@ class TeacherClips:
     seed: int = 0
     identity: str | None = None
     strict: bool = False
+    levels: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         """Check the values."""
+        if self.levels and self.files is not None:
+            raise ValueError(
+                "Expected samples of the model for `levels`, but got video files, whose way there nobody knows; leave "
+                "the files out, or the levels."
+            )
+        if not all(0 < level < 1 for level in self.levels) or len(set(self.levels)) < len(self.levels):
+            raise ValueError(
+                f"Expected `levels` to be different noise levels above 0 and below 1, but got {self.levels}."
+            )
         if self.files is None and self.prompts is None:
             raise ValueError(
                 "Expected clips for the teacher, but got none; give a CSV file or a folder of videos, or prompts to "
@@ -245,6 +259,17 @@ class RewardTraining:
             )
         if self.accumulate < 1:
             raise ValueError(f"Expected `accumulate` to be at least 1, but got {self.accumulate}.")
+        levels = self.data.levels if isinstance(self.data, TeacherClips) else ()
+        if self.chosen_objective.trajectories and not levels:
+            raise ValueError(
+                "Expected `levels` of the teacher's clips for an objective with `trajectories`, but no steps of the "
+                "sampler are kept; set them, or leave `trajectories` at 0."
+            )
+
+    @property
+    def chosen_objective(self) -> Objective:
+        """Return the objective that was given, or that for the data."""
+        return self.objective or objective_for(self.data)
 
     def axes_with_text(self, axes: tuple[str, ...]) -> tuple[str, ...]:
         """Return those of ``axes`` that see the prompt."""
@@ -289,11 +314,15 @@ class RewardEvaluation:
 def objective_for(data: DataSettings, choices: Mapping[str, Any] | None = None) -> Objective:
     """Return the objective for some data: regression onto a teacher's scores, the default loss for labels.
 
+    Of clips whose trajectories are kept most pairs are read along these, with what the velocity predicts.
+
     Args:
         data: What a reward is trained on.
         choices: Fields of the objective that differ from the default.
     """
-    default = {"loss": "regression"} if isinstance(data, TeacherClips) else {}
+    default: dict[str, Any] = {"loss": "regression"} if isinstance(data, TeacherClips) else {}
+    if isinstance(data, TeacherClips) and data.levels:
+        default |= {"trajectories": TRAJECTORIES, "reads_prediction": True}
     return Objective(**{**default, **(choices or {})})
 
 

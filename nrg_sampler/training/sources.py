@@ -7,12 +7,13 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from nrg_sampler.files import read_text
+from nrg_sampler.hosts.recording import recorded_steps
 from nrg_sampler.json_text import to_json
 from nrg_sampler.rewards.decoding import decoded
 from nrg_sampler.training.cache import clip_name
@@ -25,6 +26,24 @@ PATHS = ("path", "path_A", "path_B")
 VIDEOS = (".mp4", ".m4v", ".mov", ".webm", ".mkv")  # in a folder; a table may name any file
 BESIDE = (".txt", ".json", ".png")  # what stands beside a video of the same name: prompt, manifest, picture
 LISTED = 10  # names in a message
+
+
+class MadeClips(NamedTuple):
+    """Clips of a source.
+
+    Args:
+        rows: Their indices in the source.
+        latents: Shape ``(B, C, T', H', W')``.
+        pixels: Shape ``(B, 3, T, H, W)``, in ``[0, 1]``.
+        steps: Latents and velocities on the way to them, shape ``(B, K, 2, C, T', H', W')``; ``None`` if not kept.
+        sigmas: Noise levels of these steps, shape ``(K,)``.
+    """
+
+    rows: list[int]
+    latents: Tensor
+    pixels: Tensor
+    steps: Tensor | None = None
+    sigmas: Tensor | None = None
 
 
 class ClipSource(Protocol):
@@ -46,15 +65,12 @@ class ClipSource(Protocol):
         """Return the indices of clips that are made together; each of them once."""
         ...
 
-    def make(self, indices: Sequence[int], latents: Tensor | None) -> tuple[list[int], Tensor, Tensor]:
-        """Make some clips of one batch.
+    def make(self, indices: Sequence[int], latents: Tensor | None) -> MadeClips:
+        """Make some clips of one batch, those that can be made.
 
         Args:
             indices: Of the clips.
             latents: Of the clips, shape ``(B, C, T', H', W')``, if they are cached.
-
-        Returns:
-            Indices of those that could be made, their latents, and their pixels ``(B, 3, T, H, W)`` in ``[0, 1]``.
         """
         ...
 
@@ -68,17 +84,20 @@ class Sample:
         seed: Of the initial noise.
         steps: Denoising steps.
         guidance_scale: Of classifier-free guidance.
+        levels: Noise levels at which latents and velocity are kept.
     """
 
     prompt: str
     seed: int
     steps: int
     guidance_scale: float
+    levels: tuple[float, ...] = ()
 
     @property
     def name(self) -> str:
         """Unique for the settings; the latents are cached under it."""
-        return f"sample/{hashlib.sha256(to_json(vars(self), sort_keys=True).encode()).hexdigest()}"
+        decisive = {name: value for name, value in vars(self).items() if name != "levels" or value}
+        return f"sample/{hashlib.sha256(to_json(decisive, sort_keys=True).encode()).hexdigest()}"
 
 
 def plan_samples(
@@ -88,6 +107,7 @@ def plan_samples(
     steps: Sequence[int],
     guidance_scales: Sequence[float],
     seed: int = 0,
+    levels: tuple[float, ...] = (),
 ) -> list[Sample]:
     """Plan samples at various settings; a larger ``count`` begins with those of a smaller one.
 
@@ -98,6 +118,7 @@ def plan_samples(
         steps: Step counts to draw from.
         guidance_scales: Scales to draw from.
         seed: Of the first sample; the next one's is one more.
+        levels: Noise levels at which latents and velocity are kept.
 
     Raises:
         ValueError: If there is nothing to draw from.
@@ -108,7 +129,8 @@ def plan_samples(
     for index in range(count):
         rng = random.Random(f"settings/{seed + index}")
         prompt = prompts[index // per_prompt % len(prompts)]
-        planned.append(Sample(prompt, seed + index, rng.choice(list(steps)), float(rng.choice(list(guidance_scales)))))
+        chosen = rng.choice(list(steps)), float(rng.choice(list(guidance_scales)))
+        planned.append(Sample(prompt, seed + index, *chosen, levels))
     return planned
 
 
@@ -138,10 +160,16 @@ class GeneratedClips:
         return sorted(rows[at : at + size] for rows in alike.values() for at in range(0, len(rows), size))
 
     @torch.no_grad()
-    def make(self, indices: Sequence[int], latents: Tensor | None) -> tuple[list[int], Tensor, Tensor]:
+    def make(self, indices: Sequence[int], latents: Tensor | None) -> MadeClips:
         """Sample clips with the same settings, unless their latents are cached, and decode them."""
-        if latents is None:
-            chosen = [self.samples[index] for index in indices]
+        made = MadeClips(list(indices), latents, torch.empty(0)) if latents is not None else self._sampled(indices)
+        vae = self._pipe.vae
+        pixels = torch.cat([decoded(vae, clip.to(vae.device)) for clip in made.latents.float().split(1)])
+        return made._replace(pixels=pixels)
+
+    def _sampled(self, indices: Sequence[int]) -> MadeClips:
+        chosen = [self.samples[index] for index in indices]
+        with recorded_steps(self._pipe) as recording:
             latents = self._pipe(
                 [sample.prompt for sample in chosen],
                 height=self._settings.height,
@@ -153,10 +181,9 @@ class GeneratedClips:
                 reward_scale=0.0,
                 output_type="latent",
             ).frames
-        pixels = torch.cat(
-            [decoded(self._pipe.vae, clip.to(self._pipe.vae.device)) for clip in latents.float().split(1)]
-        )
-        return list(indices), latents, pixels
+        levels = chosen[0].levels
+        sigmas, steps = recording.nearest(levels) if levels else (None, None)
+        return MadeClips(list(indices), latents, torch.empty(0), steps, sigmas)
 
 
 class VideoFiles:
@@ -198,7 +225,7 @@ class VideoFiles:
         rows = list(range(len(self.names)))
         return [rows[at : at + self._batch] for at in range(0, len(rows), self._batch)]
 
-    def make(self, indices: Sequence[int], latents: Tensor | None) -> tuple[list[int], Tensor, Tensor]:
+    def make(self, indices: Sequence[int], latents: Tensor | None) -> MadeClips:
         """Read files and, unless their latents are cached, encode them; unusable files join the bad rows."""
         read: dict[int, Tensor] = {}  # by place
         for place, index in enumerate(indices):
@@ -207,10 +234,10 @@ class VideoFiles:
             except UnreadableClipError as reason:
                 self.bad.append(BadRow(self._rows[index], str(reason)))
         if not read:
-            return [], torch.empty(0), torch.empty(0)
+            return MadeClips([], torch.empty(0), torch.empty(0))
         clips = list(read.values())
         latents = torch.stack([self._encoder.clip(clip) for clip in clips]) if latents is None else latents[list(read)]
-        return [indices[place] for place in read], latents, torch.stack(clips)
+        return MadeClips([indices[place] for place in read], latents, torch.stack(clips))
 
 
 def _in_table(file: Path, videos: Path) -> tuple[list[tuple[int, Path, str]], list[BadRow]]:

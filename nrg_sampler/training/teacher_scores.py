@@ -14,12 +14,13 @@ import hashlib
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
 import torch
 from torch import Tensor
 
 from nrg_sampler.judges.base import Judge
-from nrg_sampler.training.cache import LatentCache, half, prompt_name
+from nrg_sampler.training.cache import LatentCache, half, prompt_name, sigmas_name, step_name
 from nrg_sampler.training.encoding import SHARD, PairEncoder
 from nrg_sampler.training.pairs import PairData
 from nrg_sampler.training.sources import ClipSource
@@ -138,21 +139,26 @@ class TeacherScores:
     def _fill_batch(self, source: ClipSource, rows: Sequence[int], prompts_of: dict[str, list[str]]) -> None:
         # New latents in one call and cached ones in another, so that a source never gets a mixture.
         unmade = [row for row in rows if source.names[row] not in self.cache]
-        made = [row for row in rows if row not in unmade and self._missing(source.names[row], prompts_of)]
-        for chosen, cached in ((unmade, False), (made, True)):
+        unscored = [row for row in rows if row not in unmade and self._missing(source.names[row], prompts_of)]
+        for chosen, cached in ((unmade, False), (unscored, True)):
             if not chosen:
                 continue
             latents = torch.stack([self.cache.get(source.names[row]).float() for row in chosen]) if cached else None
-            usable, latents, pixels = source.make(chosen, latents)
-            new = {} if cached else {source.names[row]: half(clip) for row, clip in zip(usable, latents, strict=True)}
+            made = source.make(chosen, latents)
+            names = [source.names[row] for row in made.rows]
+            new = {} if cached else {name: half(clip) for name, clip in zip(names, made.latents, strict=True)}
+            if made.steps is not None and made.sigmas is not None:
+                for name, steps in zip(names, made.steps, strict=True):
+                    new[sigmas_name(name)] = made.sigmas.clone()
+                    new |= {step_name(name, place): half(step) for place, step in enumerate(steps)}
             cells = [
                 (place, source.names[row], text)
-                for place, row in enumerate(usable)
+                for place, row in enumerate(made.rows)
                 for text in self._missing(source.names[row], prompts_of)
             ]
             for start in range(0, len(cells), len(chosen)):  # the teacher is handed as many as are made together
                 part = cells[start : start + len(chosen)]
-                scores = self._scored(pixels[[place for place, _, _ in part]], [text for _, _, text in part])
+                scores = self._scored(made.pixels[[place for place, _, _ in part]], [text for _, _, text in part])
                 new |= {self._name(clip, text): row for (_, clip, text), row in zip(part, scores, strict=True)}
             if new:
                 self.cache.add(new)
@@ -198,7 +204,13 @@ class TeacherScores:
         return cells, torch.stack(rows) if rows else torch.empty(0, len(self.axes))
 
     def pairs(
-        self, clips: Sequence[ScoredClip], mean: Tensor, std: Tensor, own: bool = False, seed: int = 0
+        self,
+        clips: Sequence[ScoredClip],
+        mean: Tensor,
+        std: Tensor,
+        own: bool = False,
+        seed: int = 0,
+        every: bool = False,
     ) -> PairData:
         """Pair the clips that were scored under the same prompt; every score is in at least one pair.
 
@@ -208,6 +220,7 @@ class TeacherScores:
             std: Their standard deviation.
             own: Only under the prompts that clips were made for.
             seed: Of the pairing.
+            every: Pair each clip with each other of its prompt, rather than with one.
 
         Returns:
             Pairs with the teacher's scores, and its preferences where they differ by more than a tie.
@@ -223,6 +236,9 @@ class TeacherScores:
             under.setdefault(prompt, []).append(row)
         rng, paired = random.Random(seed), list[tuple[int, int]]()
         for rows in under.values():
+            if every and len(rows) > 1:
+                paired += combinations(rows, 2)
+                continue
             rng.shuffle(rows)
             paired += zip(rows[::2], rows[1::2], strict=False)  # an odd one out is paired below
             if len(rows) % 2:

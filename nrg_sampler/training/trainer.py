@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
+from nrg_sampler.flow import noised
 from nrg_sampler.rewards.base import Conditioning
 from nrg_sampler.runs.progress import RunFailedError
 from nrg_sampler.training.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
@@ -22,7 +23,7 @@ from nrg_sampler.training.losses import LOSSES, Comparison
 from nrg_sampler.training.objective import Objective
 from nrg_sampler.training.pairs import PairBatch, PairData
 from nrg_sampler.training.schedule import warmup_cosine
-from nrg_sampler.training.scoring import in_bfloat16, score_pairs
+from nrg_sampler.training.scoring import in_bfloat16, score_read
 from nrg_sampler.training.trunk import TRUNK_MODULES, merge_trunk, open_trunk
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from nrg_sampler.rewards.latent import LatentReward
 
 MOST_SKIPPED = 10  # steps in a row whose gradient is not finite
+ALONG = 1 << 60  # of the generators that draw steps of trajectories, so that they are no others
 PULL = 1e-3  # logits have no natural origin: a light pull to 0 keeps them where half precision is fine
 
 
@@ -219,7 +221,8 @@ def _step(
     for part in range(accumulated):
         first = (part * processes + accelerator.process_index) * size
         places = range(first, first + size)
-        batch = data.batch([drawn[place] for place in places], accelerator.device)
+        steps = draw_steps(len(data.levels), objective, settings.seed, step, places) if objective.trajectories else ()
+        batch = data.batch([drawn[place] for place in places], accelerator.device, steps)
         with accelerator.accumulate(model):
             comparison = compare(forward, batch, objective, settings.seed, step, places)
             parts = LOSSES[objective.loss](comparison).weighted(weights[[drawn[place] for place in places]].flatten())
@@ -247,6 +250,14 @@ def draw_indices(count: int, settings: TrainerSettings, step: int) -> list[int]:
         shuffled = torch.randperm(count, generator=torch.Generator().manual_seed(settings.seed * 1_000_003 + epoch))
         order += shuffled[offset : offset + settings.batch - len(order)].tolist()
     return order
+
+
+def draw_steps(count: int, objective: Objective, seed: int, step: int, places: Sequence[int]) -> list[int | None]:
+    """Draw which of ``count`` kept steps each pair is read at, from generators of their own, see :func:`compare`."""
+    generators = [
+        torch.Generator().manual_seed(((seed * 1_000_003 + step) * 65_537 + place) ^ ALONG) for place in places
+    ]
+    return [objective.sample_step(count, generator) for generator in generators]
 
 
 def _counted(data: PairData, objective: Objective, drawn: Sequence[int]) -> Tensor:
@@ -281,7 +292,16 @@ def compare(
     assert embeds is not None  # PairData gives both
     assert mask is not None
     conditioning = Conditioning(embeds * ~dropped[:, None, None], mask & ~dropped[:, None])
-    raw = score_pairs(model, batch.clean, noise, sigma, conditioning, members=True)  # (B, 2, M, axes)
+    levels = sigma[:, None].expand(-1, 2)
+    latents = noised(batch.clean.flatten(0, 1), noise.flatten(0, 1), levels.flatten()).unflatten(0, (-1, 2))
+    velocity = torch.zeros_like(latents) if objective.reads_prediction else None  # of what is read clean
+    if batch.steps is not None:
+        along = batch.steps.read[:, None, None, None, None, None]
+        latents = batch.steps.latents.where(along, latents)
+        levels = batch.steps.sigma.where(batch.steps.read[:, None], levels)
+        velocity = None if velocity is None else batch.steps.velocity.where(along, velocity)
+    raw = score_read(model, latents, levels, conditioning, velocity, members=True)  # (B, 2, M, axes)
+    sigma = levels.mean(dim=1)
     targets = (batch.preference, sigma, *(() if batch.scores is None else batch.scores.unbind(-1)))
     first, second = raw.transpose(1, 2).flatten(0, 1).unbind(1)  # each (B * M, axes)
     return Comparison(first, second, *(part.repeat_interleave(raw.shape[2], dim=0) for part in targets))

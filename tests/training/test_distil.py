@@ -113,6 +113,29 @@ def test_a_command_distils_a_reward_that_ranks_held_out_clips_above_chance(folde
     assert "Expected a teacher of the rewards' axes (light), but" in capsys.readouterr().err
 
 
+def test_a_reward_learns_along_trajectories_and_is_graded_there(folder, capsys):
+    more = ["--clips", "128", "--clips-per-prompt", "4", "--hold-out", "0.3", "--other-prompts", "0", "--trajectories"]
+    sampling = ["--sampling-steps", "12"]
+    training = ["--steps", "60", "--batch", "16", "--json"]
+    assert command("train-reward", folder, "along", *more, *sampling, *training) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert len(report["accuracy"]) == 7
+    reward = LatentReward.from_pretrained(folder / "along" / "reward")
+    assert reward.needs_velocity
+    assert reward.noise_beside.time_proj.weight.abs().max() > 0
+    evaluated = ["--clips", "32", "--other-prompts", "0", "--clip-seed", "1000", "--trajectories", *sampling]
+    asked = ["--reward", str(folder / "along" / "reward"), "--json"]
+    assert command("evaluate-reward", folder, "graded along", *evaluated, *asked) == 0
+    graded = json.loads(capsys.readouterr().out)["rewards"][0]["axes"]["light"]
+    assert graded["pairs"] > 20 and list(graded["by_sigma"].values())[-1] > 0.6
+    assert (folder / "graded along" / "accuracy.md").read_text().count("| light |") == 1
+    assert command("evaluate-reward", folder, "noised", *evaluated[:6], *asked) == 2
+    assert "evaluate it with --trajectories." in capsys.readouterr().err
+    with_labels = ["evaluate-reward", "pairs.csv", "--trajectories", "--reward", "r", "--out", str(folder / "no")]
+    assert cli.main(with_labels) == 2
+    assert "beside --trajectories, but got no teacher" in capsys.readouterr().err
+
+
 def test_video_files_and_samples_together_under_other_prompts(folder, tmp_path, capsys):
     table = tmp_path / "clips.csv"
     lines = [f"{index:02}.mp4,{PROMPTS[index]}" for index in range(12)]

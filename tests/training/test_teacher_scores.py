@@ -14,7 +14,7 @@ from nrg_sampler.training.cache import LatentCache
 from nrg_sampler.training.losses import LOSSES, Comparison
 from nrg_sampler.training.objective import Objective
 from nrg_sampler.training.scoring import score_pairs
-from nrg_sampler.training.sources import GeneratedClips, plan_samples
+from nrg_sampler.training.sources import GeneratedClips, MadeClips, plan_samples
 from nrg_sampler.training.teacher_scores import PromptPool, ScoredClip, TeacherScores, assign_prompts, mean_and_std
 from nrg_sampler.training.trainer import TrainerSettings, train
 
@@ -66,7 +66,8 @@ class Numbers:
     def make(self, indices, latents):
         self.made.append((list(indices), latents is not None))
         clips = torch.stack([torch.full((3, 2, 4, 4), index / 10) for index in indices])
-        return list(indices), torch.stack([torch.full((16, 2, 4, 4), float(index)) for index in indices]), clips
+        latents = torch.stack([torch.full((16, 2, 4, 4), float(index)) for index in indices])
+        return MadeClips(list(indices), latents, clips)
 
 
 class Recording:
@@ -176,7 +177,7 @@ class Grey:
         grey = torch.cat([torch.rand(1, generator=generator) for generator in generators])
         noise = torch.stack([torch.randn(16, 2, 4, 4, generator=generator) for generator in generators])
         grey = grey.view(-1, 1, 1, 1, 1)
-        return list(indices), noise + 2 * (grey - 0.5), grey.expand(-1, 3, 2, 4, 4)
+        return MadeClips(list(indices), noise + 2 * (grey - 0.5), grey.expand(-1, 3, 2, 4, 4))
 
 
 def test_tells_held_out_clips_apart_and_knows_less_where_there_is_more_noise(tmp_path):

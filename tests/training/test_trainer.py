@@ -136,7 +136,7 @@ def as_first_release(folder, change=lambda text: text):
     """Rewrite the newest checkpoint as 0.1.0 did, with a text as its identity."""
     state = load_checkpoint(folder)
     fixed = {name: value for name, value in vars(SETTINGS).items() if name != "save_every"}
-    text = repr((vars(OBJECTIVE), fixed, ("VQ", "MQ", "TA"), 8))
+    text = repr((OBJECTIVE.identity(), fixed, ("VQ", "MQ", "TA"), 8))
     save_checkpoint(folder, state["step"], {**state, "identity": change(text)})
 
 
