@@ -8,6 +8,7 @@ from pathlib import Path
 
 from nrg_sampler.json_text import to_json
 from nrg_sampler.runs.device import require_device
+from nrg_sampler.runs.earlier import require_todays
 from nrg_sampler.runs.manifest import Manifest, differences
 from nrg_sampler.runs.sampler import Sampler
 from nrg_sampler.runs.writing import MAKERS, writable_files
@@ -29,7 +30,8 @@ def replay(file: Path, out: Path | None, device: str | None, given: Sequence[str
         0 if the frames are the same, 1 if they differ.
 
     Raises:
-        ValueError: If options were given that the manifest decides, it cannot be read, or the device is absent.
+        ValueError: If options were given that the manifest decides, it cannot be read, its bundled model was exchanged
+            since, or the device is absent.
     """
     if given:
         names = ", ".join(given)
@@ -37,6 +39,7 @@ def replay(file: Path, out: Path | None, device: str | None, given: Sequence[str
     old = Manifest.read(file)
     if old.command not in MAKERS:
         raise ValueError(f"Expected a manifest of {' or '.join(MAKERS)}, but {file} is of {old.command}.")
+    require_todays(old, str(file))
     path = writable_files(old.command, _output(out, file))
     sampler = Sampler(replace(old.recipe, device=require_device(device or old.recipe.device)))
     new = MAKERS[old.command](sampler, old.seed, path)

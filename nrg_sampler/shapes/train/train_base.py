@@ -33,6 +33,9 @@ CONTEXT_LENGTHS = (32, 512)  # prompt lengths that must give the same velocity; 
 CAPTION_DROPOUT = 0.1
 CHUNK = 2000  # clips that are encoded into one file, so that an interrupted run loses a minute
 HOLD = 0.8
+# How much more often than others a clip is drawn that is learned late: 850 steps after the start from the model of
+# 0.1.0, 6 of 18 clips of shapes that circle and 8 of 17 of stars were right, and nearly all others.
+CIRCLING, STARS = 2.5, 2.0
 TOKENS = 24  # a little more than the longest caption
 
 
@@ -170,6 +173,7 @@ def train_base(
         yield {"step": 0, "loss": math.nan, "encoded": count}
     latents = torch.cat([load_file(file)["latents"] for file in latent_files(folder, clips)])
 
+    weights = [drawn_weight(prompt) for prompt in prompts]
     torch.manual_seed(seed)
     transformer = new_transformer()
     if start is not None:
@@ -182,7 +186,7 @@ def train_base(
 
     def loss(step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         rng = random.Random(seed * 1_000_003 + step)
-        rows = rng.sample(range(len(prompts)), batch)
+        rows = rng.choices(range(len(prompts)), weights, k=batch)
         texts = ["" if rng.random() < CAPTION_DROPOUT else caption(prompts[row], rng) for row in rows]
         with torch.no_grad():
             embeds, mask = encode_text(tokenizer, text_encoder, texts)
@@ -201,6 +205,12 @@ def train_base(
     settings = LoopSettings(steps, warmup=200, hold=HOLD, seed=seed, about=about)
     yield from fit(transformer, loss, optimizers, settings, folder / "base.pt")
     transformer.to("cpu").save_pretrained(folder / "transformer")
+
+
+def drawn_weight(prompt: Prompt) -> float:
+    """Return how much more often than others a clip of a prompt is drawn."""
+    circles = prompt.motion in ("clockwise", "counterclockwise")
+    return (CIRCLING if circles else 1.0) * (STARS if prompt.shape == "star" else 1.0)
 
 
 def fixed_length(embeds: Tensor, mask: Tensor, length: int = TOKENS) -> tuple[Tensor, Tensor]:
