@@ -57,9 +57,9 @@ class Lookahead:
     Args:
         samples: Samples of each prompt that are taken beforehand.
         steps: Denoising steps of each.
-        scale: Strength of the pull, 1 is that of the formula; 0 samples as without it.
+        scale: Strength of the pull, 1 is that of the formula, 4 what served on validation prompts; 0 samples as
+            without it.
         sharpness: What their scores count, in standard deviations of the scores of one prompt; likewise.
-        temperature: How far a sample counts around itself: it divides the squared distance; 1 is that of the formula.
         stop: Pull up to this fraction of the steps.
         max_push: Upper limit of the pull, in norms of the velocity; ``None`` for no limit.
         weights: One weight for each axis of whoever scores.
@@ -71,9 +71,8 @@ class Lookahead:
 
     samples: int = setting(8, Whole(2), "when", "samples of each prompt that are taken beforehand")
     steps: int = setting(8, Whole(), "when", "denoising steps of each")
-    scale: float = setting(1.0, Number(), "strength", "strength of the pull; 0 is none")
+    scale: float = setting(4.0, Number(), "strength", "strength of the pull; 0 is none")
     sharpness: float = setting(1.0, Number(), "strength", "what a standard deviation of the scores counts")
-    temperature: float = setting(1.0, Number(0, above=True), "limits", "how far a sample counts around itself")
     stop: float = setting(1.0, Number(0, 1), "when", "pull up to this fraction of the steps")
     max_push: float | None = setting(
         1.0, Number(0, above=True, none="no limit"), "limits", "upper limit of the pull, in norms of the velocity"
@@ -89,6 +88,19 @@ class Lookahead:
     def __post_init__(self) -> None:
         for name, stated in settings_of(type(self)).items():
             object.__setattr__(self, name, stated.checked(getattr(self, name)))
+
+    @classmethod
+    def sharp(cls, **overrides: Any) -> Lookahead:
+        """Return settings for a clip that shall resemble the best samples rather than score higher.
+
+        Scores count more than distances until late, as in the published code, so that the best sample pulls and the
+        nearest one pushes.
+
+        Args:
+            **overrides: Further settings, which win.
+        """
+        sharp: dict[str, Any] = {"scale": 12.5, "sharpness": 1000.0, "stop": 0.5, "max_push": None}
+        return cls(**{**sharp, **overrides})
 
     @property
     def acts(self) -> bool:
@@ -155,7 +167,7 @@ class Looks:
     def reward(self, settings: Lookahead) -> LookaheadReward:
         """Return the reward whose gradient is the pull."""
         scores = standardised(self.scores).to(self.latents.device)
-        return LookaheadReward(self.latents, scores, settings.sharpness, settings.temperature)
+        return LookaheadReward(self.latents, scores, settings.sharpness)
 
 
 @dataclass

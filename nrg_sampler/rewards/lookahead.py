@@ -62,8 +62,6 @@ class LookaheadReward:
             as many samples of each, side by side.
         scores: Of them, higher is better, shape ``(prompts, n)``.
         sharpness: The factor :math:`\lambda` of the scores.
-        temperature: Divides :math:`\varphi`; above 1 a sample counts for latents that are further from it, as if the
-            samples were more than they are. 1 is the exact reward of these samples.
 
     Raises:
         ValueError: If shapes do not fit, a score is not finite or a setting is out of range.
@@ -73,26 +71,22 @@ class LookaheadReward:
     recommended_damping = 0.0  # nothing of it is learned, so that it is right at any noise level
     guides_noise = True
 
-    def __init__(self, samples: Tensor, scores: Tensor, sharpness: float = 1.0, temperature: float = 1.0) -> None:
+    def __init__(self, samples: Tensor, scores: Tensor, sharpness: float = 1.0) -> None:
         if samples.ndim != 6 or scores.shape != samples.shape[:2] or 0 in scores.shape:
             raise ValueError(
                 "Expected samples of shape (prompts, n, C, T, H, W) with scores (prompts, n), but got "
                 f"{tuple(samples.shape)} and {tuple(scores.shape)}; pass one score for each sample."
             )
-        if not (math.isfinite(sharpness) and temperature > 0 and math.isfinite(temperature)):
-            raise ValueError(
-                "Expected a finite `sharpness` and a `temperature` above 0, but got "
-                f"{sharpness:g} and {temperature:g}; 1 is exact for both."
-            )
+        if not math.isfinite(sharpness):
+            raise ValueError(f"Expected a finite `sharpness`, but got {sharpness:g}; 1 is that of the formula.")
         if not bool(scores.isfinite().all()):
             raise ValueError(f"Expected finite scores, but got {scores.tolist()}; leave such samples out.")
         with torch.inference_mode(False):  # autograd takes no tensors made in inference mode
             self._samples = samples.detach().float().clone()
             self._tilt = sharpness * scores.detach().to(self._samples).clone()
-        self._temperature = temperature
 
     def __call__(self, latents: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
-        """Return ``temperature`` times the log-tilt of the softened kernel, shape ``(B, 1)``.
+        """Return the log-tilt, shape ``(B, 1)``.
 
         Raises:
             ValueError: If the batch is no multiple of the prompts, or the latents have another size.
@@ -105,7 +99,7 @@ class LookaheadReward:
             )
         level = per_sample(sigma, latents).clamp(min=SMALLEST_SIGMA)
         gain: Tensor = _LogTilt.apply(  # type: ignore[no-untyped-call]
-            latents, level, self._samples.to(latents), self._tilt.to(latents), self._temperature
+            latents, level, self._samples.to(latents), self._tilt.to(latents)
         )
         return gain[:, None]
 
@@ -114,7 +108,7 @@ class _LogTilt(torch.autograd.Function):
     """The reward with its gradient in closed form; neither is computed in half precision, whatever is around it."""
 
     @staticmethod
-    def forward(ctx: Any, latents: Tensor, level: Tensor, samples: Tensor, tilt: Tensor, temperature: float) -> Tensor:
+    def forward(ctx: Any, latents: Tensor, level: Tensor, samples: Tensor, tilt: Tensor) -> Tensor:
         prompts = len(tilt)
         x, towards = (
             latents.detach().flatten(1).unflatten(0, (prompts, -1)),
@@ -124,17 +118,15 @@ class _LogTilt(torch.autograd.Function):
         with torch.autocast(latents.device.type, enabled=False):  # the exponent is a difference of large numbers
             along = x @ towards.mT  # (P, B/P, n)
             squares = towards.square().sum(dim=2)[:, None]
-            near = (alpha * along - alpha**2 * squares / 2) / (
-                width * temperature
-            )  # phi, up to what all have in common
+            near = (alpha * along - alpha**2 * squares / 2) / (width)  # phi, up to what all have in common
             tilted = near + tilt[:, None]
-            gain = temperature * (tilted.logsumexp(dim=2) - near.logsumexp(dim=2))
+            gain = tilted.logsumexp(dim=2) - near.logsumexp(dim=2)
             change = (tilted.softmax(dim=2) - near.softmax(dim=2)) @ towards
         ctx.save_for_backward((alpha / width * change).view_as(latents))
         flat: Tensor = gain.flatten()
         return flat
 
     @staticmethod
-    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None, None, None, None]:
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None, None, None]:
         (gradient,) = ctx.saved_tensors
-        return expand(slope, gradient) * gradient, None, None, None, None
+        return expand(slope, gradient) * gradient, None, None, None

@@ -31,6 +31,6 @@ def marked_parts(shown: Candidates, candidates: float, pull: float) -> list[Part
     if len(set(scores)) == 1:
         raise ValueError("Expected marks that tell clips apart, but all are marked alike; leave one out.")
     looks = Looks(torch.stack([shown.latents[seed] for seed in seeds], dim=1), torch.tensor([scores]))
-    ahead = Ahead(None, Lookahead(scale=pull), tuple(seeds), tuple(scores), shown.ahead)
+    ahead = Ahead(None, Lookahead.sharp(scale=pull), tuple(seeds), tuple(scores), shown.ahead)
     following = shown.settings[seeds[-1]].with_seed(seeds[-1] + 1)
     return [Part(part.settings, ahead=ahead, looks=looks) for part in consecutive_seeds(following, candidates)]

@@ -146,11 +146,13 @@ class Page:
                 with gr.Row(elem_classes="nrg-bar"):
                     low, high = CANDIDATES
                     self.candidates = slider(low, high, 4, 1, label="Candidates", min_width=180)
-                    self.pull = slider(0, 20, Lookahead().scale, 0.5, label="Pull", min_width=180, elem_id="nrg-pull")
-                    self.best = gr.Button(
-                        "Find the best", variant="primary", scale=0, min_width=140, elem_id="nrg-best-go"
+                    self.pull = slider(
+                        0, 25, Lookahead.sharp().scale, 0.5, label="Pull", min_width=180, elem_id="nrg-pull"
                     )
-                    self.again = gr.Button("Sample again", scale=0, min_width=140, elem_id="nrg-again-go")
+                    self.best = gr.Button(
+                        "Find the best", variant="primary", size="md", scale=0, min_width=140, elem_id="nrg-best-go"
+                    )
+                    self.again = gr.Button("Sample again", size="md", scale=0, min_width=140, elem_id="nrg-again-go")
                 self._html("best", js_on_load=TELL_INDEX)
             with gr.Tab("History", id="history"):
                 note(

@@ -22,27 +22,24 @@ def random(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def pull(
-    latents: Tensor, samples: Tensor, scores: Tensor, sigma: float, sharpness: float, temperature: float
-) -> Tensor:
+def pull(latents: Tensor, samples: Tensor, scores: Tensor, sigma: float, sharpness: float) -> Tensor:
     """The formula, sample by sample: -(1 / sigma) sum_i [softmax(phi + lambda r) - softmax(phi)]_i x_i."""
     rows = []
     for x in latents:
         squares = torch.stack([((x - (1 - sigma) * one) ** 2).sum() for one in samples])
-        phi = -squares / (2 * sigma**2) / temperature
+        phi = -squares / (2 * sigma**2)
         weights = (phi + sharpness * scores).softmax(0) - phi.softmax(0)
         rows.append(-sum(weight * one for weight, one in zip(weights, samples, strict=True)) / sigma)
     return torch.stack(rows)
 
 
-@pytest.mark.parametrize("temperature", [1.0, 7.0])
 @pytest.mark.parametrize("sigma", [0.97, 0.7, 0.2])
-def test_the_push_is_that_of_the_formula(sigma: float, temperature: float) -> None:
+def test_the_push_is_that_of_the_formula(sigma: float) -> None:
     samples, scores, latents = random(5, *SIZE), random(5, seed=1), random(3, *SIZE, seed=2)
-    reward = LookaheadReward(samples[None], scores[None], sharpness=1.3, temperature=temperature)
+    reward = LookaheadReward(samples[None], scores[None], sharpness=1.3)
     velocity = torch.zeros_like(latents)
     pushed = guided_velocity(latents, velocity, sigma, reward, guidance=EXACT)
-    expected = pull(latents, samples, scores, sigma, 1.3, temperature)
+    expected = pull(latents, samples, scores, sigma, 1.3)
     torch.testing.assert_close(pushed, expected, rtol=1e-5, atol=1e-6)
 
 
@@ -96,8 +93,8 @@ def test_bad_samples_scores_and_settings_are_refused() -> None:
         LookaheadReward(samples[0], scores)
     with pytest.raises(ValueError, match="Expected a finite score for each sample"):
         standardised(torch.tensor([[1.0, float("nan")]]))
-    with pytest.raises(ValueError, match="Expected a finite `sharpness` and a `temperature` above 0"):
-        LookaheadReward(samples, scores, temperature=0)
+    with pytest.raises(ValueError, match="Expected a finite `sharpness`"):
+        LookaheadReward(samples, scores, float("nan"))
     with pytest.raises(ValueError, match="Expected finite scores"):
         LookaheadReward(samples, scores / 0)
     reward = LookaheadReward(samples, scores)
