@@ -172,6 +172,29 @@ def test_candidates_are_ranked_and_one_gives_its_seed(visit: Any) -> None:
     visit.until(lambda: visit.value("#nrg-seed input") == titles[0].split("seed ")[1])
 
 
+def test_marks_are_pressed_and_released_and_pull_the_next_candidates(visit: Any) -> None:
+    visit.tab("Best of n")
+    visit.click("#nrg-best-go")
+    visit.until(lambda: len(visit.all("#nrg-best .nrg-card")) == 4, seconds=240)
+    visit.status_is("Done")
+    more, less = ("#nrg-best .nrg-choice:nth-child({}) [data-mark='{}']".format(*mark) for mark in ((1, 1), (4, -1)))
+    pressed = "return [...document.querySelectorAll('#nrg-best .nrg-mark')].map(e => e.getAttribute('aria-pressed'))"
+    visit.click(more)
+    visit.status_is("More like seed")
+    visit.click(less)
+    visit.status_is("Less like seed")
+    assert visit.js(pressed) == ["true", *["false"] * 6, "true"]
+    visit.click(less)
+    visit.status_is("No mark on seed")
+    assert visit.js(pressed) == ["true", *["false"] * 7]
+    assert visit.value("#nrg-seed input") == "0"  # a mark takes no seed
+    visit.click("#nrg-again-go")
+    visit.until(lambda: "Done" not in visit.text("#nrg-status"))
+    visit.status_is("Done", seconds=240)
+    seeds = sorted(card.text.split("seed ")[1] for card in visit.all("#nrg-best .nrg-card b"))
+    assert seeds == ["4", "5", "6", "7"]
+
+
 def test_a_word_the_model_never_saw_is_named_on_the_page(visit: Any) -> None:
     visit.type("#nrg-prompt textarea", "a red unicorn moving right")
     visit.click("#nrg-go")
