@@ -32,7 +32,7 @@ class RewardNode(io.ComfyNode):
                 io.String.Input(
                     "name",
                     default="pickscore",
-                    tooltip="pickscore, hpsv2, clipscore, videoreward and others of `nrg-sampler rewards`. Several as "
+                    tooltip="pickscore, hpsv2, clipscore, aesthetic and others of `nrg-sampler rewards`. Several as "
                     "aesthetic=1,clipscore=2. With the folder of its files: pickscore:FOLDER. Or the folder or Hub "
                     "id of a latent reward that was trained for your model.",
                 ),
@@ -95,13 +95,6 @@ class RewardGuidanceNode(io.ComfyNode):
                     default=DEFAULT,
                     tooltip=f"In which steps the reward is evaluated. {presets}. Fewer are faster.",
                 ),
-                io.Float.Input(
-                    "fps",
-                    default=16.0,
-                    min=0.1,
-                    max=240.0,
-                    tooltip="Frames per second of the clip, for rewards that see motion, such as videoreward.",
-                ),
                 io.Conditioning.Input(
                     "positive",
                     optional=True,
@@ -120,13 +113,11 @@ class RewardGuidanceNode(io.ComfyNode):
         scale: float,
         weights: str,
         preset: str,
-        fps: float,
         positive: Any = None,
     ) -> io.NodeOutput:
         """Return a guided clone of the model."""
         guidance = RewardGuidance.preset(preset, weights=weights.strip() or None, scale=scale)
-        prompt = conditioning_of(positive, text, fps)
-        return io.NodeOutput(ComfyGuidance(reward, prompt, guidance).attached(model))
+        return io.NodeOutput(ComfyGuidance(reward, conditioning_of(positive, text), guidance).attached(model))
 
 
 class JudgeNode(io.ComfyNode):

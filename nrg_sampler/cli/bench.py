@@ -13,6 +13,7 @@ from nrg_sampler.rewards.frames import read_frames
 from nrg_sampler.runs.device import DTYPES
 
 if TYPE_CHECKING:
+    from nrg_sampler.cost.pixels import PixelCost
     from nrg_sampler.cost.rows import CostRow
 
 HELP = "Count and measure what guidance costs: time, operations and memory of a guided step over an unguided one."
@@ -37,10 +38,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--frames",
         type=_frames,
-        default="every:2",
         metavar="FRAMES",
-        help="latent frames that are read with --mode strided: every:N or middle (default: every:2)",
+        help="latent frames that are read with --mode strided (default: every:2), or that a --reward looks at "
+        "(default: as it recommends)",
     )
+    parser.add_argument(
+        "--reward",
+        nargs="+",
+        metavar="NAME",
+        help="rewards of `nrg-sampler rewards` on pixels, in place of a latent one: counted, at their published sizes",
+    )
+    parser.add_argument("--offload", action="store_true", help="the judge of --reward rests off the device")
+    parser.add_argument("--half", action="store_true", help="judge and decoder of --reward compute in bfloat16")
     parser.add_argument(
         "--crop",
         type=options.number,
@@ -81,6 +90,8 @@ def run(arguments: argparse.Namespace) -> int:
     from nrg_sampler.cost.workloads import WORKLOADS
     from nrg_sampler.runs.device import default_device, require_device
 
+    if arguments.reward:
+        return _named(arguments)
     device = require_device(arguments.device or default_device())
     for name, mode in product(arguments.config, arguments.mode):
         half = device != "cpu" or name != "shapes"
@@ -91,7 +102,7 @@ def run(arguments: argparse.Namespace) -> int:
             arguments.blocks,
             mode=mode,
             every=arguments.every,
-            frames=arguments.frames,
+            frames=arguments.frames or "every:2",
             crop=arguments.crop,
             checkpointing=arguments.checkpointing,
             compiled=arguments.compile,
@@ -106,6 +117,49 @@ def run(arguments: argparse.Namespace) -> int:
         else:
             print(table(rows, workload.about), flush=True)
     return 0
+
+
+def _named(arguments: argparse.Namespace) -> int:
+    """Count what rewards on pixels cost."""
+    import torch
+
+    from nrg_sampler.cost.pixels import pixel_costs
+    from nrg_sampler.cost.published import JUDGES
+    from nrg_sampler.cost.workloads import WORKLOADS
+    from nrg_sampler.guidance.settings import RewardGuidance
+    from nrg_sampler.rewards.named.table import find
+
+    entries = [find(name) for name in arguments.reward]
+    for name, entry in zip(arguments.reward, entries, strict=True):
+        if entry is None or entry.name not in JUDGES:
+            raise ValueError(f"Expected rewards from {', '.join(JUDGES)}, but got {name!r}; count one of these.")
+    names = [entry.name for entry in entries if entry is not None]
+    guidance = RewardGuidance(frames=arguments.frames, offload=arguments.offload, half=arguments.half)
+    dtype = getattr(torch, arguments.dtype or "bfloat16")
+    if not arguments.json:
+        print(NAMED_HEAD, flush=True)
+    for config in arguments.config:
+        usual = WORKLOADS[config]
+        workload = (usual.sized(*arguments.size) if arguments.size else usual).at_once(arguments.batch)
+        for row in pixel_costs(workload, names, guidance, every=arguments.every, dtype=dtype):
+            print(to_json(row.to_dict()) if arguments.json else named_line(row), flush=True)
+    return 0
+
+
+NAMED_HEAD = """| config | reward | frames | every | K counted | memory GiB (unguided) | fits 24 GB |
+|---|---|---|---|---|---|---|"""
+CARD, RESERVE = 24.0, 1.0  # GiB; of the second is what the driver and the pieces between tensors take
+
+
+def named_line(row: PixelCost) -> str:
+    """Return a line of the table of rewards on pixels."""
+    guided, plain = (value / 1024 for value in (row.peak_memory_mib, row.unguided_memory_mib))
+    fits = ["yes" if value <= CARD - RESERVE else "no" for value in (guided, plain)]
+    verdict = fits[0] if fits[0] == fits[1] == "yes" else f"{fits[0]} (unguided: {fits[1]})"
+    options = "".join(f", {name}" for name in ("offload", "half") if getattr(row, name))
+    memory = f"{guided:.1f} ({plain:.1f})"
+    cells = (f"{row.config}, {row.about}", f"`{row.reward}`{options}", row.frames, str(row.every))
+    return f"| {' | '.join([*cells, f'{row.k_flops:.2f}', memory, verdict])} |"
 
 
 def _frames(text: str) -> str:

@@ -48,6 +48,8 @@ class MemoryCounter(TorchDispatchMode):
         return result
 
     def _see(self, tensor: Tensor) -> None:
+        if tensor.device.type == "meta":  # where nothing takes memory
+            return
         storage = tensor.untyped_storage()
         key, size = id(storage), storage.nbytes()
         if key in self._alive:

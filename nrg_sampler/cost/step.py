@@ -40,7 +40,7 @@ class Step:
 
     Args:
         workload: What is computed.
-        num_blocks: Blocks in the reward.
+        num_blocks: Blocks in the reward; ``None`` for a step without one.
         checkpointing: Whether the reward saves memory, see :mod:`nrg_sampler.rewards.recompute`.
         device: Where the weights are.
         dtype: Of the weights and latents.
@@ -51,7 +51,7 @@ class Step:
     def __init__(
         self,
         workload: Workload,
-        num_blocks: int,
+        num_blocks: int | None,
         checkpointing: bool,
         device: str,
         dtype: torch.dtype,
@@ -61,11 +61,12 @@ class Step:
         self.workload, self.shared, self.guidance = workload, shared, guidance
         with _default_dtype(dtype), torch.device(device):
             self.transformer: Any = workload.build()
-            self.reward: Any = workload.build_reward(num_blocks)
+            reward: Any = None if num_blocks is None else workload.build_reward(num_blocks)
+            self.reward: Any = reward
             self.latents, self.prompt = workload.random_inputs(device, dtype)
         if checkpointing:
             self.reward.enable_gradient_checkpointing()
-        self.modules: tuple[torch.nn.Module, ...] = (self.transformer, self.reward)
+        self.modules: tuple[torch.nn.Module, ...] = tuple(filter(None, (self.transformer, self.reward)))
 
     @cached_property
     def conditioning(self) -> Conditioning:
@@ -141,6 +142,18 @@ def count_step(
         checkpointing=checkpointing,
     )
     return unguided, guided, predicted
+
+
+def count_unguided(workload: Workload, dtype: torch.dtype) -> tuple[Counted, int]:
+    """Count an unguided step alone, at full size with fake tensors; and the bytes of the transformer's weights."""
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        step = Step(workload, None, False, "cpu", dtype)
+    return count(step.unguided, step.modules), bytes_of(step.transformer)
+
+
+def bytes_of(module: torch.nn.Module) -> int:
+    """Return the size of the weights of a module."""
+    return sum(weight.numel() * weight.element_size() for weight in module.parameters())
 
 
 @contextmanager

@@ -36,9 +36,8 @@ class ComfyVae(nn.Module):
     """A VAE of ComfyUI, called as a ``PixelReward`` calls one of diffusers.
 
     Args:
-        vae: With ``first_stage_model``, ``process_output``, which maps its frames to ``[0, 1]``, ``latent_channels``
-            and ``temporal_compression_decode``. The weights are copied, since ComfyUI moves its own and made them in
-            inference mode.
+        vae: With ``first_stage_model``, ``process_output``, which maps its frames to ``[0, 1]``, and
+            ``latent_channels``. The weights are copied, since ComfyUI moves its own and made them in inference mode.
 
     Attributes:
         latent_format: Of the model that is guided; its ``process_out`` returns the latents that the VAE decodes.
@@ -48,13 +47,7 @@ class ComfyVae(nn.Module):
         super().__init__()
         with torch.inference_mode(False):
             self.first_stage_model = copy.deepcopy(vae.first_stage_model).to("cpu").requires_grad_(False)
-        compression = getattr(vae, "temporal_compression_decode", lambda: None)()
-        causal = getattr(getattr(vae.first_stage_model, "decoder", None), "causal", True)
-        self.config = SimpleNamespace(
-            latent_channels=getattr(vae, "latent_channels", None),
-            temporal_compression_ratio=compression or 1,
-            decoder_causal=bool(causal),
-        )
+        self.config = SimpleNamespace(latent_channels=getattr(vae, "latent_channels", None))
         self._process_output = vae.process_output
         self.latent_format: Any = None
 
@@ -250,15 +243,14 @@ def place(sigma: Tensor, sigmas: Sequence[float] | Tensor) -> tuple[int, int]:
     return max(passed - 1, 0), len(levels) - 1
 
 
-def conditioning_of(positive: Any, prompt: str = "", fps: float | None = None) -> Conditioning:
-    """Return the first of ComfyUI's conditionings, with the text of the prompt where there is one, and the rate."""
+def conditioning_of(positive: Any, prompt: str = "") -> Conditioning:
+    """Return the first of ComfyUI's conditionings, with the text of the prompt where there is one."""
     embeds, others = positive[0] if positive else (None, {})
     return Conditioning(
         embeds,
         prompt_mask=others.get("attention_mask"),
         pooled=others.get("pooled_output"),
         prompts=(prompt,) if prompt.strip() else None,
-        fps=fps,
     )
 
 

@@ -142,14 +142,18 @@ def _stretch(shown: list[int], count: int, before: int, after: int) -> Stretch:
     return Stretch(max(0, shown[0] - before), min(count, shown[-1] + 1 + after), tuple(shown))
 
 
-def frozen_call(module: Any, tensor: Tensor, **others: Any) -> Any:
+def frozen_call(module: Any, tensor: Tensor, *, half: bool = False, **others: Any) -> Any:
     """Call a module with its weights detached: only the input is differentiated, and the module stays as it is.
 
     Weights that rest on another device are brought to that of ``tensor`` for the call, and for the backward pass as
-    long as it needs them.
+    long as it needs them; for autocast with ``half`` the large ones in the bfloat16 that it would make of them.
     """
     if not isinstance(module, nn.Module):
         return module(tensor, **others)
     named = (*module.named_parameters(), *module.named_buffers())
-    weights = {name: weight.detach().to(tensor.device) for name, weight in named}
+    weights = {}
+    for name, weight in named:
+        narrow = half and weight.dtype == torch.float32 and weight.ndim > 1
+        rested = weight.detach().to(torch.bfloat16) if narrow else weight.detach()
+        weights[name] = rested.to(tensor.device)
     return functional_call(module, weights, (tensor,), others)

@@ -234,7 +234,9 @@ class PixelReward(nn.Module):
             ValueError: If the judge returns another shape, or prompts are missing or of another number.
         """
         with self._precision(frames.device):
-            raw = frozen_call(self.judge, frames, **self._wanted.arguments(len(frames), prompts, fps))
+            raw = frozen_call(
+                self.judge, frames, half=self.options.half, **self._wanted.arguments(len(frames), prompts, fps)
+            )
         expected = (len(frames), len(self.axes))
         if not isinstance(raw, Tensor) or raw.shape != expected:
             got = tuple(raw.shape) if isinstance(raw, Tensor) else type(raw).__name__
@@ -277,11 +279,12 @@ class PixelReward(nn.Module):
         return decoded[..., rows, columns]
 
     def _decode(self, clean: Tensor, decoder: Decoder) -> Tensor:
+        half = self.options.half
         with self._precision(clean.device):
             if self.checkpointing and torch.is_grad_enabled() and clean.requires_grad:
-                kept: Tensor = checkpoint(frozen_call, decoder, clean, use_reentrant=False)
+                kept: Tensor = checkpoint(frozen_call, decoder, clean, half=half, use_reentrant=False)
                 return kept
-            decoded: Tensor = frozen_call(decoder, clean)
+            decoded: Tensor = frozen_call(decoder, clean, half=half)
             return decoded
 
     def _precision(self, device: torch.device) -> torch.autocast:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from nrg_sampler.cost.pixels import gradient_of, is_countable
 from nrg_sampler.cost.prediction import block_costs, predicted_ratio
 from nrg_sampler.cost.workloads import Workload
 from nrg_sampler.guidance.resolved import resolve
@@ -147,8 +148,8 @@ class Plan:
         if not self.fits:
             lines.append(
                 "That will not fit: let the reward save memory (`reward.enable_gradient_checkpointing()`, "
-                "--checkpointing), read fewer frames (`frames`) or a part of the picture (`crop`), use "
-                "bfloat16, or sample a smaller video."
+                "--checkpointing), read fewer frames (`frames`) or a part of the picture (`crop`), offload a judge of "
+                "pixels (`offload`), use bfloat16, or sample a smaller video."
             )
         return "\n".join(lines)
 
@@ -204,6 +205,9 @@ def _gradient_cost(
 ) -> float:
     """Return the cost of one gradient in evaluations of the transformer."""
     workload = _workload(pipe, sampling)
+    if workload and is_countable(reward):
+        single = sum(cost.forward for cost in block_costs(pipe.transformer, workload.tokens))
+        return passes_back * gradient_of(reward, workload.latents, guidance).flops / single
     if workload is None or not isinstance(reward, LatentReward):
         return _count(reward) / max(1, _count(pipe.transformer)) * (1 + BACKWARD * passes_back)
     ratio = predicted_ratio(
@@ -267,6 +271,8 @@ def count_memory(pipe: Any, recipe: Recipe) -> Memory | None:
     workload = _workload(pipe, {**WAN_DEFAULTS, **pipe.sampling_defaults, **recipe.sampling})
     reward, modules = pipe.reward_model, [part for part in pipe.components.values() if hasattr(part, "parameters")]
     offloaded = any(_is_offloaded(part) for part in modules)
+    if workload and is_countable(reward) and not offloaded:
+        return _memory_of_pixels(pipe, workload, recipe)
     if workload is None or not isinstance(reward, LatentReward) or offloaded:
         return None
     checkpointing, shared = reward.gradient_checkpointing, recipe.guidance.forward == "shared"
@@ -277,6 +283,21 @@ def count_memory(pipe: Any, recipe: Recipe) -> Memory | None:
     others = loaded - _megabytes(pipe.transformer) - _megabytes(reward)
     peak = guided.peak_bytes if recipe.guidance.scale else unguided.peak_bytes
     return Memory(peak / MIB + others, available_mb(recipe.device) + loaded)
+
+
+def _memory_of_pixels(pipe: Any, workload: Workload, recipe: Recipe) -> Memory:
+    from nrg_sampler.cost.step import count_unguided
+
+    unguided, transformer = count_unguided(workload, getattr(torch, recipe.dtype))
+    peak, judge = unguided.peak_bytes, _megabytes(pipe.reward_model.judge)
+    if recipe.guidance.scale:
+        gradient = gradient_of(pipe.reward_model, workload.latents, recipe.guidance)
+        peak = max(peak, transformer + gradient.working) + gradient.judge
+    modules = [
+        part for name, part in pipe.components.items() if hasattr(part, "parameters") and name != "reward_model"
+    ]
+    others = sum(map(_megabytes, modules)) - _megabytes(pipe.transformer)
+    return Memory(peak / MIB + others, available_mb(recipe.device) + sum(map(_megabytes, modules)) + judge)
 
 
 def _is_offloaded(part: torch.nn.Module) -> bool:

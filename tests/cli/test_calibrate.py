@@ -140,7 +140,7 @@ def test_the_bundled_model_and_its_judges_need_no_download(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     few = ["--n", "2", "--probes", "1", "--steps", "5"]
-    for name in ("shapes",):
+    for name in ("shapes", "pixel"):
         assert cli.main(["calibrate", name, *few]) == 0
         assert f"{name}.json: guide with `--reward {name}.json`" in capsys.readouterr().out
         assert Calibration.read(Path(f"{name}.json")).axes == ("VQ", "MQ", "TA")

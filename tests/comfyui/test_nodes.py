@@ -62,7 +62,7 @@ def latent(tmp_path: Path) -> LatentReward:
 
 
 def guide(nodes: dict[str, Any], model: Model, reward: Any, **inputs: Any) -> Model:
-    given = {"text": "", "scale": 1.0, "weights": "", "preset": "best", "fps": 16.0, **inputs}
+    given = {"text": "", "scale": 1.0, "weights": "", "preset": "best", **inputs}
     (guided,) = nodes["NRGRewardGuidance"].execute(model=model, reward=reward, **given).args
     return guided
 
