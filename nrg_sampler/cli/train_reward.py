@@ -47,6 +47,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_teacher(parser)
     objective = parser.add_argument_group("objective (defaults: see the class Objective)")
     objective.add_argument("--loss", choices=tuple(LOSSES))
+    objective.add_argument(
+        "--tilt", type=positive, metavar="W", help="of tilted-regression, the strength the reward is right for (1)"
+    )
     objective.add_argument("--pooling", choices=POOLINGS, help="how axes read the trunk's features")
     objective.add_argument("--shared-query", dest="separate_queries", action="store_false", default=None)
     objective.add_argument(

@@ -2,14 +2,14 @@ r"""Losses on preference pairs, one table of functions.
 
 Every model of a comparison maps the difference of two rewards, :math:`d = r_A - r_B`, to the logarithms of
 :math:`P(A), P(B), P(\text{tie})`, which sum to 1. Training minimises the negative log-likelihood of the labels;
-``regression`` needs no labels but a teacher's scores.
+``regression`` and ``tilted-regression`` need no labels but a teacher's scores.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol
 
@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 K = 5.0  # Liu et al., 2025, section 3.2
+STEEPEST = 4.0  # exponent of `tilted_regression` from where on it follows its tangent: a single clip pulls so far only
 THURSTONE_FLOOR = 0.05  # variance of a judgement on a clean clip; DiNa-LRM, arXiv:2602.11146
 
 
@@ -32,6 +33,7 @@ class Comparison:
         sigma: Noise level of each pair, shape ``(B,)``; 0 by default.
         teacher_first: Scores of A by a teacher, NaN where there is none, shape ``(B, axes)``; for ``regression`` only.
         teacher_second: Those of B.
+        tilt: How strongly the reward is to tilt, for ``tilted-regression`` only.
 
     Raises:
         ValueError: If the shapes differ.
@@ -43,6 +45,7 @@ class Comparison:
     sigma: Tensor | None = None
     teacher_first: Tensor | None = None
     teacher_second: Tensor | None = None
+    tilt: float = field(default=1.0, kw_only=True)
 
     def __post_init__(self) -> None:
         """Check the values."""
@@ -187,17 +190,48 @@ def regression(comparison: Comparison) -> LossParts:
     Reference:
         StitchVM, arXiv:2605.19804 (a clean reward distilled into the expectation under noise).
     """
+    return _against_scores(comparison, "regression", lambda excess: excess.square() / 2)
+
+
+def tilted_regression(comparison: Comparison) -> LossParts:
+    r"""Compute a loss whose minimiser is the value that tilting by :math:`e^{w r}` needs, :math:`w` the ``tilt``.
+
+    .. math::
+        L = \frac{e^{d} - d - 1}{w^2}, \quad d = w\,(r(x_0) - f), \qquad
+        \arg\min_f E[L \mid x_\sigma] = \frac1w \log E\big[e^{w\,r(x_0)} \mid x_\sigma\big]
+
+    The mean, which ``regression`` finds, is that for small :math:`w`, as the loss is. What clips may still become
+    counts more the higher the strength.
+
+    Raises:
+        ValueError: If there are no scores.
+
+    Reference:
+        Varian, 1975 (the linear-exponential loss); Uehara et al., 2025, arXiv:2501.09685 (the soft value function).
+    """
+    tilt = comparison.tilt
+
+    def linear_exponential(excess: Tensor) -> Tensor:
+        exponent = tilt * excess
+        bounded = exponent.clamp(max=STEEPEST)
+        return (bounded.exp() * (1 + exponent - bounded) - exponent - 1) / tilt**2
+
+    return _against_scores(comparison, "tilted-regression", linear_exponential)
+
+
+def _against_scores(comparison: Comparison, loss: str, of_excess: Callable[[Tensor], Tensor]) -> LossParts:
     teachers = comparison.teacher_first, comparison.teacher_second
     if teachers[0] is None or teachers[1] is None:
         raise ValueError(
-            "Expected a teacher's scores for the loss 'regression', but got preferences only; "
+            f"Expected a teacher's scores for the loss {loss!r}, but got preferences only; "
             "give scores of both clips, or choose a loss on preferences."
         )
     parts = {}
     for name, raw, score in zip(("first", "second"), (comparison.first, comparison.second), teachers, strict=True):
         assert score is not None  # checked above
         known = ~score.isnan()
-        parts[name] = torch.where(known, (raw - score.where(known, raw.detach())).square(), torch.zeros_like(raw)) / 2
+        excess = score.where(known, raw.detach()) - raw
+        parts[name] = torch.where(known, of_excess(excess), torch.zeros_like(raw))
     return LossParts(parts, ~teachers[0].isnan() | ~teachers[1].isnan())
 
 
@@ -209,4 +243,5 @@ LIKELIHOODS: dict[str, Likelihood] = {
 LOSSES: dict[str, Callable[[Comparison], LossParts]] = {
     **{name: partial(negative_log_likelihood, likelihood=model) for name, model in LIKELIHOODS.items()},
     "regression": regression,
+    "tilted-regression": tilted_regression,
 }

@@ -53,6 +53,8 @@ class Objective:
 
     Args:
         loss: A name in ``LOSSES``.
+        tilt: Of the loss ``tilted-regression``: the guidance strength, in the teacher's standard deviations, for which
+            the reward is to be right; above 0.
         pooling: How the axes read the trunk's features: ``query`` (attention), ``mean`` or ``max``.
         separate_queries: One query per axis, those outside ``text_axes`` blind to the prompt; else one for all.
         num_members: Members of the ensemble, each trained on a bootstrap resample of the pairs.
@@ -89,6 +91,7 @@ class Objective:
     prompt_dropout: float = 0.0
     trajectories: float = 0.0
     reads_prediction: bool = False
+    tilt: float = 1.0
 
     def __post_init__(self) -> None:
         """Check the values."""
@@ -107,6 +110,8 @@ class Objective:
                 raise ValueError(f"Expected `{name}` to be at least {least}, but got {getattr(self, name)}.")
         if not (self.shift > 0 and math.isfinite(self.shift)):
             raise ValueError(f"Expected `shift` to be above 0, but got {self.shift}; 1 leaves sigma uniform.")
+        if not (self.tilt > 0 and math.isfinite(self.tilt)):
+            raise ValueError(f"Expected `tilt` above 0, but got {self.tilt}; the loss `regression` is that near 0.")
         if not 0 <= self.prompt_dropout < 1:
             raise ValueError(f"Expected `prompt_dropout` from 0 to below 1, but got {self.prompt_dropout}.")
         if not 0 <= self.trajectories <= 1:
@@ -151,5 +156,5 @@ class Objective:
 
     def identity(self) -> dict[str, Any]:
         """Return the choices by name; those that 0.1.0 did not have only where they are made."""
-        later = ("trajectories", "reads_prediction")
-        return {name: value for name, value in vars(self).items() if name not in later or value}
+        later = {"trajectories": 0.0, "reads_prediction": False, "tilt": 1.0}
+        return {name: value for name, value in vars(self).items() if name not in later or value != later[name]}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Generator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -304,7 +304,8 @@ def compare(
     sigma = levels.mean(dim=1)
     targets = (batch.preference, sigma, *(() if batch.scores is None else batch.scores.unbind(-1)))
     first, second = raw.transpose(1, 2).flatten(0, 1).unbind(1)  # each (B * M, axes)
-    return Comparison(first, second, *(part.repeat_interleave(raw.shape[2], dim=0) for part in targets))
+    comparison = Comparison(first, second, *(part.repeat_interleave(raw.shape[2], dim=0) for part in targets))
+    return replace(comparison, tilt=objective.tilt)
 
 
 def _by_member(raw: Tensor, members: int) -> Tensor:
