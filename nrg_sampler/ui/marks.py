@@ -10,6 +10,8 @@ from nrg_sampler.ui.jobs import consecutive_seeds
 from nrg_sampler.ui.sampling import Part
 from nrg_sampler.ui.visits import Candidates
 
+PULL = 6.0  # with more, the next clips are near copies of a marked one: docs/evidence/lookahead.md
+
 
 def marked_parts(shown: Candidates, candidates: float, pull: float) -> list[Part]:
     """Return clips of the next seeds, pulled toward those that were marked for more and away from those for less.

@@ -9,11 +9,11 @@ from typing import Any
 import gradio as gr
 
 from nrg_sampler.guidance.settings import RewardGuidance
-from nrg_sampler.lookahead import Lookahead
 from nrg_sampler.schedulers import SCHEDULERS
 from nrg_sampler.ui.controls import GROUPED, TEXT_LENGTH, Choice, Control, Switch, Text
 from nrg_sampler.ui.handlers import PARTS, Studio, View, blank
 from nrg_sampler.ui.jobs import CANDIDATES, FINENESS
+from nrg_sampler.ui.marks import PULL
 from nrg_sampler.ui.presets import (
     AUTO,
     AXIS_NAMES,
