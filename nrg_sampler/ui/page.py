@@ -146,9 +146,7 @@ class Page:
                 with gr.Row(elem_classes="nrg-bar"):
                     low, high = CANDIDATES
                     self.candidates = slider(low, high, 4, 1, label="Candidates", min_width=180)
-                    self.pull = slider(
-                        0, 25, Lookahead.sharp().scale, 0.5, label="Pull", min_width=180, elem_id="nrg-pull"
-                    )
+                    self.pull = slider(0, 20, PULL, 0.5, label="Pull", min_width=180, elem_id="nrg-pull")
                     self.best = gr.Button(
                         "Find the best", variant="primary", size="md", scale=0, min_width=140, elem_id="nrg-best-go"
                     )
