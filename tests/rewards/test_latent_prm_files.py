@@ -40,7 +40,7 @@ def score(folder: Path, **options: Any) -> Tensor:
 def test_the_names_of_a_trunk_may_begin_with_anything(prefix: str, state: dict[str, Tensor], tmp_path: Path) -> None:
     renamed = {f"{prefix}{key.removeprefix('backbone.')}" if "backbone." in key else key: state[key] for key in state}
     expected = score(tiny_prm.write(tmp_path / "a", state))
-    assert torch.equal(score(tiny_prm.write(tmp_path / "b", renamed)), expected)
+    torch.testing.assert_close(score(tiny_prm.write(tmp_path / "b", renamed)), expected)
 
 
 @pytest.mark.parametrize(("layers", "single"), [(1, 0), (3, 0), (2, 2), (0, 1)])
@@ -58,7 +58,7 @@ def test_the_output_layer_of_a_whole_transformer_is_counted_and_not_used(tmp_pat
     state = {**whole.state_dict(), **head}
     reward = LatentPRM.from_pretrained(tiny_prm.write(tmp_path / "whole", state))
     assert reward.loaded_keys == (len(state) - 4, 4)
-    assert torch.equal(
+    torch.testing.assert_close(
         reward(*NOISY), score(tiny_prm.write(tmp_path / "cut", tiny_prm.state_of(whole, tiny_prm.attention_head())))
     )
 
@@ -85,7 +85,7 @@ def test_queries_are_known_by_their_name(queries: str, tmp_path: Path) -> None:
         score(tiny_prm.write(tmp_path / str(number), tiny_prm.state_of(whole, tiny_prm.attention_head(name))))
         for number, name in enumerate(("reward_head.query.weight", queries))
     ]
-    assert torch.equal(*scores)
+    torch.testing.assert_close(*scores)
 
 
 def test_settings_that_no_weight_tells_come_from_the_config(state: dict[str, Tensor], tmp_path: Path) -> None:
@@ -97,7 +97,7 @@ def test_settings_that_no_weight_tells_come_from_the_config(state: dict[str, Ten
     ):
         assert not torch.equal(score(tiny_prm.write(tmp_path / name, state, **settings)), expected)
     with pytest.warns(UserWarning, match=r"states the activation of the head, .* SiLU is taken. State it as `activ"):
-        assert torch.equal(score(tiny_prm.write(tmp_path / "none", state, activation=None)), expected)
+        torch.testing.assert_close(score(tiny_prm.write(tmp_path / "none", state, activation=None)), expected)
 
 
 class Doubled(nn.Module):
