@@ -7,6 +7,11 @@ from typing import Any
 
 import hypothesis
 import pytest
+
+# Before torch is loaded: threads that share networks this small wait for each other, and some trainings take ten times
+# as long.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 from tiny import TowardTarget, schedulers, tiny_components, tiny_transformer
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")

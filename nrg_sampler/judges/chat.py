@@ -19,6 +19,8 @@ from http.client import HTTPException, HTTPMessage
 from typing import IO, Any, NamedTuple
 from urllib.parse import urlsplit
 
+from nrg_sampler.json_text import to_json
+
 DEFAULT_KEY = "VLM_API_KEY"
 GRADES = ("1", "2", "3", "4", "5")
 PATH = "/chat/completions"
@@ -150,7 +152,7 @@ class ChatModel:
             if wanted is not None:
                 body |= {"logprobs": True, "top_logprobs": wanted}
             try:
-                return self._first_choice(self._post(json.dumps(body).encode()))
+                return self._first_choice(self._post(to_json(body).encode()))
             except _Refused as error:
                 if wanted is None:
                     raise ValueError(
